@@ -1,0 +1,74 @@
+"""Ray on this machine, for as long as a run lasts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import PositiveInt
+
+from pipelines.preflight import Fault
+from pipelines.spec import PipelineSpec
+from stages.base import Config
+
+
+class LocalCluster(Config):
+    kind: Literal["local"]
+    cpus: PositiveInt | None = None
+    object_store_mib: PositiveInt = 512
+
+    @property
+    def total_cpus(self) -> int:
+        if self.cpus:
+            return self.cpus
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load() -> LocalCluster:
+    """The settings in ``clusters/local.yaml``."""
+    text = resources.files("clusters").joinpath("local.yaml").read_text(encoding="utf-8")
+    return LocalCluster.model_validate(yaml.safe_load(text))
+
+
+def unplaceable(spec: PipelineSpec, cluster: LocalCluster) -> Iterator[Fault]:
+    """Resources that this machine does not have: Ray would wait for them without end."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    for name in type(spec.resources).model_fields:
+        wanted = getattr(spec.resources, name)
+        cpus = wanted.workers * wanted.cpus_per_worker(cluster.total_cpus)
+        if cpus > cluster.total_cpus:
+            yield Fault(
+                ("resources", name),
+                f"{wanted.workers} workers with {wanted.cpus_per_worker(cluster.total_cpus)} CPUs each need {cpus}; "
+                f"this machine has {cluster.total_cpus}",
+            )
+        if wanted.workers * wanted.gpus > gpus:
+            yield Fault(
+                ("resources", name), f"{wanted.workers} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
+            )
+
+
+def start(cluster: LocalCluster) -> None:
+    """Start Ray: no dashboard, nothing that listens beyond this machine, workers' output on standard error."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(
+        num_cpus=cluster.total_cpus,
+        object_store_memory=cluster.object_store_mib << 20,
+        include_dashboard=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def stop() -> None:
+    import ray
+
+    ray.shutdown()

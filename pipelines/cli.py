@@ -1,0 +1,197 @@
+"""The ``rondo`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.artifacts import ArtifactStore
+    from pipelines.load import Loaded
+    from pipelines.rounds import Plan
+
+app = typer.Typer(
+    name="rondo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""Preference optimization of language models as one pipeline on Ray.
+
+    One YAML file (a spec) says what to train from what; rondo makes a plan of steps from it, runs those whose
+    results are not there yet, and keeps every result in a store. Run the same command again at any time: it
+    continues where the last one stopped.
+    """,
+    epilog="Start with: rondo run quickstart",
+)
+
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a bundled recipe such as quickstart.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec, as in --set train.beta=0.2."),
+]
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="RONDO_STORE", metavar="DIR",
+        help="Where results are kept: a folder, or a URI such as s3://bucket/prefix.",
+    ),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for programs.")]
+DEFAULT_STORE = ".rondo"
+
+
+@app.command()
+def check(spec: SpecArgument, overrides: SetOption = None) -> None:
+    """Find every mistake in a spec and in the files it names. Starts nothing."""
+    loaded, plan = _plan(spec, overrides)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{loaded.path.name}: good, {len(plan.rounds)} rounds, {len(plan.steps)} steps")
+
+
+@app.command()
+def plan(
+    spec: SpecArgument, overrides: SetOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+) -> None:
+    """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
+    from pipelines.runner import explain
+
+    _, planned = _plan(spec, overrides)
+    opened = _open(store)
+    rows = []
+    for step in planned.steps:
+        committed = opened.manifest(step.fingerprint) is not None
+        rows.append(
+            {
+                "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": committed,
+                "why": "" if committed else explain(step, opened),
+            }
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    for row in rows:
+        state = "committed" if row["committed"] else f"to run ({row['why']})"
+        typer.echo(f"{row['key']:<26} {str(row['fingerprint'])[:12]}  {state}")
+
+
+@app.command()
+def run(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")] = False,
+) -> None:
+    """Run a spec: skip what is committed, run the rest, and show how each round went.
+
+    Exit codes: 0 done, 1 a stage failed, 2 the spec or the usage is wrong, 130 interrupted.
+    """
+    from pipelines.execute import execute
+
+    loaded, planned = _plan(spec, overrides)
+    raise typer.Exit(execute(loaded, planned, _open(store), as_json, verbose))
+
+
+@app.command()
+def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the runs of a store, the newest first."""
+    opened = _open(store)
+    records = [_record(opened, name) for name in reversed(opened.runs())]
+    if as_json:
+        typer.echo(json.dumps(records, ensure_ascii=False))
+        return
+    if not records:
+        typer.echo(f"no runs in {store}; start one with: rondo run quickstart")
+    for record in records:
+        fresh = sum(not step["cached"] for step in record["steps"])
+        typer.echo(f"{record['run']:<48} {record['status']:<12} {record['seconds']:>8.1f} s  {fresh} steps run")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or enough of it to be the only one.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one run: its steps, its rounds and where its policy is."""
+    from rich.console import Console
+
+    from pipelines import summary
+
+    opened = _open(store)
+    names = opened.runs()
+    matches = [run for run in names if run == name] or [run for run in names if name in run]
+    if len(matches) != 1:
+        found = f"{len(matches)} runs match: {', '.join(matches)}" if matches else f"no such run in {store}"
+        _refuse(f"{name}: {found}; rondo runs lists them")
+    record = _record(opened, matches[0])
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False))
+        return
+    typer.echo(f"{record['run']}  {record['status']}  {record['seconds']:.1f} s  {record['spec']}")
+    for step in record["steps"]:
+        state = "committed before" if step["cached"] else f"{step['seconds']:.1f} s"
+        typer.echo(f"  {step['key']:<26} {step['fingerprint'][:12]}  {state}")
+    console = Console()
+    if record["rounds"]:
+        console.print(summary.table(record["rounds"]))
+        console.print(summary.seconds_table(record["rounds"]))
+    for key in ("error", "policy", "log"):
+        if record.get(key):
+            typer.echo(f"{key:<9} {record[key]}")
+
+
+def _plan(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
+    """Load and plan a spec, or say everything that is wrong with it and exit with 2."""
+    from clusters import local
+    from pipelines import load, rounds
+    from pipelines.problems import Problem, SpecError
+
+    try:
+        loaded = load.load(spec, overrides or ())
+        faults = list(local.unplaceable(loaded.spec, local.load()))
+        if faults:
+            raise SpecError([Problem(f"{loaded.path.name} {'.'.join(map(str, f.path))}", f.message) for f in faults])
+        return loaded, rounds.plan(loaded.spec, loaded.path.parent)
+    except SpecError as error:
+        count = len(error.problems)
+        _refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
+
+
+def _open(location: str) -> ArtifactStore:
+    from pipelines.artifacts import ArtifactStore, StoreError
+
+    try:
+        return ArtifactStore(location if "://" in location else str(Path(location).absolute()))
+    except StoreError as error:
+        _refuse(str(error))
+
+
+def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
+    """A run's record; one that says running but whose process is gone was killed."""
+    record = store.read_run(name) or {"run": name, "status": "unknown", "steps": [], "rounds": [], "seconds": 0.0}
+    if record["status"] == "running":
+        with store.lock(f"run-{name}", timeout=0) as free:
+            if free:
+                record["status"] = "killed"
+    return record
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

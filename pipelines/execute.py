@@ -1,0 +1,161 @@
+"""One run from spec to summary: the record it leaves, the log it writes, the cluster it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines import console, summary
+from pipelines.artifacts import ArtifactStore
+from pipelines.load import Loaded
+from pipelines.rounds import Plan
+from pipelines.runner import Runner, StepFailed
+
+_SECRET = re.compile(r"(?i)(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
+
+
+@dataclass
+class Run:
+    """A run in a store; its record is rewritten whole after every step."""
+
+    loaded: Loaded
+    plan: Plan
+    store: ArtifactStore
+    name: str
+    started: str
+
+    @classmethod
+    def begin(cls, loaded: Loaded, plan: Plan, store: ArtifactStore) -> Run:
+        now = datetime.now(UTC)
+        name = f"{now:%Y%m%d-%H%M%S}-{loaded.spec.name}-{secrets.token_hex(2)}"
+        return cls(loaded, plan, store, name, now.isoformat(timespec="seconds"))
+
+    @property
+    def log(self) -> Path:
+        return self.store.local / "logs" / f"{self.name}.log"
+
+    def record(self, status: str, runner: Runner, seconds: float, error: str | None = None) -> dict[str, Any]:
+        """Write and return what is known of the run; what the user's data or environment held stays out."""
+        document = {
+            "run": self.name,
+            "status": status,
+            "spec": str(self.loaded.path),
+            "started": self.started,
+            "seconds": round(seconds, 1),
+            **summary.summarise(self.plan, runner.results, self.store),
+            "store": self.store.location,
+            "log": str(self.log),
+        }
+        if error is not None:
+            document["error"] = error
+        self.store.write_run(self.name, document)
+        return document
+
+
+class _Recorder(console.Lines):
+    """Shows each step and writes the run's record after it."""
+
+    def __init__(self, terminal: Console, total: int) -> None:
+        super().__init__(terminal, total)
+        self.after: Callable[[], object] = lambda: None
+
+    def finished(self, result: Any) -> None:
+        super().finished(result)
+        self.after()
+
+
+def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
+    """Run a plan and show it. Returns the exit code: 0 done, 1 a stage failed, 130 interrupted."""
+    from clusters import local
+
+    run = Run.begin(loaded, plan, store)
+    clock = time.monotonic()
+    connected: list[bool] = []
+
+    def connect() -> None:
+        connected.append(True)
+        local.start(local.load())
+
+    with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
+        lines = _Recorder(terminal, len(plan.steps))
+        runner = Runner(store, lines, connect)
+        lines.after = lambda: run.record("running", runner, time.monotonic() - clock)
+        terminal.print(f"run {run.name}, log {run.log}", highlight=False, soft_wrap=True)
+        for note in loaded.notes:
+            terminal.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        run.record("running", runner, 0.0)
+        try:
+            with lines:
+                runner.run(plan.steps)
+            document, code = run.record("done", runner, time.monotonic() - clock), 0
+        except StepFailed as failure:
+            error = _SECRET.sub("[secret]", f"{failure.step.key}: {_reason(failure.__cause__)}")
+            document, code = run.record("failed", runner, time.monotonic() - clock, error), 1
+            _log_traceback(failure)
+        except KeyboardInterrupt:
+            document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
+        finally:
+            if connected:
+                local.stop()
+        _show(terminal, document, loaded)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    return code
+
+
+def _reason(error: BaseException | None) -> str:
+    """An error in one paragraph: a stage's own words, or the type and message of anything else."""
+    from stages.base import StageError
+
+    cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
+    inner = cause if isinstance(cause, BaseException) else error
+    if isinstance(inner, StageError):
+        return str(inner)
+    text = str(inner).strip().splitlines() or [""]
+    return f"{type(inner).__name__}: {text[-1]}"
+
+
+def _log_traceback(failure: StepFailed) -> None:
+    import traceback
+
+    traceback.print_exception(failure)
+
+
+def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
+    """The table of the rounds, and what to do next."""
+
+    def say(text: str) -> None:
+        terminal.print(text, highlight=False, soft_wrap=True)
+
+    if document["rounds"]:
+        terminal.print(summary.table(document["rounds"]))
+        terminal.print(summary.seconds_table(document["rounds"]))
+    for row in document["rounds"]:
+        for miss in row["misses"]:
+            say(f"round {row['round']} was not promoted: {miss}")
+    if document["quarantined"]:
+        say(f"{document['quarantined']} rows in quarantine (quarantine.jsonl in the artifacts of ingest and prepare)")
+    if document["status"] == "done":
+        fresh = sum(not step["cached"] for step in document["steps"])
+        say(f"done in {document['seconds']:.0f} s: {fresh} steps run, {len(document['steps']) - fresh} found committed")
+        say(f"policy    {document['policy']}")
+        say(f"manifest  {Path(document['policy']).parent.parent / 'manifest.json'}")
+        store = "" if document["store"] == str(Path.cwd() / ".rondo") else f" --store {document['store']}"
+        say(f"next      rondo show {document['run']}{store}")
+        say(f"          rondo run {loaded.spec.name} --set train.beta=0.2{store}")
+    elif document["status"] == "failed":
+        say(f"[bold red]failed[/bold red] {escape(document['error'])}")
+        say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
+    else:
+        say("interrupted; the same command continues where this one stopped")
+

@@ -1,0 +1,147 @@
+"""What can be known before anything heavy starts: sections that fit together, files that can be read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines import models
+from stages.base import resolve
+from stages.catalog import CustomJudge
+from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
+from stages.core.records import Messages, prompt_key
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong at one key path of the spec."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+@dataclass
+class Checked:
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def importable_from(folder: Path) -> None:
+    """Make the user's own modules beside the spec and in the current folder importable."""
+    for path in (str(folder), str(Path.cwd())):
+        if path not in sys.path:
+            sys.path.append(path)
+
+
+def check(values: Mapping[str, Any], base: Path) -> Checked:
+    """Check the sections that are valid by themselves against each other and against the files they name."""
+    checked = Checked()
+    checked.faults += _batch_divides(values)
+    checked.faults += _needs(values)
+    checked.faults += _plugin_imports(values.get("judge"))
+    if (policy := values.get("policy")) is not None:
+        checked.faults += [Fault(("policy", "model"), message) for message in models.problems(policy, base)]
+    _check_rows(values, checked)
+    return checked
+
+
+def _batch_divides(values: Mapping[str, Any]) -> Iterator[Fault]:
+    train, resources = values.get("train"), values.get("resources")
+    if train is None or resources is None:
+        return
+    workers = resources.train.workers
+    if train.batch_size % workers:
+        sizes = [size for size in (train.batch_size // workers * workers, -(-train.batch_size // workers) * workers) if size]
+        yield Fault(
+            ("train", "batch_size"),
+            f"{train.batch_size} pairs do not divide among {workers} workers (resources.train.workers); "
+            f"use {' or '.join(map(str, sizes))}",
+        )
+
+
+def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Sections that only make sense together."""
+    prompts, preferences = values.get("prompts"), values.get("preferences")
+    if prompts is None or preferences is None or "judge" not in values:
+        return
+    if not prompts.train and not preferences:
+        yield Fault(("prompts", "train"), "nothing to train on; give prompts.train, preferences or both")
+    if (prompts.train or prompts.heldout) and values["judge"] is None:
+        yield Fault(("judge",), "required when there are prompts; for example judge: {use: sentiment}")
+    if not prompts.train and values.get("rounds", 1) > 1:
+        yield Fault(("rounds",), "more than one round needs prompts.train: rounds after the first make their own pairs")
+    evaluate = values.get("evaluate")
+    if evaluate is not None and evaluate.promote_if and not prompts.heldout:
+        yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
+    rollout = values.get("rollout")
+    if prompts.train and rollout is not None and rollout.samples < 2:
+        yield Fault(("rollout", "samples"), "a pair needs at least 2 samples a prompt")
+
+
+def _plugin_imports(judge: Any) -> Iterator[Fault]:
+    if not isinstance(judge, CustomJudge):
+        return
+    try:
+        factory = resolve(judge.use)
+    except Exception as error:
+        yield Fault(("judge", "use"), f"{judge.use} cannot be imported: {type(error).__name__}: {error}")
+        return
+    if not callable(factory):
+        yield Fault(("judge", "use"), f"{judge.use} is not a class or function")
+
+
+def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
+    """Read the data files: count what will go to quarantine, refuse what is empty or stands on both sides."""
+    prompts = values.get("prompts")
+    if prompts is None:
+        return
+    heldout = _keys(prompts.heldout, "prompt", ("prompts", "heldout"), checked) if prompts.heldout else {}
+    training: dict[str, str] = {}
+    if prompts.train:
+        training |= _keys(prompts.train, "prompt", ("prompts", "train"), checked)
+    for index, path in enumerate(values.get("preferences") or ()):
+        training |= _keys(path, "pair", ("preferences", index), checked)
+    both = [f"{where} = {training[key]}" for key, where in heldout.items() if key in training]
+    if both:
+        more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
+        checked.faults.append(
+            Fault(
+                ("prompts", "heldout"),
+                f"{len(both)} held-out prompts also stand in training: {'; '.join(both[:_SHOWN])}{more}; "
+                "remove them from one side",
+            )
+        )
+
+
+def _keys(path: Path, kind: str, where: tuple[str | int, ...], checked: Checked) -> dict[str, str]:
+    """Where each usable row's prompt stands, by its normalised content."""
+    keys: dict[str, str] = {}
+    bad: list[str] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(b"\xef\xbb\xbf").strip()
+            if not text:
+                continue
+            try:
+                messages = _prompt_of(text, kind)
+                keys.setdefault(prompt_key(messages), f"{path.name}:{number} {json.dumps(messages[-1]['content'][:40])}")
+            except RowError as error:
+                bad.append(f"{path.name}:{number} {error}")
+    if not keys:
+        detail = f"; first: {bad[0]}" if bad else " (the file is empty)"
+        expected = '{"prompt": ...}' if kind == "prompt" else '{"prompt": ..., "chosen": ..., "rejected": ...}'
+        checked.faults.append(Fault(where, f"no usable row in {path.name}, expected lines of {expected}{detail}"))
+    elif bad:
+        checked.notes.append(f"{len(bad)} unusable rows of {path.name} will go to quarantine; first: {bad[0]}")
+    return keys
+
+
+def _prompt_of(line: bytes, kind: str) -> Messages:
+    row = decode_line(line)
+    return parse_prompt(row).messages if kind == "prompt" else parse_pair(row).prompt

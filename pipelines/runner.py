@@ -1,0 +1,151 @@
+"""Run a plan: skip what is committed, run the rest, commit each step as it ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipelines.artifacts import ArtifactStore
+from pipelines.plan import Source, Step
+from stages.base import Artifact, StageContext, resolve
+
+
+class Listener(Protocol):
+    """Who is told how a run goes."""
+
+    def started(self, step: Step, reason: str) -> None: ...
+    def waiting(self, step: Step) -> None: ...
+    def progress(self, step: Step, done: int, total: int, note: str) -> None: ...
+    def finished(self, result: StepResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    step: Step
+    cached: bool
+    seconds: float
+    """Of the execution; for a cached step, of the execution that made it."""
+
+
+class StepFailed(Exception):
+    """A stage raised. ``__cause__`` is what it raised."""
+
+    def __init__(self, step: Step, cause: BaseException) -> None:
+        super().__init__(f"{step.key}: {cause}")
+        self.step = step
+
+
+@dataclass
+class Runner:
+    store: ArtifactStore
+    listener: Listener
+    connect: Callable[[], None]
+    """Called once, before the first step that has to be executed."""
+    results: list[StepResult] = field(default_factory=list)
+    _connected: bool = False
+
+    def run(self, steps: Sequence[Step]) -> list[StepResult]:
+        """Run the steps in order.
+
+        Raises:
+            StepFailed: a stage raised; the steps before it stay committed.
+        """
+        for step in steps:
+            result = self._cached(step) or self._locked(step)
+            self.results.append(result)
+            self.listener.finished(result)
+        return self.results
+
+    def _cached(self, step: Step) -> StepResult | None:
+        manifest = self.store.manifest(step.fingerprint)
+        return StepResult(step, True, manifest["seconds"]) if manifest else None
+
+    def _locked(self, step: Step) -> StepResult:
+        """Execute, unless another run on this machine is at it: then wait and take its result."""
+        with self.store.lock(step.fingerprint, timeout=0) as free:
+            if free:
+                return self._cached(step) or self._execute(step)
+        self.listener.waiting(step)
+        with self.store.lock(step.fingerprint):
+            return self._cached(step) or self._execute(step)
+
+    def _execute(self, step: Step) -> StepResult:
+        self.listener.started(step, explain(step, self.store))
+        if not self._connected:
+            self.connect()
+            self._connected = True
+        self.store.discard(step.fingerprint)
+        attempt = self.store.attempt(step.fingerprint)
+        context = StageContext(
+            fingerprint=step.fingerprint,
+            output=attempt.path,
+            work=self.store.work(step.fingerprint),
+            resources=step.resources,
+            progress=lambda done, total, note="": self.listener.progress(step, done, total, note),
+        )
+        started = time.monotonic()
+        try:
+            summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
+        except Exception as error:
+            raise StepFailed(step, error) from error
+        seconds = round(time.monotonic() - started, 2)
+        manifest = {
+            "key": step.key,
+            "produces": step.stage.produces,
+            "payload": step.payload,
+            "summary": summary,
+            "seconds": seconds,
+            "rondo": importlib.metadata.version("rondo-dpo"),
+        }
+        self.store.commit(attempt, manifest)
+        return StepResult(step, False, seconds)
+
+    def _inputs(self, step: Step) -> dict[str, Artifact]:
+        return {
+            name: Artifact(value.path, value.fingerprint)
+            if isinstance(value, Source)
+            else self.store.open(value.fingerprint)
+            for name, value in step.inputs.items()
+        }
+
+
+def explain(step: Step, store: ArtifactStore) -> str:
+    """Why a step has to run: the difference to the most similar committed artifact of its stage."""
+    best: dict[str, tuple[Any, Any]] | None = None
+    for manifest in store.manifests():
+        payload = manifest.get("payload", {})
+        if payload.get("stage") != step.stage.name:
+            continue
+        difference = diff(_flat(payload), _flat(step.payload))
+        if best is None or len(difference) < len(best):
+            best = difference
+    if best is None:
+        return "new"
+    return ", ".join(_sentence(name, old, new) for name, (old, new) in sorted(best.items())) or "new"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The entries in which two flat payloads differ, as (old, new); a missing one is None."""
+    return {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+
+
+def _sentence(name: str, old: Any, new: Any) -> str:
+    section, _, key = name.partition(".")
+    if section == "inputs":
+        return f"{key} changed" if old and new else f"{key} {'added' if new else 'gone'}"
+    if section == "plugins":
+        return f"source of {key} changed"
+    shown = ["default" if value is None else str(value) for value in (old, new)]
+    return f"{key or section} {shown[0]} -> {shown[1]}"

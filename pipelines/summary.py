@@ -1,0 +1,98 @@
+"""What a run came to: the object behind ``--json``, the run's record and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.artifacts import ArtifactStore
+from pipelines.rounds import Plan, Round
+from pipelines.runner import StepResult
+
+
+def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore) -> dict[str, Any]:
+    """Steps done so far, rounds whose training is done, and where the policy is once all is done."""
+    done = {result.step.fingerprint: result for result in results}
+    rounds = [_round(r, done, store) for r in plan.rounds if r.train.fingerprint in done]
+    steps = [
+        {
+            "key": result.step.key,
+            "stage": result.step.stage.name,
+            "fingerprint": result.step.fingerprint,
+            "cached": result.cached,
+            "seconds": result.seconds,
+        }
+        for result in results
+    ]
+    quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
+    policy = None
+    if all(step.fingerprint in done for step in plan.steps):
+        policy = str(store.open(plan.policy.fingerprint).path / "model")
+    return {"steps": steps, "rounds": rounds, "quarantined": quarantined, "policy": policy}
+
+
+def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:
+    manifest = store.manifest(fingerprint)
+    return manifest["summary"] if manifest else {}
+
+
+def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> dict[str, Any]:
+    train = _summary(round_.train.fingerprint, store)
+    evaluation = _summary(round_.evaluate.fingerprint, store) if round_.evaluate else {}
+    promotion = _summary(round_.promote.fingerprint, store) if round_.promote else {}
+    prefix = f"round-{round_.number}/"
+    seconds = {
+        result.step.key.removeprefix(prefix): result.seconds
+        for result in done.values()
+        if result.step.key.startswith(prefix)
+    }
+    return {
+        "round": round_.number,
+        "pairs": _summary(round_.prepare.fingerprint, store).get("pairs"),
+        **{name: train.get(name) for name in ("first_loss", "loss", "reward_accuracy", "reward_margin", "kl")},
+        "win_rate": evaluation.get("win_rate"),
+        "judge_score": evaluation.get("judge_score"),
+        "baseline_score": evaluation.get("baseline_score"),
+        "promoted": promotion.get("promoted", True),
+        "misses": promotion.get("misses", []),
+        "seconds": seconds,
+    }
+
+
+def table(rounds: Sequence[dict[str, Any]]) -> Table:
+    """One row a round."""
+    result = Table(title="Rounds", title_justify="left")
+    columns = ("round", "pairs", "loss", "reward accuracy", "reward margin", "win rate [95%]", "judge score", "promoted")
+    for name in columns:
+        result.add_column(name, justify="right")
+    for row in rounds:
+        win = row["win_rate"]
+        result.add_row(
+            str(row["round"]),
+            _number(row["pairs"], 0),
+            f"{_number(row['first_loss'])} -> {_number(row['loss'])}",
+            _number(row["reward_accuracy"], 2),
+            _number(row["reward_margin"]),
+            f"{win['mean']:.2f} [{win['low']:.2f}, {win['high']:.2f}]" if win else "-",
+            f"{_number(row['baseline_score'], 2)} -> {_number(row['judge_score'], 2)}" if win else "-",
+            "yes" if row["promoted"] else "no",
+        )
+    return result
+
+
+def seconds_table(rounds: Sequence[dict[str, Any]]) -> Table:
+    """Seconds of every stage, one column a round."""
+    result = Table(title="Seconds a stage (of the execution that made the artifact)", title_justify="left")
+    result.add_column("stage")
+    for row in rounds:
+        result.add_column(f"round {row['round']}", justify="right")
+    names = dict.fromkeys(name for row in rounds for name in row["seconds"])
+    for name in names:
+        result.add_row(name, *(_number(row["seconds"].get(name), 1) for row in rounds))
+    return result
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,127 @@
+"""What a stage is: configuration, resources, inputs, and the context it runs in. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+
+Summary = dict[str, Any]
+"""What a stage says about its work: JSON values, kept in the artifact's manifest."""
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that differ from their defaults: adding a defaulted field later changes no fingerprint."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Resources(Config):
+    """Where and how wide a stage runs. Never part of an identity: results do not depend on it."""
+
+    workers: PositiveInt = 1
+    cpus: PositiveInt | None = None
+    """CPUs a worker; by default the machine's cores are shared out among the workers."""
+    gpus: NonNegativeFloat = 0
+    """GPUs a worker."""
+
+    def cpus_per_worker(self, total: float) -> int:
+        """CPUs of one worker on a cluster of ``total`` CPUs (at least 1)."""
+        return self.cpus or max(1, int(total) // self.workers)
+
+
+class TrainResources(Resources):
+    """Resources of a training step, and how a batch is cut up to fit in memory."""
+
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
+    checkpoint_every: PositiveInt = 10
+    """Optimizer steps between checkpoints: what a crash can cost at most."""
+    max_failures: int = 3
+    """How often lost workers are replaced before the step fails; -1 is without end."""
+
+
+C = TypeVar("C", bound=Config)
+ConfigT = TypeVar("ConfigT", bound=Config, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable input of a stage: a committed artifact's folder, or a user's file or folder."""
+
+    path: Path
+    fingerprint: str
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage gets besides its configuration and inputs.
+
+    ``output`` becomes the artifact when the stage returns. ``work`` survives a crash and is deleted after the
+    commit; a stage that can continue keeps its checkpoints there. ``progress(done, total, note)`` may be
+    called from any thread.
+    """
+
+    fingerprint: str
+    output: Path
+    work: Path
+    resources: Resources
+    progress: Callable[[int, int, str], None]
+
+
+class StageFn(Protocol[ConfigT]):
+    """The function behind a stage: writes into ``context.output`` and returns a summary."""
+
+    def __call__(self, config: ConfigT, inputs: Mapping[str, Artifact], context: StageContext, /) -> Summary: ...
+
+
+class StageError(Exception):
+    """A stage cannot do its work, for a reason the user can act on. The message says what and how."""
+
+
+@dataclass(frozen=True)
+class Stage(Generic[C]):
+    """A named, versioned function from artifacts and a configuration to one artifact.
+
+    ``inputs`` names what may be given; ``files`` accepts ``files.0``, ``files.1`` and so on. ``run`` is
+    ``module:function``, imported only when the stage executes. Raise ``version`` when the output changes.
+    """
+
+    name: str
+    version: int
+    config: type[C]
+    inputs: tuple[str, ...]
+    produces: str
+    run: str
+
+
+def resolve(reference: str) -> Any:
+    """Import the object that ``module:name`` refers to.
+
+    Raises:
+        ValueError: ``reference`` is not of that form.
+        ImportError: there is no such module, or it has no such name.
+    """
+    module_name, separator, attribute = reference.partition(":")
+    if not separator or not module_name or not attribute.isidentifier():
+        raise ValueError(f'expected "module:name", got {reference!r}')
+    module = importlib.import_module(module_name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ImportError(f"module {module_name!r} has no {attribute!r}") from None
+
+
+def grouped(inputs: Mapping[str, Artifact], name: str) -> list[Artifact]:
+    """The artifacts given as ``name.0``, ``name.1``, ... in that order."""
+    keys = [key for key in inputs if key.partition(".")[0] == name]
+    return [inputs[key] for key in sorted(keys, key=lambda key: int(key.partition(".")[2] or 0))]

@@ -1,0 +1,180 @@
+"""Every stage with its configuration. Imports neither Ray nor torch, so that a plan can be made in a moment."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+)
+
+from stages.base import Config, Stage
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["bf16", "fp32"]
+
+
+class MaterialiseConfig(Config):
+    """A model from the hub; for local sources the model is the step's input and this stays empty."""
+
+    hub: str | None = None
+    revision: str | None = None
+
+
+class IngestConfig(Config):
+    kind: Literal["pairs", "prompts"]
+
+
+class PrepareConfig(Config):
+    max_length: PositiveInt = 1024
+    """Tokens of prompt and response together; longer pairs go to quarantine."""
+    shard_rows: PositiveInt = 2048
+    replay: Share = 0.0
+    """Share of the pairs under ``replay`` that is added to the pairs under ``pairs``."""
+
+
+class ReferenceConfig(Config):
+    precision: Precision = "bf16"
+
+
+class LoraConfig(Config):
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    """Scale of the update, alpha / rank; by default alpha is twice the rank."""
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """Names of the modules to adapt; by default peft's choice for the architecture."""
+
+
+class TrainConfig(Config):
+    """One DPO training. ``batch_size`` counts pairs an optimizer step, over all workers."""
+
+    loss: Literal["sigmoid"] = "sigmoid"
+    beta: PositiveFloat = 0.1
+    learning_rate: PositiveFloat = 1e-6
+    batch_size: PositiveInt = 32
+    epochs: PositiveInt = 1
+    warmup: Share = 0.1
+    """Share of the steps in which the learning rate rises from zero."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Precision = "bf16"
+    """Precision of the products; weights and log-probability sums are always float32."""
+    lora: LoraConfig | None = None
+    seed: NonNegativeInt = 0
+
+
+class RolloutConfig(Config):
+    samples: PositiveInt = 4
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: PositiveInt = 256
+    max_length: PositiveInt = 2048
+    """Tokens of prompt and response together that the engine makes room for."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    seed: NonNegativeInt = 0
+
+
+class SentimentJudge(Config):
+    """Scores a response by its polarity, from -1 (negative) to 1 (positive). English."""
+
+    use: Literal["sentiment"]
+
+
+class RulesJudge(Config):
+    """Scores a response by the share of the given rules that it keeps, from 0 to 1."""
+
+    use: Literal["rules"]
+    min_words: PositiveInt | None = None
+    max_words: PositiveInt | None = None
+    must_contain: tuple[str, ...] = ()
+    must_not_contain: tuple[str, ...] = ()
+    pattern: str | None = None
+    """Regular expression that has to match somewhere."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+
+class CustomJudge(Config):
+    """The user's own judge: a class or factory called with ``options`` that returns a ``Judge``."""
+
+    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    options: dict[str, Any] = {}
+
+
+BUILTIN_JUDGES = ("sentiment", "rules")
+
+
+def _judge_tag(value: Any) -> str | None:
+    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
+    if use in BUILTIN_JUDGES:
+        return str(use)
+    return "custom" if isinstance(use, str) and ":" in use else None
+
+
+JudgeConfig = Annotated[
+    Annotated[SentimentJudge, Tag("sentiment")]
+    | Annotated[RulesJudge, Tag("rules")]
+    | Annotated[CustomJudge, Tag("custom")],
+    Discriminator(
+        _judge_tag,
+        custom_error_type="unknown_judge",
+        custom_error_message='unknown judge; valid: use: sentiment, use: rules, or your own as use: "module:Class"',
+    ),
+]
+
+
+class JudgeStageConfig(Config):
+    judge: JudgeConfig
+
+
+class PairConfig(Config):
+    strategy: Literal["best_vs_worst"] = "best_vs_worst"
+    min_margin: NonNegativeFloat = 0.0
+    """Smallest difference of scores that makes a pair; equal scores never do."""
+
+
+class EvaluateConfig(Config):
+    resamples: PositiveInt = 10_000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: NonNegativeInt = 0
+
+
+class PromoteConfig(Config):
+    """The gate: every bound that is set has to be reached (win rates from 0 to 1)."""
+
+    win_rate: Share | None = None
+    win_rate_low: Share | None = None
+    """Lower end of the win rate's confidence interval."""
+
+
+MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source",), "policy", "stages.materialise:run")
+INGEST = Stage("ingest", 1, IngestConfig, ("files",), "records", "stages.ingest:run")
+PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
+REFERENCE = Stage("reference", 1, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
+TRAIN = Stage("train", 1, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
+ROLLOUT = Stage("rollout", 1, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.rollout:run")
+JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge:run")
+PAIR = Stage("pair", 1, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
+EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.evaluate:run")
+PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.promote:run")
+
+STAGES: tuple[Stage[Any], ...] = (
+    MATERIALISE, INGEST, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE,
+)  # fmt: skip

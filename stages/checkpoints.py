@@ -1,0 +1,70 @@
+"""Training state on disk: safetensors and JSON only, so that nothing is unpickled when a run continues."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.layout import METRICS
+
+_TENSORS = "state.safetensors"
+_PROGRESS = "progress.json"
+
+
+@dataclass
+class TrainState:
+    """Everything that a training continues from. The data position follows from the step."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int
+    metrics: list[dict[str, float]]
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write trainable weights, optimizer moments, random state, step and metrics so far."""
+    tensors = {f"weight.{name}": p.detach() for name, p in _trainable(state.model)}
+    moments = state.optimizer.state_dict()["state"]
+    for index, values in moments.items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
+    (folder / _PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
+
+
+def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Put a checkpoint back into a model and an optimizer that are built like those it was saved from.
+
+    Raises:
+        KeyError: a trainable weight of the model is not in the checkpoint.
+    """
+    tensors = load_file(folder / _TENSORS)
+    with torch.no_grad():
+        for name, parameter in _trainable(model):
+            parameter.copy_(tensors[f"weight.{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = tensor
+    groups: Any = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    step = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"]
+    rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    return TrainState(model, optimizer, step, rows)
+
+
+def _trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

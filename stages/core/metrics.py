@@ -1,0 +1,58 @@
+"""What is measured: training metrics of a step, and win rates with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def win_rates(policy: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> list[float]:
+    """Per prompt, the share of (policy sample, baseline sample) pairs that the policy wins; a tie is half a win.
+
+    Args:
+        policy, baseline: scores of the samples by prompt id; the same prompts on both sides.
+
+    Raises:
+        ValueError: the prompts differ, or there are none.
+    """
+    if set(policy) != set(baseline) or not policy:
+        raise ValueError("a win rate needs the same prompts, at least one, on both sides")
+    rates = []
+    for prompt in sorted(policy):
+        wins = [0.5 * (1 + np.sign(a - b)) for a in policy[prompt] for b in baseline[prompt]]
+        rates.append(float(np.mean(wins)))
+    return rates
+
+
+@dataclass(frozen=True)
+class Interval:
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], resamples: int, confidence: float, seed: int) -> Interval:
+    """Mean with the percentile bootstrap interval (Efron 1979), resampling ``values`` (one a prompt)."""
+    data = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.array([data[generator.integers(0, len(data), len(data))].mean() for _ in range(resamples)])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+SUMS = (
+    "loss", "reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward",
+    "chosen_logp", "rejected_logp", "kl", "pairs", "tokens",
+)  # fmt: skip
+"""What a worker adds up over its pairs of a step. All but ``pairs`` and ``tokens`` are divided by the pairs."""
+
+
+def step_means(sums: Sequence[float]) -> dict[str, float]:
+    """Sums over all workers, in the order of ``SUMS``, as means over the step's pairs."""
+    values = dict(zip(SUMS, sums, strict=True))
+    pairs = values.pop("pairs")
+    tokens = values.pop("tokens")
+    return {**{name: value / pairs for name, value in values.items()}, "pairs": pairs, "tokens": tokens}

@@ -1,0 +1,22 @@
+"""Names of the files inside artifacts, for the stages that write and those that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL = "model"
+"""In every policy: a folder in Hugging Face format."""
+ADAPTER = "adapter"
+"""In a policy trained with an adapter: the adapter in PEFT format (the merged weights are in ``model``)."""
+RECORDS = "records.arrow"
+QUARANTINE = "quarantine.jsonl"
+METRICS = "metrics.jsonl"
+"""In a trained policy: one row of metrics an optimizer step."""
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.arrow"
+
+
+def shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.arrow"))

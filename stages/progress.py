@@ -1,0 +1,51 @@
+"""Progress that remote workers report while the driver waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+Progress = tuple[int, int, str]
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the newest report."""
+
+    def __init__(self) -> None:
+        self._latest: Progress | None = None
+
+    def post(self, done: int, total: int, note: str) -> None:
+        self._latest = (done, total, note)
+
+    def latest(self) -> Progress | None:
+        return self._latest
+
+
+@contextmanager
+def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iterator[Any]:
+    """An actor to hand to workers: what they ``post`` to it is passed on to ``report`` until the block ends."""
+    actor = Board.remote()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(seconds):
+            try:
+                latest = ray.get(actor.latest.remote(), timeout=10)
+            except ray.exceptions.RayError:
+                return
+            if latest is not None:
+                report(*latest)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(actor)

@@ -1,0 +1,101 @@
+"""The policy answers prompts: n samples each, by a generation engine that lives inside the stage only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages import engines
+from stages.base import Artifact, StageContext, StageError, Summary
+from stages.catalog import RolloutConfig
+from stages.core.records import ROLLOUTS
+from stages.models import load_encoder
+from stages.raydata import map_actors
+from stages.layout import RECORDS
+from stages.tables import read_table, write_table
+
+_SEQUENCES = 128
+"""Sequences a call: enough to fill an engine's batch, few enough to show progress."""
+
+
+def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+    """Sample every prompt; ``records.arrow`` holds one row a sample, in the prompts' order.
+
+    Raises:
+        StageError: a prompt leaves no room for an answer, or every answer is empty.
+    """
+    prompts = inputs["prompts"].path / RECORDS
+    total = read_table(prompts).num_rows
+    size = max(1, _SEQUENCES // config.samples)
+    tasks = [{"file": str(prompts), "start": at, "stop": min(at + size, total)} for at in range(0, total, size)]
+    base = inputs.get("adapter_base")
+    gpu = context.resources.gpus > 0
+    weights = engines.weights_for(
+        inputs["policy"].path, inputs["policy"].fingerprint, base.path if base else None, gpu
+    )
+    tables = map_actors(
+        tasks, Generator, context.resources, engines.environment(config, gpu),
+        config=config, weights=weights, policy=inputs["policy"].fingerprint,
+    )  # fmt: skip
+    stats = {"rollouts": 0, "tokens": 0, "cut_off": 0, "empty": 0}
+
+    def counted() -> Iterator[pa.Table]:
+        for table in tables:
+            stats["rollouts"] += table.num_rows
+            stats["tokens"] += pa.compute.sum(table["tokens"]).as_py() or 0
+            stats["cut_off"] += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
+            stats["empty"] += sum(not text.strip() for text in table["text"].to_pylist())
+            context.progress(stats["rollouts"] // config.samples, total, f"prompts, {stats['tokens']} tokens")
+            yield table
+
+    write_table(context.output / RECORDS, counted(), ROLLOUTS)
+    if stats["empty"] == stats["rollouts"]:
+        raise StageError("every answer is empty: does the model fit its chat template?")
+    return {**stats, "prompts": total, "engine": engines.choose(config.engine)}
+
+
+class Generator:
+    """Holds the engine; maps slices of the prompts file to rollouts."""
+
+    def __init__(self, config: RolloutConfig, weights: engines.Weights, policy: str, cpus: int) -> None:
+        self.config = config
+        self.policy = policy
+        self.encoder = load_encoder(weights.model)
+        self.engine = engines.make(config, weights, cpus)
+        self.sampling = json.dumps(config.model_dump(mode="json", exclude={"engine"}), sort_keys=True)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for task in batch.to_pylist():
+            rows = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist()
+            ids = [self._encode(row) for row in rows]
+            answers = self.engine.generate(ids)
+            yield pa.Table.from_pylist(
+                [
+                    {
+                        "prompt_id": row["prompt_id"],
+                        "sample": number,
+                        "messages": row["messages"],
+                        "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+                        "tokens": len(sample.token_ids),
+                        "finish_reason": sample.finish_reason,
+                        "policy": self.policy,
+                        "sampling": self.sampling,
+                    }
+                    for row, samples in zip(rows, answers, strict=True)
+                    for number, sample in enumerate(samples)
+                ],
+                schema=ROLLOUTS,
+            )
+
+    def _encode(self, row: Mapping[str, object]) -> list[int]:
+        ids = self.encoder.prompt(row["messages"])  # type: ignore[arg-type]
+        room = self.config.max_length - self.config.max_tokens
+        if len(ids) > room:
+            raise StageError(
+                f"the prompt from {row['source']} has {len(ids)} tokens; rollout.max_length {self.config.max_length} "
+                f"less rollout.max_tokens {self.config.max_tokens} leaves room for {room}"
+            )
+        return ids

@@ -1,0 +1,48 @@
+"""Reading and writing the Arrow IPC files inside artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.layout import QUARANTINE
+
+
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables of one schema as one Arrow IPC file; returns the rows."""
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table.select(schema.names).cast(schema))
+            rows += table.num_rows
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> int:
+    return write_table(path, [pa.Table.from_pylist(list(rows), schema=schema)], schema)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A memory-mapped Arrow IPC file."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+def write_quarantine(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write the rejected rows beside the good ones; returns their count and totals by reason."""
+    reasons: dict[str, int] = {}
+    with (folder / QUARANTINE).open("w", encoding="utf-8") as file:
+        for row in rows:
+            reason = f"{row['field']}: {row['reason']}" if row["field"] else row["reason"]
+            reasons[reason] = reasons.get(reason, 0) + 1
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return {"quarantined": len(rows), "quarantine_reasons": reasons}

@@ -1,0 +1,176 @@
+"""Distributed DPO training with Ray Train: full or LoRA, one or many workers, continued after a crash."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, prepare_model
+from torch import Tensor
+
+from stages import checkpoints
+from stages.base import Artifact, StageContext, StageError, Summary, TrainResources
+from stages.catalog import TrainConfig
+from stages.checkpoints import TrainState
+from stages.core.logprobs import ResponseLogprobs
+from stages.core.loop import Worker, train_steps
+from stages.layout import ADAPTER, METRICS, MODEL
+from stages.models import device_of_worker, load_model, load_tokenizer, stored_dtype
+from stages.progress import board
+from stages.shards import ShardData
+
+
+def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+    """Train; the artifact holds ``model``, ``adapter`` (LoRA) and ``metrics.jsonl``.
+
+    The Ray Train run lives in ``context.work``: started again there, it goes on from its last checkpoint.
+
+    Raises:
+        StageError: the loss or the gradient is no longer finite, or the workers were lost too often.
+    """
+    resources = context.resources
+    assert isinstance(resources, TrainResources)
+    cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
+    per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    with board(context.progress) as progress:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "config": config,
+                "resources": resources,
+                "cpus": cpus,
+                "paths": {name: str(inputs[name].path) for name in ("policy", "shards", "reference")},
+                "progress": progress,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=per_worker
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray-train",
+                storage_path=str(context.work),
+                failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _plain(error) from error
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        for name in (MODEL, ADAPTER, METRICS):
+            if (path := Path(folder) / name).exists():
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
+    return summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+
+
+def _plain(error: Exception) -> StageError:
+    """The worker's own reason, out of Ray's wrapping."""
+    reasons = getattr(error, "worker_failures", {}) or {}
+    causes = [getattr(reason, "_base_exc", reason) for reason in reasons.values()]
+    first = causes[0] if causes else error
+    return StageError(str(first).strip().splitlines()[-1] if str(first).strip() else repr(first))
+
+
+def summarise(metrics: list[dict[str, float]]) -> Summary:
+    """The first loss, and the means over the last fifth of the steps (one step alone is noise)."""
+    last = metrics[-max(1, len(metrics) // 5) :]
+    pairs = sum(row["pairs"] for row in last)
+    names = ("loss", "reward_accuracy", "reward_margin", "kl")
+    means = {name: sum(row[name] * row["pairs"] for row in last) / pairs for name in names}
+    return {"steps": len(metrics), "first_loss": metrics[0]["loss"], **means}
+
+
+# In the workers
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    config: TrainConfig = arguments["config"]
+    resources: TrainResources = arguments["resources"]
+    paths = {name: Path(path) for name, path in arguments["paths"].items()}
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    torch.set_num_threads(arguments["cpus"])
+    torch.manual_seed(config.seed + rank)
+    policy = build_policy(config, paths["policy"])
+    bare = ResponseLogprobs(policy).train()
+    model = prepare_model(bare)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
+    )  # fmt: skip
+    state = TrainState(bare, optimizer, 0, [])
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            state = checkpoints.load(Path(folder), bare, optimizer)
+    worker = Worker(rank, world, device_of_worker(), resources.micro_batch_tokens, _all_sum)
+    data = ShardData(paths["shards"], paths["reference"])
+    for row in train_steps(model, optimizer, data, config, worker, state.step):
+        state.step = int(row["step"])
+        state.metrics.append(row)
+        _check_finite(row)
+        if rank == 0:
+            note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
+            arguments["progress"].post.remote(state.step, int(row["steps"]), note)
+        last = state.step == row["steps"]
+        if last or state.step % resources.checkpoint_every == 0:
+            _report(state, policy, config, paths["policy"], last)
+
+
+def build_policy(config: TrainConfig, path: Path) -> Any:
+    """The model to train, float32, dropout off, with an adapter if the configuration asks for one."""
+    model = load_model(path, device_of_worker())
+    if config.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = config.lora
+    modules = list(lora.target_modules) if lora.target_modules else None
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=lora.dropout,
+        target_modules=modules, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model, settings)
+
+
+def _all_sum(value: Tensor) -> Tensor:
+    if torch.distributed.is_initialized():
+        value = value.to(device_of_worker())
+        torch.distributed.all_reduce(value)
+    return value.cpu()
+
+
+def _check_finite(row: Mapping[str, float]) -> None:
+    bad = [name for name in ("loss", "grad_norm") if not torch.isfinite(torch.tensor(row[name]))]
+    if bad:
+        raise StageError(
+            f"{' and '.join(bad)} not finite at step {row['step']}; lower train.learning_rate, or use precision: fp32"
+        )
+
+
+def _report(state: TrainState, policy: Any, config: TrainConfig, initial: Path, last: bool) -> None:
+    """Hand a checkpoint to Ray Train; the last one also holds the finished policy."""
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report({"step": state.step})
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoints.save(state, folder)
+        if last:
+            save_policy(policy, config, initial, folder)
+        ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -> None:
+    """Write the trained policy: its adapter, if it has one, and its full weights in the initial policy's precision."""
+    if config.lora is not None:
+        policy.save_pretrained(folder / ADAPTER)
+        policy = policy.merge_and_unload()
+    policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
+    load_tokenizer(initial).save_pretrained(folder / MODEL)
