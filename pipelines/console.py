@@ -63,7 +63,7 @@ class Lines:
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
-        self._why = ""
+        self._running = self._why = ""
 
     def __enter__(self) -> Lines:
         self._bar.start()
@@ -82,7 +82,7 @@ class Lines:
             self._console.print(f"{self._place()} {step.key}: another run is at it, waiting")
 
     def progress(self, step: Step, done: int, total: int, note: str) -> None:
-        if self._task is not None:
+        if self._task is not None and step.key == self._running:
             self._bar.update(self._task, completed=done, total=total, note=f"{done}/{total} {escape(note)}")
 
     def finished(self, result: StepResult) -> None:
@@ -99,6 +99,7 @@ class Lines:
 
     def _begin(self, step: Step, note: str) -> None:
         self._clear()
+        self._running = step.key
         self._task = self._bar.add_task(f"{self._place()} {step.key:<26}", total=None, note=note)
 
     def _clear(self) -> None:

@@ -109,8 +109,10 @@ def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[p
             else:
                 values[name] = field.get_default()
             continue
-        annotation = typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        annotation: Any = field.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            typing.Annotated[annotation, *field.metadata] if field.metadata else annotation
+        )
         try:
             values[name] = adapter.validate_python(raw[name], context={"base": base})
         except ValidationError as error:

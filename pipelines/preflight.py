@@ -57,7 +57,8 @@ def _batch_divides(values: Mapping[str, Any]) -> Iterator[Fault]:
         return
     workers = resources.train.workers
     if train.batch_size % workers:
-        sizes = [size for size in (train.batch_size // workers * workers, -(-train.batch_size // workers) * workers) if size]
+        below = train.batch_size // workers * workers
+        sizes = [size for size in (below, below + workers) if size]
         yield Fault(
             ("train", "batch_size"),
             f"{train.batch_size} pairs do not divide among {workers} workers (resources.train.workers); "
@@ -130,7 +131,8 @@ def _keys(path: Path, kind: str, where: tuple[str | int, ...], checked: Checked)
                 continue
             try:
                 messages = _prompt_of(text, kind)
-                keys.setdefault(prompt_key(messages), f"{path.name}:{number} {json.dumps(messages[-1]['content'][:40])}")
+                excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
+                keys.setdefault(prompt_key(messages), f"{path.name}:{number} {excerpt}")
             except RowError as error:
                 bad.append(f"{path.name}:{number} {error}")
     if not keys:

@@ -6,6 +6,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from pipelines.artifacts import ArtifactStore
@@ -84,7 +85,7 @@ class Runner:
             output=attempt.path,
             work=self.store.work(step.fingerprint),
             resources=step.resources,
-            progress=lambda done, total, note="": self.listener.progress(step, done, total, note),
+            progress=partial(self.listener.progress, step),
         )
         started = time.monotonic()
         try:

@@ -64,8 +64,7 @@ def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:
     """One row a round."""
     result = Table(title="Rounds", title_justify="left")
-    columns = ("round", "pairs", "loss", "reward accuracy", "reward margin", "win rate [95%]", "judge score", "promoted")
-    for name in columns:
+    for name in ("round", "pairs", "loss", "accuracy", "margin", "win rate [95%]", "judge score", "promoted"):
         result.add_column(name, justify="right")
     for row in rounds:
         win = row["win_rate"]

@@ -84,7 +84,7 @@ def _build(
         return [_build(loader, item, (*path, index), document, budget) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         try:
-            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             message = getattr(error, "problem", None) or str(error)
             document.problems.append(Problem(document.where(path), f"not a plain value: {message}"))

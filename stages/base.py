@@ -50,7 +50,7 @@ class TrainResources(Resources):
 
 
 C = TypeVar("C", bound=Config)
-ConfigT = TypeVar("ConfigT", bound=Config, contravariant=True)
+C_contra = TypeVar("C_contra", bound=Config, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class StageContext:
     progress: Callable[[int, int, str], None]
 
 
-class StageFn(Protocol[ConfigT]):
+class StageFn(Protocol[C_contra]):
     """The function behind a stage: writes into ``context.output`` and returns a summary."""
 
-    def __call__(self, config: ConfigT, inputs: Mapping[str, Artifact], context: StageContext, /) -> Summary: ...
+    def __call__(self, config: C_contra, inputs: Mapping[str, Artifact], context: StageContext, /) -> Summary: ...
 
 
 class StageError(Exception):

@@ -115,7 +115,7 @@ class CustomJudge(Config):
     """The user's own judge: a class or factory called with ``options`` that returns a ``Judge``."""
 
     use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 BUILTIN_JUDGES = ("sentiment", "rules")

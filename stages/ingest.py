@@ -12,8 +12,8 @@ from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.catalog import IngestConfig
 from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
 from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_row
-from stages.raydata import map_tasks
 from stages.layout import RECORDS
+from stages.raydata import map_tasks
 from stages.tables import write_quarantine, write_table
 
 _ROWS = 1000

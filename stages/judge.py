@@ -45,7 +45,7 @@ def in_order(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> li
     by_key = {(j.prompt_id, j.sample): j for j in judgements}
     wanted = [(r.prompt_id, r.sample) for r in rollouts]
     if len(judgements) != len(wanted) or set(by_key) != set(wanted):
-        raise StageError(f"the judge gave {len(judgements)} judgements for {len(wanted)} rollouts; it owes one for each")
+        raise StageError(f"the judge gave {len(judgements)} judgements for {len(wanted)} rollouts; it owes one each")
     for judgement in by_key.values():
         if not math.isfinite(judgement.score):
             raise StageError(f"the judge's score for prompt {judgement.prompt_id} is {judgement.score}, not a number")

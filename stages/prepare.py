@@ -31,13 +31,13 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageCon
         for artifact in grouped(inputs, name):
             file = artifact.path / RECORDS
             rows = read_table(file).num_rows
-            for start in range(0, rows, _SLICE):
-                tasks.append(
-                    {
-                        "file": str(file), "start": start, "stop": min(start + _SLICE, rows), "keep": keep,
-                        "policy": str(inputs["policy"].path), "max_length": config.max_length,
-                    }
-                )  # fmt: skip
+            shared = {
+                "file": str(file),
+                "keep": keep,
+                "policy": str(inputs["policy"].path),
+                "max_length": config.max_length,
+            }
+            tasks += [{**shared, "start": at, "stop": min(at + _SLICE, rows)} for at in range(0, rows, _SLICE)]
     if not tasks:
         raise StageError("no pairs: the judge found no two answers far enough apart; lower pair.min_margin")
     rejected: list[dict[str, Any]] = []
@@ -104,4 +104,4 @@ def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
 
 def _kept(pair_id: str, share: float) -> bool:
     """A fixed share of the pairs by the hash in their id: the same ones every time, whatever else there is."""
-    return int(pair_id, 16) < share * 16 ** len(pair_id)
+    return int(pair_id, 16) < share * float(16 ** len(pair_id))

@@ -12,7 +12,6 @@ import ray
 Progress = tuple[int, int, str]
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Holds the newest report."""
 
@@ -29,7 +28,7 @@ class Board:
 @contextmanager
 def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iterator[Any]:
     """An actor to hand to workers: what they ``post`` to it is passed on to ``report`` until the block ends."""
-    actor = Board.remote()
+    actor = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
 
     def watch() -> None:

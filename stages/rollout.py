@@ -12,9 +12,9 @@ from stages import engines
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import RolloutConfig
 from stages.core.records import ROLLOUTS
+from stages.layout import RECORDS
 from stages.models import load_encoder
 from stages.raydata import map_actors
-from stages.layout import RECORDS
 from stages.tables import read_table, write_table
 
 _SEQUENCES = 128

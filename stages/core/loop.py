@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +34,7 @@ class Worker:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_tokens: int = 4096
     all_sum: Callable[[Tensor], Tensor] = lambda value: value
 
@@ -107,7 +107,7 @@ def accumulate_gradients(
         last = number == len(groups) - 1
         with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model):
             loss, part = _micro_step(model, data, config, worker, [share[i] for i in group], pad_id)
-            (loss * scale).backward()
+            torch.autograd.backward(loss * scale)
         sums += weight * part
     return worker.all_sum(sums)
 

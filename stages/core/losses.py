@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +13,13 @@ Losses = tuple[Tensor, Tensor, Tensor]
 
 class LossFn(Protocol):
     def __call__(
-        self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, probability: Tensor, beta: float
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        ref_chosen: Tensor,
+        ref_rejected: Tensor,
+        probability: Tensor,
+        beta: float,
     ) -> Losses: ...
 
 
