@@ -60,6 +60,7 @@ def start(cluster: LocalCluster) -> None:
     import ray
 
     ray.init(
+        address="local",  # never join a cluster that happens to run here
         num_cpus=cluster.total_cpus,
         object_store_memory=cluster.object_store_mib << 20,
         include_dashboard=False,

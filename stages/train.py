@@ -109,6 +109,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             state = checkpoints.load(Path(folder), bare, optimizer)
+        print(f"continued from step {state.step}", flush=True)
     worker = Worker(rank, world, device_of_worker(), resources.micro_batch_tokens, _all_sum)
     data = ShardData(paths["shards"], paths["reference"])
     for row in train_steps(model, optimizer, data, config, worker, state.step):

@@ -1,0 +1,5 @@
+"""``python -m pipelines`` is ``rondo``."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""Training data held in memory, for the training loop: a small real implementation of ``PairData``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.batching import collate
+from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
+from stages.core.templates import EncodedPair
+
+_FIRST_BYTE = 3
+_TOKENS = 259
+
+
+def encoded(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], p: float = 1.0) -> EncodedPair:
+    """A pair whose response tokens all count."""
+    return EncodedPair(
+        pair_id="-".join(map(str, [*prompt, 0, *chosen, 0, *rejected])),
+        prompt_ids=list(prompt),
+        chosen_ids=list(chosen),
+        chosen_mask=[True] * len(chosen),
+        rejected_ids=list(rejected),
+        rejected_mask=[True] * len(rejected),
+        probability=p,
+    )
+
+
+def random_pairs(count: int, seed: int = 0, longest: int = 20) -> list[EncodedPair]:
+    """Pairs of random byte tokens of ``tests.tiny``, of many different lengths."""
+    generator = np.random.default_rng(seed)
+
+    def ids() -> list[int]:
+        return generator.integers(_FIRST_BYTE, _TOKENS, generator.integers(2, longest)).tolist()
+
+    return [encoded(ids(), ids(), ids()) for _ in range(count)]
+
+
+@dataclass
+class MemoryData:
+    """Pairs and, once scored, their reference log-probabilities."""
+
+    items: list[EncodedPair]
+    chosen: Tensor = field(default_factory=lambda: torch.zeros(0))
+    rejected: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def scored_by(self, model: torch.nn.Module) -> MemoryData:
+        """The same pairs with a model's log-probabilities, one pair at a time, as reference."""
+        with torch.no_grad():
+            scores = [
+                torch.cat(sequence_logprobs(ResponseLogprobs(model), collate([pair], 0), "fp32")) for pair in self.items
+            ]
+        chosen, rejected = torch.stack(scores).unbind(1)
+        return MemoryData(self.items, chosen, rejected)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def pairs(self, indices: Sequence[int]) -> list[EncodedPair]:
+        return [self.items[index] for index in indices]
+
+    def reference(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.chosen[list(indices)], self.rejected[list(indices)]

@@ -1,0 +1,139 @@
+"""ingest, prepare, reference and rollout on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.base import Artifact, Resources, StageError
+from stages.catalog import (
+    INGEST,
+    MATERIALISE,
+    PREPARE,
+    REFERENCE,
+    ROLLOUT,
+    IngestConfig,
+    MaterialiseConfig,
+    PrepareConfig,
+    ReferenceConfig,
+    RolloutConfig,
+)
+from stages.core.batching import collate
+from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
+from stages.layout import RECORDS, shard_files
+from stages.models import load_encoder, load_model
+from stages.shards import ShardData, encoded_pairs
+from stages.tables import read_rows, read_table
+from tests import specs
+
+Execute = Callable[..., Artifact]
+
+
+@pytest.fixture
+def policy(execute: Execute, model_dir: Path) -> Artifact:
+    return execute(MATERIALISE, MaterialiseConfig(), {"source": model_dir})
+
+
+def test_ingest_keeps_order_and_quarantines_what_it_cannot_use(execute: Execute, tmp_path: Path) -> None:
+    good = specs.pairs(2500)
+    rows = [*good[:1500], "{broken", {"prompt": "p", "chosen": "same", "rejected": "same"}, *good[1500:], "[1]"]
+    first = specs.jsonl(tmp_path / "first.jsonl", rows)
+    second = specs.jsonl(tmp_path / "second.jsonl", ["\ufeff" + json.dumps(specs.pairs(1)[0]), "", {"prompt": ""}])
+    made = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": first, "files.1": second})
+    records = read_rows(made.path / RECORDS)
+    assert made.summary["rows"] == len(records) == 2501
+    assert [r["prompt"][0]["content"] for r in records[:-1]] == [p["prompt"] for p in good]
+    assert records[1500]["source"] == "first.jsonl:1503"
+    quarantine = [json.loads(line) for line in (made.path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(q["file"], q["line"]) for q in quarantine] == [
+        ("first.jsonl", 1501), ("first.jsonl", 1502), ("first.jsonl", 2503), ("second.jsonl", 3),
+    ]  # fmt: skip
+    assert "the same text as chosen" in quarantine[1]["reason"]
+    assert made.summary["quarantined"] == 4
+
+
+def test_ingest_refuses_files_without_a_usable_row(execute: Execute, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "bad.jsonl", ["nonsense"])
+    with pytest.raises(StageError, match=r"no usable row in bad\.jsonl"):
+        execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
+
+
+def test_a_repeated_prompt_stands_once(execute: Execute, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", [*specs.prompts(3), specs.prompts(1)[0]])
+    made = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    assert made.summary["rows"] == 3
+    assert made.summary["quarantine_reasons"] == {"prompt: repeats an earlier prompt": 1}
+
+
+def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
+    execute: Execute, policy: Artifact, tmp_path: Path
+) -> None:
+    hostile = {"prompt": "<|im_end|>", "chosen": "a<|im_start|>b", "rejected": "fine"}
+    path = specs.jsonl(tmp_path / "pairs.jsonl", [*specs.pairs(40), hostile, {**hostile, "prompt": "x" * 300}])
+    ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
+    config = PrepareConfig(max_length=200, shard_rows=16)
+    shards = execute(PREPARE, config, {"policy": policy, "pairs.0": ingested})
+    tables = [read_table(file) for file in shard_files(shards.path)]
+    assert [table.num_rows for table in tables] == [16, 16, 9]
+    pairs = [pair for table in tables for pair in encoded_pairs(table)]
+    expected = [row["pair_id"] for row in read_rows(ingested.path / RECORDS)][:41]
+    assert [pair.pair_id for pair in pairs] == expected
+    tokenizer = load_encoder(policy.path).tokenizer
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert pairs[40].prompt_ids.count(start) == 2  # user and assistant: the template's own
+    assert pairs[40].prompt_ids.count(end) == 1
+    assert pairs[40].chosen_ids.count(start) == 0
+    assert tokenizer.decode(pairs[40].chosen_ids[:-1]) == "a<|im_start|>b"
+    quarantine = json.loads((shards.path / "quarantine.jsonl").read_text())
+    assert (quarantine["file"], quarantine["line"]) == ("pairs.jsonl", 42)
+    assert "max_length 200" in quarantine["reason"]
+
+
+def test_replay_adds_a_fixed_share_of_earlier_pairs(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    rows = specs.pairs(60)
+    old = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": specs.jsonl(tmp_path / "old.jsonl", rows[:50])})
+    new = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": specs.jsonl(tmp_path / "new.jsonl", rows[50:])})
+    inputs = {"policy": policy, "pairs.0": new, "replay.0": old}
+    half = execute(PREPARE, PrepareConfig(replay=0.5), inputs).summary["pairs"]
+    assert 10 + 15 < half < 10 + 35
+    assert execute(PREPARE, PrepareConfig(replay=1.0), inputs).summary["pairs"] == 60
+
+
+def test_reference_agrees_with_the_model_row_by_row(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "pairs.jsonl", specs.pairs(150))
+    ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
+    shards = execute(PREPARE, PrepareConfig(shard_rows=100), {"policy": policy, "pairs.0": ingested})
+    config = ReferenceConfig(precision="fp32")
+    two = Resources(workers=2, cpus=1)
+    logprobs = execute(REFERENCE, config, {"policy": policy, "shards": shards}, two)
+    data = ShardData(shards.path, logprobs.path)
+    model = ResponseLogprobs(load_model(policy.path, torch.device("cpu"))).eval()
+    for index in (0, 63, 64, 99, 100, 149):
+        with torch.no_grad():
+            chosen, rejected = sequence_logprobs(model, collate(data.pairs([index]), 0), "fp32")
+        torch.testing.assert_close((chosen, rejected), data.reference([index]), rtol=1e-5, atol=1e-4)
+
+
+def test_rollouts_record_what_was_sampled_and_how(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(5))
+    prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    config = RolloutConfig(samples=3, max_tokens=6, max_length=256, engine="transformers")
+    made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
+    rows = read_rows(made.path / RECORDS)
+    ids = [row["prompt_id"] for row in read_rows(prompts.path / RECORDS)]
+    assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(3)]
+    assert {r["policy"] for r in rows} == {policy.fingerprint}
+    assert all(1 <= r["tokens"] <= 6 and r["finish_reason"] in ("stop", "length") for r in rows)
+    assert json.loads(rows[0]["sampling"])["max_tokens"] == 6
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 40}])
+    prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    config = RolloutConfig(max_tokens=32, max_length=128, engine="transformers")
+    with pytest.raises(Exception, match=r"prompts\.jsonl:2 has \d+ tokens"):
+        execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})

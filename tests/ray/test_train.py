@@ -1,0 +1,99 @@
+"""Training on a real Ray Train: first loss, invariance, soft labels, adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from stages.base import Artifact, StageError, TrainResources
+from stages.catalog import (
+    INGEST,
+    MATERIALISE,
+    PREPARE,
+    REFERENCE,
+    TRAIN,
+    IngestConfig,
+    LoraConfig,
+    MaterialiseConfig,
+    PrepareConfig,
+    ReferenceConfig,
+    TrainConfig,
+)
+from tests import specs
+
+Execute = Callable[..., Artifact]
+CONFIG = TrainConfig(learning_rate=1e-3, batch_size=6, epochs=2, precision="fp32")
+
+
+@pytest.fixture
+def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str], dict[str, Artifact]]:
+    """What training takes, with the reference computed in the given precision."""
+    rows = specs.pairs(21)
+    rows[3]["preference_probability"] = 0.7
+    path = specs.jsonl(tmp_path / "pairs.jsonl", rows)
+    policy = execute(MATERIALISE, MaterialiseConfig(), {"source": model_dir})
+    ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
+    shards = execute(PREPARE, PrepareConfig(shard_rows=8), {"policy": policy, "pairs.0": ingested})
+
+    def make(precision: str) -> dict[str, Artifact]:
+        config = ReferenceConfig.model_validate({"precision": precision})
+        reference = execute(REFERENCE, config, {"policy": policy, "shards": shards})
+        return {"policy": policy, "shards": shards, "reference": reference}
+
+    return make
+
+
+def metrics(artifact: Artifact) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (artifact.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_workers_and_micro_batches_do_not_change_the_trajectory(
+    execute: Execute, inputs: Callable[[str], dict[str, Artifact]]
+) -> None:
+    given = inputs("fp32")
+    runs = [
+        execute(TRAIN, CONFIG, given, TrainResources(workers=1, micro_batch_tokens=100_000)),
+        execute(TRAIN, CONFIG, given, TrainResources(workers=1, micro_batch_tokens=1, checkpoint_every=2)),
+        execute(TRAIN, CONFIG, given, TrainResources(workers=2, cpus=1, micro_batch_tokens=400)),
+    ]
+    first = metrics(runs[0])
+    assert [row["pairs"] for row in first] == [6] * 7
+    assert first[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert first[-1]["loss"] < first[0]["loss"] - 0.05
+    for other in runs[1:]:
+        for name in ("loss", "reward_margin", "chosen_logp", "kl", "grad_norm", "tokens", "pairs"):
+            expected = [row[name] for row in first]
+            assert [row[name] for row in metrics(other)] == pytest.approx(expected, rel=1e-3, abs=1e-4), name
+    weights = [load_file(run.path / "model" / "model.safetensors") for run in runs]
+    for name, tensor in weights[0].items():
+        assert (weights[2][name] - tensor).abs().max() < 1e-4, name
+
+
+def test_an_adapter_in_bf16_starts_at_ln_2_and_is_saved_apart_and_merged(
+    execute: Execute, inputs: Callable[[str], dict[str, Artifact]]
+) -> None:
+    given = inputs("bf16")
+    config = CONFIG.model_copy(update={"precision": "bf16", "lora": LoraConfig(rank=4)})
+    made = execute(TRAIN, config, given, TrainResources(micro_batch_tokens=300))
+    assert metrics(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert made.summary["first_loss"] == metrics(made)[0]["loss"]
+    adapter = load_file(made.path / "adapter" / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    before = load_file(given["policy"].path / "model" / "model.safetensors")
+    after = load_file(made.path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = [name for name in before if (before[name] != after[name]).any()]
+    assert changed
+    assert all("q_proj" in name or "v_proj" in name for name in changed)
+
+
+def test_a_training_that_diverges_says_so(execute: Execute, inputs: Callable[[str], dict[str, Artifact]]) -> None:
+    given = inputs("fp32")
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
+    with pytest.raises(StageError, match=r"not finite at step \d+; lower train\.learning_rate"):
+        execute(TRAIN, config, given, TrainResources(max_failures=0))

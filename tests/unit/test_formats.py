@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
+
+ROW: dict[str, Any] = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
+
+
+def pair_error(**changes: Any) -> RowError:
+    """The error of a good row with some fields changed; a field given as ... is left out."""
+    row = {name: value for name, value in {**ROW, **changes}.items() if value is not ...}
+    with pytest.raises(RowError) as caught:
+        parse_pair(row)
+    return caught.value
+
+
+def test_a_line_is_a_json_object() -> None:
+    assert decode_line('{"prompt": "Größe? 🌍"}'.encode()) == {"prompt": "Größe? 🌍"}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "caf\xe9"}', "not UTF-8 text (byte 15 of the line)"),
+        (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"prompt": }', "not JSON: Expecting value (column 12)"),
+        (b"", "not JSON"),
+        (b'{"a": 1} {"b": 2}', "not JSON"),
+        (b"[1, 2]", "expected a JSON object, found a list"),
+        (b'"text"', "found text"),
+        (b"3", "found a number"),
+        (b"true", "found a boolean"),
+        (b"null", "found nothing"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, "nested too deeply", id="deep list"),
+        pytest.param(b'{"a": ' * 100_000, "nested too deeply", id="deep object"),
+    ],
+)
+def test_a_line_that_is_no_object_is_refused(line: bytes, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        decode_line(line)
+    assert reason in str(caught.value)
+    assert caught.value.field == ""
+
+
+def test_a_number_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(RowError):
+        decode_line(b'{"preference_probability": ' + b"1" * 5000 + b"}")
+
+
+def test_text_stands_for_one_message() -> None:
+    pair = parse_pair(ROW, source="a.jsonl:3")
+    assert list(pair.prompt) == [{"role": "user", "content": "Name a colour."}]
+    assert list(pair.chosen) == [{"role": "assistant", "content": "Blue."}]
+    assert list(pair.rejected) == [{"role": "assistant", "content": "Seven."}]
+    assert (pair.probability, pair.source) == (1.0, "a.jsonl:3")
+    assert pair.chosen_ended
+    assert pair.rejected_ended
+
+
+def test_messages_are_kept_in_order_and_without_further_keys() -> None:
+    prompt = [
+        {"role": "system", "content": "Be brief.", "weight": 3},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "tool", "content": "42"},
+        {"role": "user", "content": "  A colour?\n"},
+    ]
+    pair = parse_pair({**ROW, "prompt": prompt, "chosen": [{"role": "assistant", "content": "Blue."}]})
+    assert [m["role"] for m in pair.prompt] == ["system", "user", "assistant", "tool", "user"]
+    assert all(set(m) == {"role", "content"} for m in pair.prompt)
+    assert pair.prompt[-1]["content"] == "  A colour?\n"
+
+
+def test_text_and_the_message_it_stands_for_are_the_same_prompt() -> None:
+    text = parse_prompt({"prompt": "Hi"})
+    assert text == parse_prompt({"prompt": [{"role": "user", "content": "Hi"}], "other": 1})
+    assert text.prompt_id != parse_prompt({"prompt": [{"role": "system", "content": "Hi"}]}).prompt_id
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize(
+    ("value", "where", "reason"),
+    [
+        (..., "", "missing"),
+        (None, "", "missing"),
+        (7, "", "expected text or a list of messages, found a number"),
+        (True, "", "found a boolean"),
+        ({"role": "user", "content": "x"}, "", "found an object"),
+        ([], "", "no messages"),
+        ("", ".content", "empty"),
+        (" \n\t", ".content", "empty"),
+        ("half \ud83d of a pair", ".content", "surrogate"),
+        (["text"], "[0]", "expected a message {role, content}, found text"),
+        ([None], "[0]", "found nothing"),
+        ([{"role": "robot", "content": "x"}], "[0].role", "expected one of system, user, assistant, tool"),
+        ([{"content": "x"}], "[0].role", "found None"),
+        ([{"role": ["user"], "content": "x"}], "[0].role", "expected one of"),
+        ([{"role": "assistant"}], "[0].content", "expected text, found nothing"),
+        ([{"role": "assistant", "content": ["x"]}], "[0].content", "expected text, found a list"),
+        ([{"role": "assistant", "content": " "}], "[0].content", "empty"),
+        ([{"role": "assistant", "content": "\udc00"}], "[0].content", "surrogate"),
+    ],
+)
+def test_a_bad_field_is_named_with_the_reason(field: str, value: Any, where: str, reason: str) -> None:
+    error = pair_error(**{field: value})
+    assert error.field == field + where
+    assert reason in error.reason
+    assert str(error) == f"{error.field}: {error.reason}"
+
+
+def test_a_missing_field_names_the_fields_that_are_there() -> None:
+    error = pair_error(prompt=..., question="Name a colour.")
+    assert all(name in error.reason for name in ("chosen", "rejected", "question"))
+    with pytest.raises(RowError, match="no fields"):
+        parse_prompt({})
+
+
+def test_a_reason_can_be_written_down_whatever_the_row_holds() -> None:
+    row = decode_line(b'{"\\ud800": 1}')
+    with pytest.raises(RowError) as caught:
+        parse_prompt(row)
+    assert str(caught.value).encode()
+
+
+def test_a_prompt_that_ends_with_the_assistant_is_refused() -> None:
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert pair_error(prompt=prompt).field == "prompt"
+    with pytest.raises(RowError, match="ends with the assistant's turn"):
+        parse_prompt({"prompt": prompt})
+
+
+@pytest.mark.parametrize("field", ["chosen", "rejected"])
+def test_a_response_is_one_assistant_message(field: str) -> None:
+    user = {"role": "user", "content": "x"}
+    assistant = {"role": "assistant", "content": "y"}
+    for messages in ([user], [user, assistant], [assistant, assistant]):
+        error = pair_error(**{field: messages})
+        assert error.field == field
+        assert "one assistant message" in error.reason
+
+
+def test_equal_responses_are_refused() -> None:
+    error = pair_error(chosen="Blue.", rejected=[{"role": "assistant", "content": "Blue."}])
+    assert error.field == "rejected"
+    assert "same text" in error.reason
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.0, 0.25, 1.0])
+def test_a_preference_probability_is_kept(value: float) -> None:
+    assert parse_pair({**ROW, "preference_probability": value}).probability == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-0.01, 1.01, float("nan"), float("inf"), pytest.param(10**400, id="huge"), True, False, "0.5", None, [0.5], {}],
+)
+def test_a_preference_probability_that_is_none_is_refused(value: Any) -> None:
+    assert pair_error(preference_probability=value).field == "preference_probability"
+
+
+def test_nan_in_a_file_is_refused() -> None:
+    line = b'{"prompt": "a", "chosen": "b", "rejected": "c", "preference_probability": NaN}'
+    with pytest.raises(RowError, match="from 0 to 1, found nan"):
+        parse_pair(decode_line(line))
