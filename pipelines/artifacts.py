@@ -14,6 +14,7 @@ leave two whole attempts, of which the manifest names one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -111,8 +112,9 @@ class ArtifactStore:
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-            pafs.copy_files(f"{source}/{name}", str(partial), self.filesystem, pafs.LocalFileSystem())
-            partial.replace(file)
+            with contextlib.suppress(FileNotFoundError):  # open() finds it missing and says so
+                pafs.copy_files(f"{source}/{name}", str(partial), self.filesystem, pafs.LocalFileSystem())
+                partial.replace(file)
 
     # Writing
 
@@ -204,6 +206,8 @@ class ArtifactStore:
                 return value
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise StoreError(f"{path} is damaged (not JSON); delete it, and the same command makes it anew") from None
 
     def _write_json(self, path: str, value: Mapping[str, Any]) -> None:
         data = json.dumps(value, indent=2, ensure_ascii=False).encode()

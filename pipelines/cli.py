@@ -139,7 +139,7 @@ def show(
     for step in record["steps"]:
         state = "committed before" if step["cached"] else f"{step['seconds']:.1f} s"
         typer.echo(f"  {step['key']:<26} {step['fingerprint'][:12]}  {state}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     if record["rounds"]:
         console.print(summary.table(record["rounds"]))
         console.print(summary.seconds_table(record["rounds"]))

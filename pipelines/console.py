@@ -16,6 +16,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pipelines.plan import Step
 from pipelines.runner import StepResult
 
+_WIDTH = 110
+"""Columns where there is no terminal to ask."""
+
 
 @contextmanager
 def terminal(log: Path, verbose: bool, to_stderr: bool) -> Iterator[Console]:
@@ -37,7 +40,7 @@ def terminal(log: Path, verbose: bool, to_stderr: bool) -> Iterator[Console]:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         os.close(sink)
-        yield Console(file=file)
+        yield Console(file=file, width=None if file.isatty() else _WIDTH)
     finally:
         _flush()
         for fd, original in saved.items():

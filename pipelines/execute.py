@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from pipelines import console, summary
-from pipelines.artifacts import ArtifactStore
+from pipelines.artifacts import ArtifactStore, StoreError
 from pipelines.load import Loaded
 from pipelines.rounds import Plan
 from pipelines.runner import Runner, StepFailed
+from stages.base import StageError
 
 _SECRET = re.compile(r"(?i)(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
 
@@ -52,7 +53,7 @@ class Run:
             "spec": str(self.loaded.path),
             "started": self.started,
             "seconds": round(seconds, 1),
-            **summary.summarise(self.plan, runner.results, self.store),
+            **summary.summarise(self.plan, runner.results, self.store, status == "done"),
             "store": self.store.location,
             "log": str(self.log),
         }
@@ -90,7 +91,7 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
         lines = _Recorder(terminal, len(plan.steps))
         runner = Runner(store, lines, connect)
         lines.after = lambda: run.record("running", runner, time.monotonic() - clock)
-        terminal.print(f"run {run.name}, log {run.log}", highlight=False, soft_wrap=True)
+        terminal.print(f"run {run.name}, log {run.log}", highlight=False, markup=False, soft_wrap=True)
         for note in loaded.notes:
             terminal.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         run.record("running", runner, 0.0)
@@ -98,10 +99,9 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
             with lines:
                 runner.run(plan.steps)
             document, code = run.record("done", runner, time.monotonic() - clock), 0
-        except StepFailed as failure:
-            error = _SECRET.sub("[secret]", f"{failure.step.key}: {_reason(failure.__cause__)}")
-            document, code = run.record("failed", runner, time.monotonic() - clock, error), 1
-            _log_traceback(failure)
+        except Exception as failure:
+            traceback.print_exception(failure)  # into the log
+            document, code = run.record("failed", runner, time.monotonic() - clock, _reason(failure)), 1
         except KeyboardInterrupt:
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
         finally:
@@ -114,28 +114,22 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
 
 
 def _reason(error: BaseException | None) -> str:
-    """An error in one paragraph: a stage's own words, or the type and message of anything else."""
-    from stages.base import StageError
-
+    """An error in one paragraph: a stage's own words, or the type and message of anything else; no secrets."""
+    if isinstance(error, StepFailed):
+        return f"{error.step.key}: {_reason(error.__cause__)}"
     cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
     inner = cause if isinstance(cause, BaseException) else error
-    if isinstance(inner, StageError):
-        return str(inner)
+    if isinstance(inner, StageError | StoreError):
+        return _SECRET.sub("[secret]", str(inner))
     text = str(inner).strip().splitlines() or [""]
-    return f"{type(inner).__name__}: {text[-1]}"
-
-
-def _log_traceback(failure: StepFailed) -> None:
-    import traceback
-
-    traceback.print_exception(failure)
+    return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")
 
 
 def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
     """The table of the rounds, and what to do next."""
 
     def say(text: str) -> None:
-        terminal.print(text, highlight=False, soft_wrap=True)
+        terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if document["rounds"]:
         terminal.print(summary.table(document["rounds"]))
@@ -154,7 +148,7 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         say(f"next      rondo show {document['run']}{store}")
         say(f"          rondo run {loaded.spec.name} --set train.beta=0.2{store}")
     elif document["status"] == "failed":
-        say(f"[bold red]failed[/bold red] {escape(document['error'])}")
+        say(f"failed at {document['error']}")
         say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
     else:
         say("interrupted; the same command continues where this one stopped")

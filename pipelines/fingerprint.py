@@ -75,13 +75,18 @@ def plugins(config: Any) -> dict[str, str]:
 
 
 def plugin_hash(use: str) -> str:
-    """SHA-256 of the source of the module that ``module:name`` names; the module itself is not imported.
+    """SHA-256 of the source of the module, or of the whole package, that ``module:name`` names; it is not imported.
 
     Raises:
         ImportError: there is no such module, or it has no source file.
     """
     module = use.partition(":")[0]
     spec = importlib.util.find_spec(module)
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+    if spec is None:
         raise ImportError(f"no module {module!r} beside the spec, in the current folder or installed")
-    return hash_path(Path(spec.origin))
+    if not spec.origin or not Path(spec.origin).is_file():
+        raise ImportError(f"the module {module!r} has no source file")
+    if not spec.submodule_search_locations:
+        return hash_path(Path(spec.origin))
+    folder = Path(spec.origin).parent
+    return fingerprint({file.relative_to(folder).as_posix(): hash_path(file) for file in folder.rglob("*.py")})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +41,9 @@ def recipes() -> dict[str, Path]:
 def find(name: str) -> Path:
     """The file that ``SPEC`` means: a path, or the name of a bundled recipe."""
     bundled = recipes()
-    if Path(name).is_file():
-        return Path(name).resolve()
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if Path(name).is_file():
+            return Path(name).resolve()
     if name in bundled:
         return bundled[name]
     close = difflib.get_close_matches(name, bundled, 1)
@@ -79,7 +82,7 @@ def _override(raw: dict[str, Any], text: str) -> list[Problem]:
         return [Problem(where, "expected key.path=value, as in --set train.beta=0.2")]
     try:
         value = yamlfile.scalar(value_text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return [Problem(where, f"{value_text!r} is not a YAML value")]
     *parents, last = key.split(".")
     target = raw
@@ -135,7 +138,7 @@ def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Ite
             plain = explain_type(kind, item.get("ctx", {}))
             message = plain or item["msg"].removeprefix("Value error, ")
             if kind != "value_error":
-                message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
+                message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(item['input'])}"
         yield preflight.Fault(path, message)
 
 

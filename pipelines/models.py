@@ -34,7 +34,9 @@ def local_path(source: ModelSource, base: Path) -> Path | None:
 
 def _in_package(reference: str) -> Path:
     package, _, name = reference.partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not package.isidentifier() or package == "__main__":
+        raise ValueError(f'expected "pkg://package/file.gguf", got "pkg://{reference}"')
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ValueError(f"the package {package!r} is not installed (pip install {package.replace('_', '-')})")
     folder = Path(spec.origin).parent
@@ -49,7 +51,7 @@ def problems(source: ModelSource, base: Path) -> list[str]:
     """What stops this source from being used, as far as can be told without loading or downloading it."""
     try:
         path = local_path(source, base)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return [str(error)]
     if path is None:
         return [] if source.revision else [f"{source.model} is a hub id; name its revision (a commit, tag or branch)"]
@@ -102,11 +104,11 @@ def _commit(hub_id: str, revision: str) -> str:
     if _COMMIT.match(revision):
         return revision
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:  # the snapshot's folder is named by its commit
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"])).name
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"{hub_id} at {revision} was not found on the hub nor in its local cache: {reason}"
         raise SpecError([Problem("policy.revision", message)]) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import models
+from pipelines.fingerprint import plugin_hash
 from stages.base import resolve
 from stages.catalog import CustomJudge
 from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
@@ -89,8 +90,9 @@ def _plugin_imports(judge: Any) -> Iterator[Fault]:
     if not isinstance(judge, CustomJudge):
         return
     try:
+        plugin_hash(judge.use)
         factory = resolve(judge.use)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         yield Fault(("judge", "use"), f"{judge.use} cannot be imported: {type(error).__name__}: {error}")
         return
     if not callable(factory):

@@ -129,7 +129,7 @@ def explain(step: Step, store: ArtifactStore) -> str:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or ("." in prefix and not value):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():

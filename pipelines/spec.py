@@ -14,12 +14,15 @@ from stages.catalog import JudgeConfig, PairConfig, PromoteConfig, RolloutConfig
 
 def _existing(value: Path, info: ValidationInfo) -> Path:
     """Paths in a spec are relative to the spec's folder."""
-    path = Path((info.context or {}).get("base", ".")) / value.expanduser()
-    if not path.exists():
-        raise ValueError(f"no such file: {path}")
-    if not path.is_file():
-        raise ValueError(f"not a file: {path}")
-    return path.resolve()
+    try:
+        path = Path((info.context or {}).get("base", ".")) / value.expanduser()
+        if not path.exists():
+            raise ValueError(f"no such file: {path}")
+        if not path.is_file():
+            raise ValueError(f"not a file: {path}")
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # too long a name, no such user
+        raise ValueError(f"not a usable path: {error}") from None
 
 
 ExistingFile = Annotated[Path, AfterValidator(_existing)]

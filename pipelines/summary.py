@@ -12,10 +12,10 @@ from pipelines.rounds import Plan, Round
 from pipelines.runner import StepResult
 
 
-def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore) -> dict[str, Any]:
-    """Steps done so far, rounds whose training is done, and where the policy is once all is done."""
-    done = {result.step.fingerprint: result for result in results}
-    rounds = [_round(r, done, store) for r in plan.rounds if r.train.fingerprint in done]
+def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, done: bool) -> dict[str, Any]:
+    """Steps run so far, rounds whose training is through, and where the policy is if the run is done."""
+    by_step = {result.step.fingerprint: result for result in results}
+    rounds = [_round(r, by_step, store) for r in plan.rounds if r.train.fingerprint in by_step]
     steps = [
         {
             "key": result.step.key,
@@ -27,9 +27,7 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore) -
         for result in results
     ]
     quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
-    policy = None
-    if all(step.fingerprint in done for step in plan.steps):
-        policy = str(store.open(plan.policy.fingerprint).path / "model")
+    policy = str(store.open(plan.policy.fingerprint).path / "model") if done else None
     return {"steps": steps, "rounds": rounds, "quarantined": quarantined, "policy": policy}
 
 

@@ -14,6 +14,8 @@ from pipelines.problems import Problem, SpecError
 
 _MAX_NODES = 10_000  # aliases can multiply without end; no honest spec comes near
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 wants a dot and a sign in ``5.0e-7``; people write ``5e-7``."""
@@ -54,11 +56,12 @@ def read(path: Path) -> Document:
     """
     document = Document(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = _Loader(text)
+        loader = _Loader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
     except UnicodeDecodeError as error:
         raise SpecError([Problem(path.name, f"not UTF-8 text (byte {error.start})")]) from None
+    except OSError as error:
+        raise SpecError([Problem(path.name, f"cannot be read: {error.strerror}")]) from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -67,8 +70,10 @@ def read(path: Path) -> Document:
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise SpecError([Problem(path.name, f"expected a mapping (key: value lines) at the top, found {found}")])
-    budget = [_MAX_NODES]
-    document.value = _build(loader, node, (), document, budget)
+    try:
+        document.value = _build(loader, node, (), document, [_MAX_NODES])
+    except RecursionError:
+        raise SpecError([Problem(path.name, "nested too deeply, or an alias that contains itself")]) from None
     return document
 
 
@@ -78,6 +83,9 @@ def _build(
     budget[0] -= 1
     if budget[0] < 0:
         raise SpecError([Problem(document.path.name, f"more than {_MAX_NODES} values; a spec is not a data file")])
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        document.problems.append(Problem(document.where(path), f"the tag {node.tag} is not allowed; use plain values"))
+        return None
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1

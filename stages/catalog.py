@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -85,7 +86,7 @@ class RolloutConfig(Config):
 
 
 class SentimentJudge(Config):
-    """Scores a response by its polarity, from -1 (negative) to 1 (positive). English."""
+    """Scores English text from -1 (negative) to 1 (positive)."""
 
     use: Literal["sentiment"]
 
@@ -116,6 +117,16 @@ class CustomJudge(Config):
 
     use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Options are part of the identity, so they have to have one written form."""
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
+        return value
 
 
 BUILTIN_JUDGES = ("sentiment", "rules")

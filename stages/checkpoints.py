@@ -19,7 +19,7 @@ _PROGRESS = "progress.json"
 
 @dataclass
 class TrainState:
-    """Everything that a training continues from. The data position follows from the step."""
+    """Everything that a training continues from. Data position and random state follow from the step."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -28,14 +28,11 @@ class TrainState:
 
 
 def save(state: TrainState, folder: Path) -> None:
-    """Write trainable weights, optimizer moments, random state, step and metrics so far."""
+    """Write trainable weights, optimizer moments, step and metrics so far."""
     tensors = {f"weight.{name}": p.detach() for name, p in _trainable(state.model)}
     moments = state.optimizer.state_dict()["state"]
     for index, values in moments.items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     (folder / _PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
@@ -58,9 +55,6 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
             moments.setdefault(int(index), {})[key] = tensor
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     step = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"]
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     return TrainState(model, optimizer, step, rows)

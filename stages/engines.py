@@ -6,6 +6,7 @@ An engine takes prompts as token ids and gives, for each, n samples.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from stages.catalog import RolloutConfig
 from stages.layout import ADAPTER, MODEL
 from stages.models import load_model, load_tokenizer
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,24 @@ def environment(config: RolloutConfig, gpu: bool) -> dict[str, str]:
     return shared | cpu | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
+def distinct(config: RolloutConfig) -> int:
+    """How many of the samples of a prompt can differ: greedy ones are all the same, so one is computed."""
+    return config.samples if config.temperature else 1
+
+
+def lora_room(adapter: Path) -> int:
+    """The smallest rank that vLLM makes room for and that holds this adapter.
+
+    Raises:
+        ValueError: its rank is above all of them.
+    """
+    rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    room = [size for size in _LORA_RANKS if size >= rank]
+    if not room:
+        raise ValueError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, this one has {rank}")
+    return room[0]
+
+
 class VllmEngine:
     """vLLM's offline engine. CPU: eager, since compiling takes longer than most rollouts there."""
 
@@ -90,7 +111,7 @@ class VllmEngine:
         self.lora = None
         if weights.adapter is not None:
             self.lora = LoRARequest(weights.adapter_name, 1, str(weights.adapter.absolute()))
-            options |= {"enable_lora": True, "max_lora_rank": 256}
+            options |= {"enable_lora": True, "max_lora_rank": lora_room(weights.adapter)}
         self.llm = LLM(
             model=str((weights.model / MODEL).absolute()),
             max_model_len=config.max_length,
@@ -100,9 +121,10 @@ class VllmEngine:
         )
         if not gpu:
             torch.set_num_threads(cpus)
+        self.samples = config.samples
         # The engine's own seed: seeds of requests fail on CPU together with top_p.
         self.params = SamplingParams(
-            n=config.samples,
+            n=distinct(config),
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
@@ -112,8 +134,10 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         outputs = self.llm.generate(inputs, self.params, use_tqdm=False, lora_request=self.lora)
+        repeat = self.samples // self.params.n
         return [
             [Sample(list(o.token_ids), "length" if o.finish_reason == "length" else "stop") for o in output.outputs]
+            * repeat
             for output in outputs
         ]
 
@@ -132,8 +156,9 @@ class TransformersEngine:
 
             self.model = PeftModel.from_pretrained(self.model, weights.adapter)
         tokenizer = load_tokenizer(weights.model)
-        self.eos = tokenizer.eos_token_id
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
+        ends = self.model.generation_config.eos_token_id
+        self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
@@ -145,16 +170,15 @@ class TransformersEngine:
             sampling = {
                 "do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0,
             }  # fmt: skip
-        wanted = self.config.samples if self.config.temperature else 1  # greedy answers are all the same
+        wanted = distinct(self.config)
         output = self.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=self.config.max_tokens, num_return_sequences=wanted,
-            pad_token_id=self.pad, eos_token_id=self.eos, **sampling,
+            pad_token_id=self.pad, eos_token_id=self.ends, **sampling,
         )  # fmt: skip
         samples = [self._sample(row) for row in output[:, length:].tolist()]
         repeat = self.config.samples // wanted
         return [samples[i : i + wanted] * repeat for i in range(0, len(samples), wanted)]
 
     def _sample(self, ids: list[int]) -> Sample:
-        if self.eos in ids:
-            return Sample(ids[: ids.index(self.eos) + 1], "stop")
-        return Sample(ids, "length")
+        end = next((index for index, token in enumerate(ids) if token in self.ends), None)
+        return Sample(ids, "length") if end is None else Sample(ids[: end + 1], "stop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -47,6 +48,6 @@ def in_order(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> li
     if len(judgements) != len(wanted) or set(by_key) != set(wanted):
         raise StageError(f"the judge gave {len(judgements)} judgements for {len(wanted)} rollouts; it owes one each")
     for judgement in by_key.values():
-        if not math.isfinite(judgement.score):
-            raise StageError(f"the judge's score for prompt {judgement.prompt_id} is {judgement.score}, not a number")
+        if not isinstance(judgement.score, numbers.Real) or not math.isfinite(judgement.score):
+            raise StageError(f"the judge's score for prompt {judgement.prompt_id} is {judgement.score!r}, not a number")
     return [by_key[key] for key in wanted]

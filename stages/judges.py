@@ -29,17 +29,18 @@ def make(config: JudgeConfig) -> Judge:
 
 
 class Sentiment:
-    """Polarity of the text by TextBlob's lexicon of English adjectives, from -1 to 1. Needs no network."""
+    """VADER's compound score of the text, from -1 to 1. A lexicon of English with rules; needs no network.
+
+    Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text" (2014).
+    """
 
     def __init__(self) -> None:
-        from textblob.en.sentiments import PatternAnalyzer
+        from vader import SentimentIntensityAnalyzer
 
-        self._analyzer = PatternAnalyzer()
+        self._analyzer = SentimentIntensityAnalyzer()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Judgement]:
-        return [
-            Judgement(r.prompt_id, r.sample, float(self._analyzer.analyze(r.text).polarity)) for r in rollouts
-        ]
+        return [Judgement(r.prompt_id, r.sample, self._analyzer.polarity_scores(r.text)["compound"]) for r in rollouts]
 
 
 class Rules:

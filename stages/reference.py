@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from stages.base import Artifact, StageContext, Summary
+from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import ReferenceConfig
 from stages.core.batching import collate, micro_batches, pair_length
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
+from stages.core.logprobs import ResponseLogprobs, agrees, sequence_logprobs
 from stages.core.records import LOGPROBS
 from stages.layout import shard_files
 from stages.models import device_of_worker, load_model
@@ -54,7 +54,10 @@ class Scorer:
     def __init__(self, policy: str, precision: str, cpus: int) -> None:
         torch.set_num_threads(cpus)
         self.device = device_of_worker()
-        self.model = ResponseLogprobs(load_model(Path(policy), self.device)).eval()
+        model = load_model(Path(policy), self.device).eval()
+        if not agrees(model):
+            raise StageError(f"{type(model).__name__} treats its logits in a way that Rondo does not know")
+        self.model = ResponseLogprobs(model)
         self.precision = precision
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:

@@ -99,7 +99,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["cpus"])
     torch.manual_seed(config.seed + rank)
     policy = build_policy(config, paths["policy"])
-    bare = ResponseLogprobs(policy).train()
+    bare = without_dropout(ResponseLogprobs(policy))
     model = prepare_model(bare)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -125,7 +125,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 def build_policy(config: TrainConfig, path: Path) -> Any:
-    """The model to train, float32, dropout off, with an adapter if the configuration asks for one."""
+    """The model to train, float32, with an adapter if the configuration asks for one."""
     model = load_model(path, device_of_worker())
     if config.lora is None:
         return model
@@ -138,6 +138,15 @@ def build_policy(config: TrainConfig, path: Path) -> Any:
         target_modules=modules, task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, settings)
+
+
+def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
+    """Turn off the model's own dropout, as the reference has it; an adapter's, which was asked for, stays on."""
+    module.eval()
+    for name, part in module.named_modules():
+        if "lora_dropout" in name:
+            part.train()
+    return module
 
 
 def _all_sum(value: Tensor) -> Tensor:

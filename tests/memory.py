@@ -13,6 +13,9 @@ from stages.core.batching import collate
 from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
 from stages.core.templates import EncodedPair
 
+# Matrices of the tests' size are far slower on several threads, and very much slower on a busy machine.
+torch.set_num_threads(1)
+
 _FIRST_BYTE = 3
 _TOKENS = 259
 

@@ -44,16 +44,22 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
     Args:
         lengths: tokens of each pair's longer sequence.
-        max_tokens: bound on 2 * pairs * longest of a group; a pair that is longer than that is a group of its own.
+        max_tokens: bound on 2 * pairs * longest of a group, padding included; a pair that is longer than that is a
+            group of its own.
     """
     groups: list[list[int]] = []
     current: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if current and 2 * (len(current) + 1) * lengths[current[0]] > max_tokens:
+        if current and 2 * (len(current) + 1) * padded(lengths[current[0]]) > max_tokens:
             groups.append(current)
             current = []
         current.append(position)
     return [*groups, current] if current else groups
+
+
+def padded(length: int) -> int:
+    """The next multiple of 8: matrix products are slower at odd sizes."""
+    return -(-length // 8) * 8
 
 
 def pair_length(pair: EncodedPair) -> int:
@@ -81,8 +87,8 @@ class Batch:
 
 
 def collate(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
-    """Pad on the right, to a multiple of 8 tokens (matrix products are slower at odd sizes)."""
-    length = -(-max(map(pair_length, pairs)) // 8) * 8
+    """Pad on the right to the longest sequence of the batch."""
+    length = padded(max(map(pair_length, pairs)))
     ids = torch.full((2 * len(pairs), length), pad_id, dtype=torch.long)
     mask = torch.zeros((2 * len(pairs), length), dtype=torch.bool)
     sides = [(p, p.chosen_ids, p.chosen_mask) for p in pairs] + [(p, p.rejected_ids, p.rejected_mask) for p in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,8 @@ def decode_line(line: bytes) -> Mapping[str, Any]:
         raise RowError("", f"not UTF-8 text (byte {error.start} of the line)") from None
     except json.JSONDecodeError as error:
         raise RowError("", f"not JSON: {error.msg} (column {error.colno})") from None
+    except ValueError as error:
+        raise RowError("", f"not JSON that can be read: {error}"[:120]) from None
     except RecursionError:
         raise RowError("", "JSON nested too deeply") from None
     if not isinstance(value, dict):
@@ -64,7 +65,7 @@ def parse_pair(row: Mapping[str, Any], source: str = "") -> PreferencePair:
         raise RowError("rejected", "the same text as chosen")
     probability = row.get("preference_probability", 1.0)
     number = isinstance(probability, int | float) and not isinstance(probability, bool)
-    if not number or not math.isfinite(probability) or not 0 <= probability <= 1:
+    if not number or not 0 <= probability <= 1:  # also false for NaN
         raise RowError("preference_probability", f"expected a number from 0 to 1, found {probability!r:.40}")
     return PreferencePair(prompt, chosen, rejected, probability=float(probability), source=source)
 
@@ -86,7 +87,8 @@ def _response(row: Mapping[str, Any], field: str) -> Messages:
 def _messages(row: Mapping[str, Any], field: str, role: str) -> Messages:
     value = row.get(field)
     if value is None:
-        raise RowError(field, f"missing; the row has {', '.join(map(str, row)) or 'no fields'}"[:200])
+        names = ", ".join(row).encode("utf-8", "backslashreplace").decode()  # keys may hold half a surrogate pair
+        raise RowError(field, f"missing; the row has {names or 'no fields'}"[:200])
     if isinstance(value, str):
         return (_message({"role": role, "content": value}, field),)
     if not isinstance(value, list):

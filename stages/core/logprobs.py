@@ -40,8 +40,8 @@ class ResponseLogprobs(torch.nn.Module):
         """
         counts = mask[:, 1:]
         hidden = _decoder(self.model)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        logits = self.model.get_output_embeddings()(hidden[counts])
-        token = -F.cross_entropy(logits.float(), ids[:, 1:][counts], reduction="none")
+        logits = _scaled(self.model.get_output_embeddings()(hidden[counts]).float(), self.model.config)
+        token = -F.cross_entropy(logits, ids[:, 1:][counts], reduction="none")
         rows = counts.nonzero()[:, 0]
         return torch.zeros(len(ids), dtype=torch.float32, device=ids.device).index_add(0, rows, token)
 
@@ -50,6 +50,31 @@ def _decoder(model: Any) -> Any:
     """The model without its head; adapters sit inside it, whatever wraps the model."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_decoder()
+
+
+def _scaled(logits: Tensor, config: Any) -> Tensor:
+    """What some architectures do to their logits after the head."""
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scaling
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+@torch.no_grad()
+def agrees(model: Any) -> bool:
+    """Whether :class:`ResponseLogprobs` gives what the model's own forward pass gives, on a few tokens.
+
+    An architecture that treats its logits in a way of its own is found out here and not by a wrong loss.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(8, device=device)[None] % model.config.vocab_size
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    logprobs = torch.log_softmax(model(input_ids=ids).logits.float(), -1)
+    expected = logprobs[0, :-1].gather(1, ids[0, 1:, None]).sum()
+    return bool(torch.isclose(ResponseLogprobs(model)(ids, mask)[0], expected, rtol=1e-3, atol=1e-2))
 
 
 def sequence_logprobs(model: torch.nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:

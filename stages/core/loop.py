@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +69,7 @@ def train_steps(
     trainable = [p for p in model.parameters() if p.requires_grad]
     for step in range(first_step, steps):
         started = time.perf_counter()
+        torch.manual_seed(_step_seed(config.seed, step, worker.rank))
         factor = learning_rate_factor(step, steps, config.warmup, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
@@ -87,6 +89,12 @@ def train_steps(
             "tokens_per_second": means["tokens"] / seconds,
             "seconds": seconds,
         }
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Randomness (an adapter's dropout) depends on the step and the worker alone, so that nothing of it needs to be
+    saved and workers draw different masks."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def accumulate_gradients(

@@ -15,7 +15,7 @@ from typing import Any
 from stages.core.formats import RowError
 from stages.core.records import Message, Messages, PreferencePair
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,23 @@ class ChatEncoder:
     tokenizer: Any
 
     @cached_property
-    def _control(self) -> re.Pattern[str]:
-        """Every string that the tokenizer would read as a token of its own, the longest first."""
-        texts = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
-        texts |= set(self.tokenizer.all_special_tokens)
-        return re.compile("|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))) or r"(?!)")
+    def _special_ids(self) -> frozenset[int]:
+        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(added) | frozenset(self.tokenizer.all_special_ids)
 
     @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
+    def _control(self) -> list[str]:
+        """Strings that the tokenizer would read as control tokens: the special ones, and added ones that look like
+        markup (``<tool_call>``). Added words and blank lines are ordinary text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = {str(token) for token in added if token.special or re.search(r"[<\[|]", str(token))}
+        return sorted(filter(str.strip, texts | set(self.tokenizer.all_special_tokens)))
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        """Matches the first character of every control string, also of those that overlap."""
+        choices = "|".join(map(re.escape, self._control)) or r"(?!)"
+        return re.compile(rf"(?s)(?=(?:{choices}))(.)")
 
     def prompt(self, messages: Messages) -> list[int]:
         """Token ids of a conversation up to where the assistant's answer begins."""
@@ -85,7 +93,7 @@ class ChatEncoder:
         The end of the turn is the last token of its own that the template writes, such as ``<|im_end|>``; a
         template that writes none is taken to end with the tokenizer's end-of-sequence token.
         """
-        last = max((i for i, token in enumerate(ids) if token in self._control_ids), default=None)
+        last = max((i for i, token in enumerate(ids) if token in self._special_ids), default=None)
         text, end = (ids, self.tokenizer.eos_token_id) if last is None else (ids[:last], ids[last])
         if not text:
             raise RowError(field, "no tokens after tokenising")
@@ -105,14 +113,19 @@ class ChatEncoder:
         return ids
 
     def _break_control(self, message: Message, mark: str) -> Message:
-        content = message["content"]
-        broken = self._control.sub(lambda match: match[0][:1] + mark + match[0][1:], content)
+        for token in self._control:
+            if len(token) == 1 and token in message["content"]:
+                raise RowError("content", f"contains {token!r}, which this tokenizer can only read as a control token")
+        broken = self._control_pattern.sub(lambda match: match[1] + mark, message["content"])
         return {"role": message["role"], "content": broken}
 
 
 def _unused_character(messages: Messages) -> str:
     used = {character for message in messages for character in message["content"]}
-    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    for code in _PRIVATE_USE:
+        if chr(code) not in used:
+            return chr(code)
+    raise RowError("content", "uses every private-use character there is")
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

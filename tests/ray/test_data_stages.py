@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -137,3 +141,29 @@ def test_a_prompt_without_room_for_an_answer_is_named(execute: Execute, policy: 
     config = RolloutConfig(max_tokens=32, max_length=128, engine="transformers")
     with pytest.raises(Exception, match=r"prompts\.jsonl:2 has \d+ tokens"):
         execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
+
+
+def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(120))
+    prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    config = RolloutConfig(samples=4, max_tokens=100, max_length=256, engine="transformers")
+    killed: list[int] = []
+
+    def kill_first_generator() -> None:
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "MapBatches(Generator)" in " ".join(process.cmdline()):
+                        time.sleep(1)  # let it take up some work
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill_first_generator, daemon=True)
+    killer.start()
+    made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
+    assert killed
+    ids = [row["prompt_id"] for row in read_rows(prompts.path / RECORDS)]
+    rows = read_rows(made.path / RECORDS)
+    assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(4)]

@@ -40,9 +40,7 @@ def test_sigmoid_values_worked_out_by_hand() -> None:
     chosen, rejected, ref_chosen, ref_rejected, probability = tensors(
         [-10, -6, -10], [-9, -3, -9], [-12, -4, -12], [-7, -5, -7], [1, 1, 0.75]
     )
-    losses, chosen_reward, rejected_reward = sigmoid(
-        chosen, rejected, ref_chosen, ref_rejected, probability, beta=0.5
-    )
+    losses, chosen_reward, rejected_reward = sigmoid(chosen, rejected, ref_chosen, ref_rejected, probability, beta=0.5)
     assert losses.tolist() == pytest.approx([0.126928, 2.126928, 0.626928], abs=1e-6)
     assert chosen_reward.tolist() == [1, -1, 1]
     assert rejected_reward.tolist() == [-1, 1, -1]

@@ -1,0 +1,97 @@
+"""The small parts that every stage is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stages.base import Artifact, Config, Resources, TrainResources, grouped, resolve
+from stages.catalog import LoraConfig, RolloutConfig, TrainConfig
+
+
+class Inner(Config):
+    size: int = 1
+    names: tuple[str, ...] = ()
+
+
+class Outer(Config):
+    kind: str
+    inner: Inner = Inner()
+    other: Inner | None = None
+
+
+def test_the_identity_holds_what_differs_from_the_defaults() -> None:
+    assert Outer(kind="a").identity() == {"kind": "a"}
+    assert Outer(kind="a", inner=Inner(size=2)).identity() == {"kind": "a", "inner": {"size": 2}}
+    assert Outer(kind="a", inner=Inner(size=1)).identity() == {"kind": "a"}
+    assert Outer(kind="a", other=Inner()).identity() == {"kind": "a", "other": {}}
+    assert Outer(kind="a", inner=Inner(names=("x",))).identity() == {"kind": "a", "inner": {"names": ["x"]}}
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = TrainConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.beta = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (TrainConfig, {"beta": -1}),
+        (TrainConfig, {"beta": float("nan")}),
+        (TrainConfig, {"learning_rate": float("inf")}),
+        (TrainConfig, {"betta": 1}),
+        (TrainConfig, {"warmup": 1.01}),
+        (LoraConfig, {"rank": 0}),
+        (LoraConfig, {"dropout": -0.1}),
+        (RolloutConfig, {"top_p": 1.1}),
+        (RolloutConfig, {"temperature": -1}),
+        (Resources, {"workers": 0}),
+        (Resources, {"gpus": -1}),
+        (TrainResources, {"micro_batch_tokens": 0}),
+    ],
+)
+def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, float]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(values)
+    assert caught.value.errors()[0]["loc"] == tuple(values)
+
+
+@pytest.mark.parametrize(
+    ("resources", "total", "each"),
+    [
+        (Resources(), 8, 8),
+        (Resources(workers=2), 8, 4),
+        (Resources(workers=3), 8, 2),
+        (Resources(workers=4), 2, 1),
+        (Resources(workers=4, cpus=3), 2, 3),
+    ],
+)
+def test_cores_are_shared_out_among_the_workers(resources: Resources, total: int, each: int) -> None:
+    assert resources.cpus_per_worker(total) == each
+
+
+def test_resolve_imports_what_is_named() -> None:
+    assert resolve("pathlib:Path") is Path
+
+
+@pytest.mark.parametrize("reference", ["pathlib", "pathlib:", ":Path", "", "pathlib:Path.home", "pathlib:a b"])
+def test_resolve_refuses_other_forms(reference: str) -> None:
+    with pytest.raises(ValueError, match="expected \"module:name\""):
+        resolve(reference)
+
+
+@pytest.mark.parametrize(("reference", "part"), [("no_such_module:x", "no_such_module"), ("pathlib:Nope", "'Nope'")])
+def test_resolve_says_what_is_not_there(reference: str, part: str) -> None:
+    with pytest.raises(ImportError, match=part):
+        resolve(reference)
+
+
+def test_grouped_inputs_come_in_the_order_of_their_numbers() -> None:
+    numbers = [10, 2, 0, 1]
+    inputs = {f"files.{n}": Artifact(Path(str(n)), str(n)) for n in numbers} | {"policy": Artifact(Path("p"), "p")}
+    assert [artifact.fingerprint for artifact in grouped(inputs, "files")] == ["0", "1", "2", "10"]
+    assert [artifact.fingerprint for artifact in grouped(inputs, "policy")] == ["p"]
+    assert grouped(inputs, "replay") == []

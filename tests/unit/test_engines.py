@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from stages import engines
+from stages.catalog import RolloutConfig
+from stages.engines import Sample, TransformersEngine, Weights
+from stages.layout import ADAPTER, MODEL
+from tests import memory, tiny
+
+EOS = 2
+PROMPTS = [memory.random_pairs(1, seed=s)[0].prompt_ids for s in range(3)]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    tiny.save(folder / MODEL)
+    return folder
+
+
+def engine(policy: Path, **config: Any) -> TransformersEngine:
+    settings = RolloutConfig(**{"engine": "transformers", "max_tokens": 8, **config})
+    return TransformersEngine(settings, Weights(policy), cpus=1)
+
+
+def test_on_a_gpu_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
+    (tmp_path / "policy" / ADAPTER).mkdir(parents=True)
+    weights = engines.weights_for(tmp_path / "policy", "a1b2" * 16, tmp_path / "base", gpu=True)
+    assert weights.model == tmp_path / "base"
+    assert weights.adapter == tmp_path / "policy" / ADAPTER
+
+
+def test_an_adapters_name_changes_with_its_content(tmp_path: Path) -> None:
+    (tmp_path / ADAPTER).mkdir()
+    names = [
+        engines.weights_for(tmp_path, fingerprint, tmp_path / "base", gpu=True).adapter_name
+        for fingerprint in ("a" * 64, "b" * 64, "a" * 64)
+    ]
+    assert names[0] == names[2]
+    assert names[0] != names[1]
+    assert names[0]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "gpu"),
+    [
+        pytest.param(True, True, False, id="on CPU"),
+        pytest.param(False, True, True, id="a full model"),
+        pytest.param(True, False, True, id="the base is not known"),
+    ],
+)
+def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base: bool, gpu: bool) -> None:
+    if adapter:
+        (tmp_path / ADAPTER).mkdir()
+    assert engines.weights_for(tmp_path, "a" * 64, tmp_path / "base" if base else None, gpu) == Weights(tmp_path)
+
+
+@pytest.mark.parametrize(("installed", "expected"), [(True, "vllm"), (False, "transformers")])
+def test_auto_takes_vllm_where_it_is_installed(installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert engines.choose("auto") == expected
+    assert engines.choose("vllm") == "vllm"
+    assert engines.choose("transformers") == "transformers"
+
+
+def test_the_environment_keeps_engines_offline_and_within_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    cpu = engines.environment(RolloutConfig(engine="vllm"), gpu=False)
+    gpu = engines.environment(RolloutConfig(engine="vllm"), gpu=True)
+    plain = engines.environment(RolloutConfig(engine="transformers"), gpu=False)
+    assert all(env["HF_HUB_OFFLINE"] == "1" for env in (cpu, gpu, plain))
+    assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert int(cpu["VLLM_CPU_KVCACHE_SPACE"]) > 0
+    assert "VLLM_CPU_KVCACHE_SPACE" not in gpu
+    assert not any(name.startswith("VLLM") for name in plain)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    assert engines.environment(RolloutConfig(engine="vllm"), gpu=False)["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+def test_a_spec_that_says_transformers_gets_it(policy: Path) -> None:
+    assert isinstance(engines.make(RolloutConfig(engine="transformers"), Weights(policy), 1), TransformersEngine)
+
+
+def test_every_prompt_gets_its_samples(policy: Path) -> None:
+    answers = engine(policy, samples=3).generate(PROMPTS)
+    assert [len(samples) for samples in answers] == [3, 3, 3]
+    assert all(0 < len(sample.token_ids) <= 8 for samples in answers for sample in samples)
+    texts = {tuple(sample.token_ids) for sample in answers[0]}
+    assert len(texts) > 1
+
+
+def test_sampling_repeats_with_its_seed(policy: Path) -> None:
+    first, again, other = (engine(policy, seed=seed).generate(PROMPTS) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_greedy_answers_are_the_likeliest_tokens(policy: Path) -> None:
+    """Token by token: the one with the highest logit, until the end of the turn."""
+    answers = engine(policy, samples=2, temperature=0).generate(PROMPTS)
+    model = tiny.model().eval()
+    for prompt, samples in zip(PROMPTS, answers, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 8 and (len(ids) == len(prompt) or ids[-1] != EOS):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert [sample.token_ids for sample in samples] == [ids[len(prompt) :]] * 2
+
+
+def test_padding_does_not_change_greedy_answers(policy: Path) -> None:
+    subject = engine(policy, samples=1, temperature=0)
+    assert len({len(prompt) for prompt in PROMPTS}) > 1
+    assert subject.generate(PROMPTS) == [subject.generate([prompt])[0] for prompt in PROMPTS]
+
+
+def test_finish_reasons_and_the_end_of_turn(policy: Path) -> None:
+    """A hot, random model ends some turns within 200 tokens of 259, and not others."""
+    samples = [s for answer in engine(policy, samples=16, temperature=5.0, max_tokens=200).generate(PROMPTS[:1])
+               for s in answer]  # fmt: skip
+    assert {sample.finish_reason for sample in samples} == {"stop", "length"}
+    for sample in samples:
+        if sample.finish_reason == "stop":
+            assert sample.token_ids.index(EOS) == len(sample.token_ids) - 1
+        else:
+            assert EOS not in sample.token_ids
+            assert len(sample.token_ids) == 200
+
+
+def test_an_end_of_turn_as_the_last_allowed_token_is_a_stop(policy: Path) -> None:
+    subject = engine(policy, samples=1, temperature=0)
+    subject.ends = [subject.generate(PROMPTS[:1])[0][0].token_ids[0]]
+    assert subject.generate(PROMPTS[:1]) == [[Sample(subject.ends, "stop")]]
+
+
+def test_an_adapter_is_served_on_its_base(policy: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(tiny.model(), settings)
+    adapted.save_pretrained(tmp_path / ADAPTER)
+    adapted.merge_and_unload().save_pretrained(tmp_path / MODEL)
+    tiny.tokenizer().save_pretrained(tmp_path / MODEL)
+    config = RolloutConfig(engine="transformers", samples=1, temperature=0, max_tokens=12)
+    served = TransformersEngine(config, Weights(policy, tmp_path / ADAPTER, "a"), 1).generate(PROMPTS)
+    assert served == TransformersEngine(config, Weights(tmp_path), 1).generate(PROMPTS)
+    assert served != TransformersEngine(config, Weights(policy), 1).generate(PROMPTS)
+
+
+class _Params:
+    """Sampling parameters that refuse what vLLM's refuse."""
+
+    def __init__(self, n: int, temperature: float, **options: Any) -> None:
+        if temperature == 0 and n > 1:
+            raise ValueError(f"n must be 1 when using greedy sampling, got {n}.")
+        self.n = n
+
+
+class _LLM:
+    """Answers every prompt with its own tokens."""
+
+    def __init__(self, **options: Any) -> None:
+        assert Path(options["model"]).is_absolute()
+
+    def generate(self, inputs: list[dict[str, Any]], params: _Params, **options: Any) -> list[Any]:
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(token_ids=i["prompt_token_ids"], finish_reason="stop")] * params.n)
+            for i in inputs
+        ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_vllm_gives_every_prompt_its_samples(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=_LLM, SamplingParams=_Params))
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
+    config = RolloutConfig(engine="vllm", samples=2, temperature=temperature)
+    answers = engines.make(config, Weights(Path("policy")), 1).generate(PROMPTS)
+    assert answers == [[Sample(prompt, "stop")] * 2 for prompt in PROMPTS]

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import evaluate
+from stages.base import Artifact, Resources, StageContext
+from stages.catalog import EvaluateConfig
+from stages.core.records import JUDGEMENTS
+from stages.layout import RECORDS
+from stages.tables import write_rows
+
+
+def judged(folder: Path, scores: dict[str, list[float]]) -> Artifact:
+    """What the judge stage leaves behind for some answers."""
+    folder.mkdir()
+    rows = [
+        {"prompt_id": prompt, "sample": n, "score": s, "reason": ""}
+        for prompt, values in scores.items()
+        for n, s in enumerate(values)
+    ]
+    write_rows(folder / RECORDS, rows, JUDGEMENTS)
+    every = [s for values in scores.values() for s in values]
+    return Artifact(folder, folder.name, {"mean_score": sum(every) / len(every)})
+
+
+def run(
+    folder: Path, policy: dict[str, list[float]], baseline: dict[str, list[float]], **config: Any
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The stage's summary and the artifact it writes."""
+    output = folder / "output"
+    output.mkdir()
+    inputs = {"policy": judged(folder / "policy", policy), "baseline": judged(folder / "baseline", baseline)}
+    context = StageContext("f", output, folder, Resources(), lambda done, total, note: None)
+    summary = evaluate.run(EvaluateConfig(resamples=200, **config), inputs, context)
+    return summary, json.loads((output / "win_rates.json").read_text())
+
+
+def test_win_rates_by_prompt_and_their_mean(tmp_path: Path) -> None:
+    """Prompt b: 0.5 loses to 1 and ties with 0.5, 2 wins twice: 2.5 / 4. Prompt a: both win: 1. Mean 0.8125."""
+    summary, rates = run(tmp_path, {"b": [0.5, 2.0], "a": [1.0, 1.0]}, {"a": [0.0, 0.5], "b": [1.0, 0.5]})
+    assert rates == {"a": 1.0, "b": 0.625}
+    assert summary["win_rate"]["mean"] == 0.8125
+    assert summary["win_rate"]["prompts"] == 2
+    assert 0.625 <= summary["win_rate"]["low"] < summary["win_rate"]["high"] <= 1.0
+    assert summary["judge_score"] == 1.125
+    assert summary["baseline_score"] == 0.5
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_policy_against_itself_wins_half(tmp_path: Path) -> None:
+    scores = {"a": [0.1, 0.9, 0.4], "b": [0.2, 0.2, 0.2]}
+    summary, _ = run(tmp_path, scores, scores)
+    assert summary["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "prompts": 2}
+
+
+def test_other_prompts_on_the_other_side_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same prompts"):
+        run(tmp_path, {"a": [1.0]}, {"b": [1.0]})
+
+
+def test_confidence_widens_the_interval(tmp_path: Path) -> None:
+    policy = {f"{i}": [float(i % 3)] for i in range(20)}
+    baseline = {f"{i}": [1.0] for i in range(20)}
+    widths = []
+    for confidence in (0.5, 0.99):
+        folder = tmp_path / f"{confidence}"
+        folder.mkdir()
+        rate = run(folder, policy, baseline, confidence=confidence)[0]["win_rate"]
+        widths.append(rate["high"] - rate["low"])
+    assert 0 < widths[0] < widths[1]

@@ -1,0 +1,158 @@
+"""A run from start to record, with small stages and no cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clusters import local
+from pipelines.artifacts import ArtifactStore
+from pipelines.execute import execute
+from pipelines.load import Loaded
+from pipelines.plan import Step
+from pipelines.rounds import Plan, Round
+from tests.unit import workspace
+from tests.unit.steps import FAIL, CountConfig, counted
+
+CHATTER = """
+import os, sys
+from clusters import local
+from pipelines import load
+from pipelines.artifacts import ArtifactStore
+from pipelines.execute import execute
+from tests.unit.test_execute import broken
+
+def start(cluster):
+    print("chatter of Python", file=sys.stderr)
+    os.write(1, b"chatter of C\\n")
+    os.system("echo chatter of a child")
+
+local.start, local.stop = start, lambda: None
+sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), as_json=False, verbose=False))
+"""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    monkeypatch.setattr(local, "start", lambda cluster: None)
+    monkeypatch.setattr(local, "stop", lambda: None)
+    return workspace.loaded(workspace.make(tmp_path))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+def sound(add: int = 2) -> Plan:
+    prepare = counted("round-1/prepare", CountConfig(add=1))
+    return Plan((Round(1, prepare, counted("round-1/train", CountConfig(add=add), left=prepare), None, None),))
+
+
+def broken() -> Plan:
+    prepare = counted("round-1/prepare", CountConfig(add=1))
+    return Plan((Round(1, prepare, Step("round-1/train", FAIL, CountConfig(), {"left": prepare}), None, None),))
+
+
+def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 0
+    out = capfd.readouterr().out
+    said = json.loads(out)
+    assert out.count("\n") == 1
+    assert said["status"] == "done"
+    assert [(step["key"], step["cached"]) for step in said["steps"]] == [
+        ("round-1/prepare", False), ("round-1/train", False),
+    ]  # fmt: skip
+    assert said["policy"] == str(store.open(sound().policy.fingerprint).path / "model")
+    assert store.runs() == [said["run"]]
+    assert store.read_run(said["run"]) == said
+
+
+def test_the_second_time_all_is_found(
+    loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(loaded, sound(), store, as_json=True, verbose=False)
+    capfd.readouterr()
+
+    def start(cluster: object) -> None:
+        raise AssertionError("a cluster was started for nothing")
+
+    monkeypatch.setattr(local, "start", start)
+    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 0
+    assert all(step["cached"] for step in json.loads(capfd.readouterr().out)["steps"])
+
+
+def test_a_run_whose_stage_fails(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute(loaded, broken(), store, as_json=True, verbose=False) == 1
+    captured = capfd.readouterr()
+    said = json.loads(captured.out)
+    assert (said["status"], said["error"], said["policy"]) == ("failed", "round-1/train: it always fails", None)
+    assert [step["key"] for step in said["steps"]] == ["round-1/prepare"]
+    assert "it always fails" in captured.err
+    assert said["log"] in captured.err
+
+
+def test_an_interrupted_run_says_so(loaded: Loaded, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(cluster: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "start", start)
+    assert execute(loaded, sound(), store, as_json=False, verbose=False) == 130
+    (name,) = store.runs()
+    found = store.read_run(name)
+    assert found is not None
+    assert found["status"] == "interrupted"
+
+
+def test_a_damaged_result_is_an_error_and_no_crash(
+    loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    execute(loaded, sound(), store, as_json=True, verbose=False)
+    capfd.readouterr()
+    (store.open(sound().policy.fingerprint).path / "number").unlink()
+    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 1
+    said = json.loads(capfd.readouterr().out)
+    assert said["status"] == "failed"
+    assert "is damaged" in said["error"]
+
+
+def test_a_cluster_that_cannot_be_started_is_an_error_and_no_crash(
+    loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(cluster: object) -> None:
+        raise OSError("no room in shared memory")
+
+    monkeypatch.setattr(local, "start", start)
+    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 1
+    said = json.loads(capfd.readouterr().out)
+    assert said["status"] == "failed"
+    assert "no room in shared memory" in said["error"]
+
+
+@pytest.mark.parametrize("name", ["a [red] b", "old[/old]"])
+def test_square_brackets_in_a_path_are_shown_as_they_are(
+    loaded: Loaded, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    store = ArtifactStore(str(tmp_path / name))
+    assert execute(loaded, sound(), store, as_json=False, verbose=False) == 0
+    assert f"{name}/artifacts" in capfd.readouterr().out
+
+
+def test_the_terminal_shows_steps_and_the_log_keeps_the_chatter(loaded: Loaded, tmp_path: Path) -> None:
+    """In a process of its own: what Python, C and children print is diverted by file descriptor."""
+    program = [sys.executable, "-c", CHATTER, str(loaded.path), str(tmp_path / "store")]
+    done = subprocess.run(program, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    assert sum("round-1/prepare" in line for line in done.stdout.splitlines()) == 1
+    assert "failed at round-1/train: it always fails" in done.stdout
+    assert "chatter" not in done.stdout
+    assert "Traceback" not in done.stdout
+    (log,) = (tmp_path / "store" / "logs").iterdir()
+    assert str(log) in done.stdout
+    for part in ("chatter of Python", "chatter of C", "chatter of a child", "Traceback"):
+        assert part in log.read_text()

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from stages import judge as judge_stage
+from stages import judges
+from stages.base import Artifact, Resources, StageContext, StageError
+from stages.catalog import JudgeConfig, JudgeStageConfig
+from stages.core.records import ROLLOUTS, Judgement, Rollout
+from stages.judge import in_order
+from stages.layout import RECORDS
+from stages.tables import read_rows, write_rows
+
+
+def make(**config: Any) -> judges.Judge:
+    return judges.make(TypeAdapter(JudgeConfig).validate_python(config))
+
+
+def rollout(text: str, sample: int = 0, prompt: str = "p") -> Rollout:
+    return Rollout(prompt, sample, [{"role": "user", "content": "q"}], text, len(text), "stop")
+
+
+def score(judge: judges.Judge, text: str) -> Judgement:
+    return judge([rollout(text, 3, "x")])[0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "expected", "reason"),
+    [
+        ({"min_words": 3}, "one two three", 1.0, ""),
+        ({"min_words": 3}, "one two", 0.0, "min_words"),
+        ({"max_words": 3}, "one two three", 1.0, ""),
+        ({"max_words": 3}, "one two three four", 0.0, "max_words"),
+        ({"must_contain": ["Blue", "RED"]}, "a blue sky", 0.5, "must_contain 'RED'"),
+        ({"must_not_contain": ["sorry"]}, "I am Sorry.", 0.0, "must_not_contain 'sorry'"),
+        ({"must_not_contain": ["sorry"]}, "Here you are.", 1.0, ""),
+        ({"pattern": r"\d+%"}, "about 40% of it", 1.0, ""),
+        ({"pattern": r"^\d+%"}, "about 40% of it", 0.0, "pattern"),
+        ({"pattern": r"blue"}, "Blue", 0.0, "pattern"),
+        ({}, "anything", 1.0, ""),
+        ({"min_words": 1, "must_contain": ["x"]}, "", 0.0, "min_words, must_contain 'x'"),
+    ],
+)
+def test_rules_score_the_share_that_is_kept(rules: dict[str, Any], text: str, expected: float, reason: str) -> None:
+    assert score(make(use="rules", **rules), text) == Judgement("x", 3, expected, reason)
+
+
+def test_five_rules_by_hand() -> None:
+    """Kept: max_words, must_contain "sky". Broken: min_words, must_not_contain "no", pattern. 2 of 5."""
+    judge = make(use="rules", min_words=5, max_words=9, must_contain=["sky"], must_not_contain=["no"], pattern="[0-9]")
+    judgement = score(judge, "No sky here")
+    assert judgement.score == pytest.approx(0.4)
+    assert judgement.reason == "min_words, must_not_contain 'no', pattern"
+
+
+def test_sentiment_orders_positive_neutral_negative() -> None:
+    texts = ["What a wonderful, happy day!", "The table has four legs.", "This is a terrible, awful mess."]
+    judgements = make(use="sentiment")([rollout(text, sample) for sample, text in enumerate(texts)])
+    assert [j.sample for j in judgements] == [0, 1, 2]
+    good, neutral, bad = (j.score for j in judgements)
+    assert 0.3 < good <= 1
+    assert neutral == 0
+    assert -1 <= bad < -0.3
+    assert score(make(use="sentiment"), "").score == 0
+
+
+@pytest.fixture
+def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A user's module with a judge that scores by length."""
+    (tmp_path / "a_users_judge.py").write_text(
+        "from stages.core.records import Judgement\n"
+        "class Length:\n"
+        "    def __init__(self, factor=1.0):\n"
+        "        self.factor = factor\n"
+        "    def __call__(self, rollouts):\n"
+        "        return [Judgement(r.prompt_id, r.sample, self.factor * len(r.text)) for r in reversed(rollouts)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_users_judge", raising=False)
+    return "a_users_judge:Length"
+
+
+def test_a_users_own_judge_gets_its_options(own_judge: str) -> None:
+    assert score(make(use=own_judge, options={"factor": -0.5}), "four").score == -2
+    assert score(make(use=own_judge), "four").score == 4
+
+
+def test_a_judge_that_does_not_exist_is_an_import_error(own_judge: str) -> None:
+    with pytest.raises(ImportError, match="has no 'Width'"):
+        make(use=own_judge.replace("Length", "Width"))
+    with pytest.raises(ImportError):
+        make(use="no_such_module_anywhere:Judge")
+
+
+@pytest.mark.parametrize("use", ["sentimental", "", 3, None])
+def test_an_unknown_judge_names_the_valid_ones(use: Any) -> None:
+    with pytest.raises(ValidationError, match=r"unknown judge; valid: use: sentiment, use: rules, .*module:Class"):
+        make(use=use)
+
+
+def test_a_pattern_has_to_be_a_regular_expression() -> None:
+    with pytest.raises(ValidationError, match="not a regular expression"):
+        make(use="rules", pattern="(")
+
+
+THREE_ROLLOUTS = [rollout("a", 0), rollout("b", 1), rollout("c", 0, "q")]
+
+
+def test_judgements_come_in_the_rollouts_order() -> None:
+    judgements = [Judgement("q", 0, 3.0), Judgement("p", 1, 2.0), Judgement("p", 0, 1.0)]
+    assert [j.score for j in in_order(THREE_ROLLOUTS, judgements)] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param([("p", 0), ("p", 1)], id="one is missing"),
+        pytest.param([("p", 0), ("p", 1), ("q", 0), ("q", 1)], id="one too many"),
+        pytest.param([("p", 0), ("p", 1), ("p", 1)], id="one twice"),
+        pytest.param([("p", 0), ("p", 1), ("q", 0), ("q", 0)], id="all and one twice"),
+        pytest.param([("p", 0), ("p", 1), ("r", 0)], id="another prompt"),
+        pytest.param([], id="nothing"),
+    ],
+)
+def test_a_judge_owes_one_judgement_a_rollout(keys: Sequence[tuple[str, int]]) -> None:
+    with pytest.raises(StageError, match=f"{len(keys)} judgements for 3 rollouts"):
+        in_order(THREE_ROLLOUTS, [Judgement(prompt, sample, 1.0) for prompt, sample in keys])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None, "high"])
+def test_a_score_has_to_be_a_finite_number(bad: Any) -> None:
+    with pytest.raises(StageError, match="score for prompt p"):
+        in_order([rollout("a")], [Judgement("p", 0, bad)])
+
+
+def run_stage(folder: Path, rollouts: list[Rollout], **judge: Any) -> dict[str, Any]:
+    (folder / "rollouts").mkdir()
+    (folder / "output").mkdir()
+    write_rows(
+        folder / "rollouts" / RECORDS, [{**asdict(r), "policy": "x", "sampling": "{}"} for r in rollouts], ROLLOUTS
+    )
+    context = StageContext("f", folder / "output", folder, Resources(), lambda done, total, note: None)
+    config = JudgeStageConfig.model_validate({"judge": judge})
+    return judge_stage.run(config, {"rollouts": Artifact(folder / "rollouts", "r")}, context)
+
+
+def test_the_stage_writes_judgements_in_order_and_their_mean(tmp_path: Path, own_judge: str) -> None:
+    """40 prompts with two samples each of 1 to 80 characters: the mean is 40.5."""
+    rollouts = [rollout("x" * (2 * p + n + 1), n, f"{p}") for p in range(40) for n in range(2)]
+    assert run_stage(tmp_path, rollouts, use=own_judge) == {"judgements": 80, "mean_score": 40.5}
+    rows = read_rows(tmp_path / "output" / RECORDS)
+    assert [(r["prompt_id"], r["sample"], r["score"]) for r in rows] == [
+        (r.prompt_id, r.sample, float(len(r.text))) for r in rollouts
+    ]

@@ -1,0 +1,46 @@
+"""This machine as a cluster: what it has, and what a spec may not ask of it."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from clusters.local import LocalCluster, load, unplaceable
+from pipelines.spec import ModelSource, PipelineSpec, ResourcesSpec
+from stages.base import Resources, TrainResources
+
+FOUR = LocalCluster(kind="local", cpus=4)
+
+
+def faults(**resources: Resources) -> dict[tuple[str | int, ...], str]:
+    spec = PipelineSpec(name="tiny", policy=ModelSource(model="m"), resources=ResourcesSpec.model_validate(resources))
+    return {fault.path: fault.message for fault in unplaceable(spec, FOUR)}
+
+
+def test_the_settings_that_come_with_it_are_valid() -> None:
+    assert load().kind == "local"
+    assert load().total_cpus >= 1
+
+
+def test_the_number_of_cores_can_be_given() -> None:
+    assert FOUR.total_cpus == 4
+    with pytest.raises(ValidationError, match="cpus"):
+        LocalCluster(kind="local", cpus=0)
+
+
+def test_what_fits_is_no_fault() -> None:
+    assert faults() == {}
+    assert faults(train=TrainResources(workers=4), rollout=Resources(workers=2, cpus=2), reference=Resources()) == {}
+
+
+def test_more_cores_than_there_are_is_a_fault_at_its_key() -> None:
+    found = faults(train=TrainResources(workers=3, cpus=2), rollout=Resources(cpus=5), reference=Resources(workers=5))
+    assert set(found) == {("resources", "train"), ("resources", "rollout"), ("resources", "reference")}
+    assert "3 workers with 2 CPUs each need 6" in found["resources", "train"]
+    assert all("this machine has 4" in message for message in found.values())
+
+
+def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
+    found = faults(train=TrainResources(workers=2, gpus=500))
+    assert set(found) == {("resources", "train")}
+    assert "2 workers with 500 GPUs each" in found["resources", "train"]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.core.metrics import SUMS, Interval, bootstrap, step_means, win_rates
+
+
+def test_win_rates_with_ties_by_hand() -> None:
+    """Prompt a: 2 > 1 wins, 2 = 2 ties, 0 < 1 and 0 < 2 lose: (1 + 0.5 + 0 + 0) / 4 = 0.375.
+    Prompt b: 1 > 0 wins, 3 times: 1. Prompt c: a tie: 0.5.
+    """
+    policy = {"c": [5.0], "a": [2.0, 0.0], "b": [1.0]}
+    baseline = {"a": [1.0, 2.0], "b": [0.0, 0.0, 0.0], "c": [5.0]}
+    assert win_rates(policy, baseline) == [0.375, 1.0, 0.5]
+
+
+def test_win_rates_of_both_sides_add_up_to_one() -> None:
+    generator = np.random.default_rng(0)
+    a = {f"{i}": generator.integers(0, 3, 4).tolist() for i in range(20)}
+    b = {f"{i}": generator.integers(0, 3, 2).tolist() for i in range(20)}
+    assert np.add(win_rates(a, b), win_rates(b, a)).tolist() == pytest.approx([1.0] * 20)
+
+
+@pytest.mark.parametrize(
+    ("policy", "baseline"), [({}, {}), ({"a": [1.0]}, {"b": [1.0]}), ({"a": [1.0]}, {"a": [1.0], "b": [1.0]})]
+)
+def test_win_rates_need_the_same_prompts(policy: dict[str, list[float]], baseline: dict[str, list[float]]) -> None:
+    with pytest.raises(ValueError, match="same prompts"):
+        win_rates(policy, baseline)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_constant_data_have_an_interval_without_width(count: int) -> None:
+    assert bootstrap([0.75] * count, 100, 0.95, seed=0) == Interval(0.75, 0.75, 0.75)
+
+
+def test_the_bootstrap_repeats_with_its_seed() -> None:
+    data = np.random.default_rng(1).random(30).tolist()
+    first = bootstrap(data, 200, 0.95, seed=3)
+    assert first == bootstrap(data, 200, 0.95, seed=3)
+    assert first != bootstrap(data, 200, 0.95, seed=4)
+    assert first.mean == pytest.approx(np.mean(data))
+    assert first.low < first.mean < first.high
+
+
+def test_more_confidence_means_a_wider_interval() -> None:
+    data = np.random.default_rng(1).random(30).tolist()
+    narrow, wide = (bootstrap(data, 1000, confidence, seed=0) for confidence in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_interval_is_about_as_wide_as_the_normal_one() -> None:
+    """For 400 uniform values the mean's standard error is sqrt(1/12 / 400) = 0.01443; 95% is +- 1.96 of it."""
+    interval = bootstrap(np.random.default_rng(0).random(400).tolist(), 2000, 0.95, seed=0)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.01443, rel=0.1)
+
+
+def test_a_90_percent_interval_holds_the_truth_in_about_90_percent_of_samples() -> None:
+    """200 samples of 40 coin throws: 180 +- 4.2 hits are expected (a discrete mean costs a few)."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for number in range(200):
+        throws = (generator.random(40) < 0.5).astype(float).tolist()
+        interval = bootstrap(throws, 200, 0.9, seed=number)
+        hits += interval.low <= 0.5 <= interval.high
+    assert 165 <= hits <= 194
+
+
+def test_step_means_divide_all_but_the_counts() -> None:
+    sums = [float(10 * (i + 1)) for i in range(len(SUMS))]
+    sums[SUMS.index("pairs")] = 4.0
+    means = step_means(sums)
+    assert set(means) == set(SUMS)
+    assert means["pairs"] == 4.0
+    assert means["tokens"] == sums[SUMS.index("tokens")]
+    assert means["loss"] == 2.5
+    assert means["kl"] == sums[SUMS.index("kl")] / 4

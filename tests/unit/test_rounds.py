@@ -1,0 +1,245 @@
+"""A spec unrolled: which step takes what from which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import rounds
+from pipelines.plan import Source, Step
+from pipelines.rounds import Plan
+from tests.unit import workspace
+from tests.unit.workspace import OFFLINE, SPEC
+
+GATE = "evaluate: {promote_if: {win_rate: 0.5}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return workspace.make(tmp_path)
+
+
+def plan(folder: Path, text: str = SPEC, *overrides: str) -> Plan:
+    return rounds.plan(workspace.loaded(folder, text, *overrides).spec, folder)
+
+
+def by_key(planned: Plan) -> dict[str, Step]:
+    return {step.key: step for step in planned.steps}
+
+
+def step(value: Step | Source) -> Step:
+    assert isinstance(value, Step)
+    return value
+
+
+def key(value: Step | Source) -> str:
+    return value.key
+
+
+def test_one_round_from_prompts_to_a_measured_policy(folder: Path) -> None:
+    planned = plan(folder)
+    assert {s.key for s in planned.steps} == {
+        "base", "prompts", "heldout", "round-1/rollout", "round-1/judge", "round-1/pair", "round-1/prepare",
+        "round-1/reference", "round-1/train", "round-1/evaluate-rollout", "round-1/evaluate-judge",
+        "base/heldout-rollout", "base/heldout-judge", "round-1/evaluate",
+    }  # fmt: skip
+    assert planned.policy.key == "round-1/train"
+    (only,) = planned.rounds
+    assert only.evaluate is not None
+    assert {name: key(value) for name, value in only.evaluate.inputs.items()} == {
+        "policy": "round-1/evaluate-judge",
+        "baseline": "base/heldout-judge",
+    }
+
+
+def test_every_step_comes_after_its_inputs(folder: Path) -> None:
+    seen: set[str] = set()
+    for current in plan(folder, SPEC + GATE + "iterate: {replay: 0.5}\n", "rounds=3").steps:
+        for value in current.inputs.values():
+            assert isinstance(value, Source) or value.fingerprint in seen, current.key
+        seen.add(current.fingerprint)
+
+
+def test_offline_preferences_need_neither_rollout_nor_judge(folder: Path) -> None:
+    planned = plan(folder, OFFLINE)
+    assert [s.key for s in planned.steps] == [
+        "base", "preferences", "round-1/prepare", "round-1/reference", "round-1/train",
+    ]  # fmt: skip
+    assert planned.rounds[0].evaluate is None
+    assert planned.rounds[0].promote is None
+
+
+def test_offline_preferences_can_be_measured_on_held_out_prompts(folder: Path) -> None:
+    text = OFFLINE + "prompts: {heldout: heldout.jsonl}\njudge: {use: sentiment}\n"
+    planned = plan(folder, text)
+    assert planned.rounds[0].evaluate is not None
+    assert "round-1/rollout" not in by_key(planned)
+
+
+def test_given_preferences_join_the_first_rounds_own_pairs_only(folder: Path) -> None:
+    planned = plan(folder, SPEC + "preferences: [pairs.jsonl]\n", "rounds=2")
+    first, second = (r.prepare.inputs for r in planned.rounds)
+    assert {name: key(value) for name, value in first.items()} == {
+        "policy": "base", "pairs.0": "preferences", "pairs.1": "round-1/pair",
+    }  # fmt: skip
+    assert {name: key(value) for name, value in second.items()} == {"policy": "base", "pairs.0": "round-2/pair"}
+
+
+def test_replay_takes_the_pairs_of_all_earlier_rounds(folder: Path) -> None:
+    planned = plan(folder, SPEC + "preferences: [pairs.jsonl]\niterate: {replay: 0.5}\n", "rounds=3")
+    replayed = [
+        {name: key(value) for name, value in r.prepare.inputs.items() if name.startswith("replay")}
+        for r in planned.rounds
+    ]
+    assert replayed == [
+        {},
+        {"replay.0": "preferences", "replay.1": "round-1/pair"},
+        {"replay.0": "preferences", "replay.1": "round-1/pair", "replay.2": "round-2/pair"},
+    ]
+    assert planned.rounds[1].prepare.payload["config"]["replay"] == 0.5
+
+
+def test_a_first_round_has_nothing_to_replay_and_does_not_depend_on_the_share(folder: Path) -> None:
+    shares = [plan(folder, SPEC, f"iterate.replay={share}").policy.fingerprint for share in (0, 0.5)]
+    assert shares[0] == shares[1]
+
+
+@pytest.mark.parametrize(
+    ("initial", "reference", "trains", "compares"),
+    [
+        ("previous", "previous", "round-1/train", "round-1/train"),
+        ("previous", "base", "round-1/train", "base"),
+        ("base", "previous", "base", "round-1/train"),
+        ("base", "base", "base", "base"),
+    ],
+)
+def test_where_a_round_starts_and_what_it_is_held_against(
+    folder: Path, initial: str, reference: str, trains: str, compares: str
+) -> None:
+    planned = plan(folder, SPEC, "rounds=2", f"iterate.initial={initial}", f"iterate.reference={reference}")
+    second = planned.rounds[1].train
+    assert key(second.inputs["policy"]) == trains
+    assert key(step(second.inputs["reference"]).inputs["policy"]) == compares
+    first = planned.rounds[0].train
+    assert key(first.inputs["policy"]) == key(step(first.inputs["reference"]).inputs["policy"]) == "base"
+
+
+def test_the_last_policy_answers_whatever_training_starts_from(folder: Path) -> None:
+    planned = by_key(plan(folder, SPEC, "rounds=2", "iterate.initial=base"))
+    assert key(planned["round-1/rollout"].inputs["policy"]) == "base"
+    assert key(planned["round-2/rollout"].inputs["policy"]) == "round-1/train"
+
+
+def test_the_gate_stands_between_a_round_and_the_next(folder: Path) -> None:
+    planned = plan(folder, SPEC + GATE, "rounds=2")
+    first, second = planned.rounds
+    assert first.promote is not None
+    assert second.promote is not None
+    assert key(second.train.inputs["policy"]) == "round-1/promote"
+    assert {name: key(value) for name, value in second.promote.inputs.items()} == {
+        "candidate": "round-2/train", "champion": "round-1/promote", "evaluation": "round-2/evaluate",
+    }  # fmt: skip
+    assert key(first.promote.inputs["champion"]) == "base"
+    assert planned.policy.key == "round-2/promote"
+
+
+def test_evaluation_against_the_base_answers_with_it_once(folder: Path) -> None:
+    keys = [s.key for s in plan(folder, SPEC, "rounds=3").steps]
+    assert keys.count("base/heldout-rollout") == 1
+    assert sum(name.endswith("/evaluate-rollout") for name in keys) == 3
+    assert sum("heldout-rollout" in name for name in keys) == 1
+
+
+def test_evaluation_against_the_previous_policy_uses_its_answers_again(folder: Path) -> None:
+    planned = plan(folder, SPEC, "rounds=2", "evaluate.against=previous")
+    second = planned.rounds[1].evaluate
+    assert second is not None
+    first = planned.rounds[0].evaluate
+    assert first is not None
+    assert step(second.inputs["baseline"]).fingerprint == step(first.inputs["policy"]).fingerprint
+    assert key(step(first.inputs["baseline"])) == "base/heldout-judge"
+
+
+def test_rounds_answer_with_different_seeds_and_the_held_out_prompts_with_one(folder: Path) -> None:
+    steps = by_key(plan(folder, SPEC, "rounds=2"))
+    seeds = {name: s.config.identity().get("seed", 0) for name, s in steps.items() if s.stage.name == "rollout"}
+    assert seeds["round-1/rollout"] != seeds["round-2/rollout"]
+    assert seeds["round-1/evaluate-rollout"] == seeds["round-2/evaluate-rollout"] == seeds["base/heldout-rollout"]
+    assert seeds["base/heldout-rollout"] not in (seeds["round-1/rollout"], seeds["round-2/rollout"])
+
+
+def test_another_seed_is_another_run_of_what_samples_or_trains(folder: Path) -> None:
+    one, other = by_key(plan(folder)), by_key(plan(folder, SPEC, "seed=1"))
+    same = {name for name in one if one[name].fingerprint == other[name].fingerprint}
+    assert same == {"base", "prompts", "heldout"}
+    trained = plan(folder, OFFLINE, "seed=2", "train.seed=3").policy
+    assert trained.payload["config"] == {"seed": 5}
+
+
+def test_samples_for_training_and_for_evaluation_are_set_apart(folder: Path) -> None:
+    steps = by_key(plan(folder, SPEC, "rollout.samples=6", "evaluate.samples=3"))
+    assert steps["round-1/rollout"].payload["config"]["samples"] == 6
+    assert steps["round-1/evaluate-rollout"].payload["config"]["samples"] == 3
+
+
+def test_an_adapter_is_served_on_what_it_was_trained_on(folder: Path) -> None:
+    steps = by_key(plan(folder, SPEC + "train: {lora: {rank: 4}}\n", "rounds=2"))
+    assert "adapter_base" not in steps["round-1/rollout"].inputs
+    assert "adapter_base" not in steps["base/heldout-rollout"].inputs
+    assert key(steps["round-1/evaluate-rollout"].inputs["adapter_base"]) == "base"
+    assert key(steps["round-2/rollout"].inputs["adapter_base"]) == "base"
+    assert key(steps["round-2/evaluate-rollout"].inputs["adapter_base"]) == "round-1/train"
+
+
+def test_an_adapter_trained_from_the_base_is_served_on_the_base(folder: Path) -> None:
+    steps = by_key(plan(folder, SPEC + "train: {lora: {rank: 4}}\niterate: {initial: base}\n", "rounds=2"))
+    assert key(steps["round-2/evaluate-rollout"].inputs["adapter_base"]) == "base"
+
+
+def test_full_training_and_promoted_policies_have_no_adapter_base(folder: Path) -> None:
+    full = by_key(plan(folder, SPEC, "rounds=2"))
+    assert not any("adapter_base" in s.inputs for s in full.values())
+    gated = by_key(plan(folder, SPEC + GATE + "train: {lora: {rank: 4}}\n", "rounds=2"))
+    assert "adapter_base" not in gated["round-2/rollout"].inputs
+
+
+@pytest.mark.parametrize(
+    "override", ["train.beta=0.5", "train.learning_rate=0.1", "train.batch_size=4", "train.epochs=3", "train.lora={}"]
+)
+def test_what_a_sweep_varies_leaves_data_and_reference_alone(folder: Path, override: str) -> None:
+    one, other = plan(folder).rounds[0], plan(folder, SPEC, override).rounds[0]
+    assert one.prepare.fingerprint == other.prepare.fingerprint
+    assert step(one.train.inputs["reference"]).fingerprint == step(other.train.inputs["reference"]).fingerprint
+    assert one.train.fingerprint != other.train.fingerprint
+
+
+def test_resources_change_no_fingerprint_and_reach_their_steps(folder: Path) -> None:
+    text = "resources: {train: {workers: 2}, rollout: {cpus: 3}, reference: {workers: 4}}\n"
+    one, other = plan(folder), plan(folder, SPEC + text)
+    assert [s.fingerprint for s in one.steps] == [s.fingerprint for s in other.steps]
+    steps = by_key(other)
+    assert steps["round-1/train"].resources.workers == 2
+    assert steps["round-1/rollout"].resources.cpus == 3
+    assert steps["round-1/reference"].resources.workers == 4
+
+
+def test_name_and_number_of_rounds_leave_the_rounds_before_alone(folder: Path) -> None:
+    one, two = plan(folder), plan(folder, SPEC, "rounds=2", "name=other")
+    assert one.policy.fingerprint == two.rounds[0].policy.fingerprint
+
+
+def test_the_same_data_in_another_place_is_the_same_plan(tmp_path: Path) -> None:
+    plans = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        plans.append(plan(workspace.make(tmp_path / name)))
+    assert plans[0].policy.fingerprint == plans[1].policy.fingerprint
+
+
+def test_other_prompts_are_another_plan(folder: Path) -> None:
+    before = by_key(plan(folder))
+    (folder / "train.jsonl").write_text('{"prompt": "Something else."}\n')
+    after = by_key(plan(folder))
+    assert before["round-1/rollout"].fingerprint != after["round-1/rollout"].fingerprint
+    assert before["base"].fingerprint == after["base"].fingerprint

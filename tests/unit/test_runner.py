@@ -1,0 +1,238 @@
+"""Running a plan: skip, run, commit, fail, go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import ArtifactStore
+from pipelines.plan import Source, Step, walk
+from pipelines.runner import StepFailed, explain
+from stages.base import Resources, StageError
+from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, LogConfig, counted, runner
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+def chain(last: int = 3) -> list[Step]:
+    first = counted("first", CountConfig(add=1))
+    second = counted("second", CountConfig(add=2), left=first)
+    return [first, second, counted("third", CountConfig(add=last), left=first, right=second)]
+
+
+def test_steps_get_the_results_of_the_steps_before(store: ArtifactStore) -> None:
+    runs, told = runner(store)
+    results = runs.run(chain())
+    assert [result.cached for result in results] == [False, False, False]
+    assert [store.open(result.step.fingerprint).summary["total"] for result in results] == [1, 3, 7]
+    assert told.told[:3] == [("first", "started: new"), ("first", "1/1 counted"), ("first", "done")]
+
+
+def test_a_users_file_is_an_input_like_any_other(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("40")
+    step = counted("sum", CountConfig(add=2), **{"files.0": Source("given", tmp_path / "given", "content")})
+    runner(store)[0].run([step])
+    assert store.open(step.fingerprint).summary == {"total": 42}
+
+
+def test_the_second_time_nothing_is_run_and_nothing_is_connected(store: ArtifactStore) -> None:
+    first, told = runner(store)
+    done = first.run(chain())
+    assert told.connected == 1
+    again, told = runner(store)
+    results = again.run(chain())
+    assert told.told == [("first", "cached"), ("second", "cached"), ("third", "cached")]
+    assert told.connected == 0
+    assert [result.seconds for result in results] == [result.seconds for result in done]
+
+
+def test_only_what_changed_is_run(store: ArtifactStore) -> None:
+    runner(store)[0].run(chain())
+    runs, told = runner(store)
+    assert [result.cached for result in runs.run(chain(last=5))] == [True, True, False]
+    assert told.connected == 1
+    assert ("third", "started: add 3 -> 5") in told.told
+
+
+def test_the_manifest_says_what_was_run(store: ArtifactStore) -> None:
+    step = counted("first", CountConfig(add=1))
+    runner(store)[0].run([step])
+    manifest = store.manifest(step.fingerprint)
+    assert manifest is not None
+    assert manifest["payload"] == step.payload
+    assert (manifest["key"], manifest["produces"], manifest["summary"]) == ("first", "number", {"total": 1})
+
+
+def test_a_failed_step_keeps_what_was_committed_before(store: ArtifactStore) -> None:
+    first = counted("first", CountConfig(add=1))
+    broken = Step("broken", FAIL, CountConfig(), {"left": first})
+    after = counted("after", left=first)
+    runs, told = runner(store)
+    with pytest.raises(StepFailed, match="broken: it always fails") as caught:
+        runs.run([first, broken, after])
+    assert isinstance(caught.value.__cause__, StageError)
+    assert caught.value.step is broken
+    assert [result.step.key for result in runs.results] == ["first"]
+    assert store.manifest(first.fingerprint) is not None
+    assert store.manifest(broken.fingerprint) is None
+    assert store.manifest(after.fingerprint) is None
+    assert ("after", "done") not in told.told
+
+
+def test_a_failed_step_goes_on_from_its_work(store: ArtifactStore) -> None:
+    step = Step("step", FAIL_ONCE, CountConfig(), {})
+    with pytest.raises(StepFailed):
+        runner(store)[0].run([step])
+    assert (store.work(step.fingerprint) / "left").exists()
+    runner(store)[0].run([step])
+    assert store.open(step.fingerprint).summary == {"found": "so far"}
+    assert not (store.work(step.fingerprint) / "left").exists()
+
+
+def test_what_a_failed_try_wrote_is_no_part_of_the_artifact(store: ArtifactStore) -> None:
+    step = Step("step", FAIL_ONCE, CountConfig(), {})
+    with pytest.raises(StepFailed):
+        runner(store)[0].run([step])
+    runner(store)[0].run([step])
+    attempts = [path for path in (store.local / "artifacts" / step.fingerprint).iterdir() if path.is_dir()]
+    assert attempts == [store.open(step.fingerprint).path]
+
+
+def test_a_damaged_input_fails_the_step_that_needs_it(store: ArtifactStore) -> None:
+    steps = chain()
+    runner(store)[0].run(steps[:1])
+    (store.open(steps[0].fingerprint).path / "number").unlink()
+    with pytest.raises(StepFailed, match=r"second: artifact .* is damaged"):
+        runner(store)[0].run(steps)
+
+
+def test_a_stage_that_cannot_be_imported_fails_its_step(store: ArtifactStore) -> None:
+    nowhere = dataclasses.replace(COUNT, run="tests.unit.steps:nowhere")
+    with pytest.raises(StepFailed, match=r"first: .*nowhere"):
+        runner(store)[0].run([Step("first", nowhere, CountConfig(), {})])
+
+
+def test_an_interrupt_passes_and_frees_the_step(store: ArtifactStore) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    step = counted("first")
+    runs, _ = runner(store)
+    runs.connect = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        runs.run([step])
+    assert store.manifest(step.fingerprint) is None
+    assert not runner(store)[0].run([step])[0].cached
+
+
+def test_concurrent_threads_run_a_step_once(store: ArtifactStore, tmp_path: Path) -> None:
+    step = Step("slow", SLOW, LogConfig(log=str(tmp_path / "log"), seconds=0.2), {})
+    pairs = [runner(ArtifactStore(store.location)) for _ in range(4)]
+    threads = [threading.Thread(target=runs.run, args=([step],)) for runs, _ in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "log").read_text() == "run\n"
+    assert sorted(runs.results[0].cached for runs, _ in pairs) == [False, True, True, True]
+
+
+def test_concurrent_processes_run_a_step_once(store: ArtifactStore, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.unit.steps", store.location, str(tmp_path / "log")]
+    root = Path(__file__).parents[2]
+    programs = [
+        subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for program in programs:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("go\n")
+        program.stdin.flush()
+    assert sorted(program.communicate()[0] for program in programs) == ["cached\n", "done\n"]
+    assert (tmp_path / "log").read_text() == "run\n"
+
+
+def test_a_run_that_finds_another_at_work_waits_and_takes_its_result(store: ArtifactStore) -> None:
+    step = counted("first", CountConfig(add=1))
+    runs, told = runner(store)
+    thread = threading.Thread(target=runs.run, args=([step],))
+    with store.lock(step.fingerprint):
+        thread.start()
+        while ("first", "waiting") not in told.told and thread.is_alive():
+            thread.join(0.01)
+        attempt = store.attempt(step.fingerprint)
+        store.commit(attempt, {"key": "first", "payload": step.payload, "summary": {"total": 1}, "seconds": 9.0})
+    thread.join()
+    assert told.told == [("first", "waiting"), ("first", "cached")]
+    assert runs.results[0].seconds == 9.0
+
+
+def test_resources_reach_the_stage_and_do_not_run_it_again(store: ArtifactStore) -> None:
+    narrow = Step("first", COUNT, CountConfig(), {})
+    wide = Step("first", COUNT, CountConfig(), {}, Resources(workers=4))
+    runner(store)[0].run([narrow])
+    assert runner(store)[0].run([wide])[0].cached
+
+
+# Why a step has to run
+
+
+def reason(store: ArtifactStore, before: Step, now: Step) -> str:
+    runner(store)[0].run(walk([before]))
+    return explain(now, store)
+
+
+def test_a_first_time_is_new(store: ArtifactStore) -> None:
+    assert reason(store, Step("slow", SLOW, LogConfig(log="/dev/null"), {}), counted("first")) == "new"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "sentence"),
+    [
+        (CountConfig(add=1), CountConfig(add=2), "add 1 -> 2"),
+        (CountConfig(), CountConfig(add=2), "add default -> 2"),
+        (CountConfig(add=1), CountConfig(), "add 1 -> default"),
+        (CountConfig(add=1, label="a"), CountConfig(add=2, label="b"), "add 1 -> 2, label a -> b"),
+        (CountConfig(inner=Inner(rank=1)), CountConfig(inner=Inner(rank=2)), "inner.rank 1 -> 2"),
+    ],
+)
+def test_a_changed_setting_is_named(store: ArtifactStore, before: CountConfig, now: CountConfig, sentence: str) -> None:
+    assert reason(store, counted("step", before), counted("step", now)) == sentence
+
+
+def test_a_section_of_defaults_that_was_added_is_named(store: ArtifactStore) -> None:
+    assert "inner" in reason(store, counted("step"), counted("step", CountConfig(inner=Inner())))
+
+
+def test_a_new_version_is_named(store: ArtifactStore) -> None:
+    now = Step("step", dataclasses.replace(COUNT, version=2), CountConfig(), {})
+    assert reason(store, counted("step"), now) == "version 1 -> 2"
+
+
+def test_changed_inputs_are_named(store: ArtifactStore) -> None:
+    one, two = counted("one", CountConfig(add=1)), counted("two", CountConfig(add=2))
+    assert reason(store, counted("step", left=one), counted("step", left=two)) == "left changed"
+    assert reason(store, counted("step", left=one), counted("step", left=one, right=two)) == "right added"
+
+
+def test_an_input_that_is_gone_is_named(store: ArtifactStore) -> None:
+    one, two = counted("one", CountConfig(add=1)), counted("two", CountConfig(add=2))
+    config = CountConfig(add=3, label="x", inner=Inner(rank=9))
+    before = counted("step", config, left=one, right=two)
+    assert reason(store, before, counted("step", config, left=one)) == "right gone"
+
+
+def test_the_nearest_artifact_is_the_one_compared_with(store: ArtifactStore) -> None:
+    runner(store)[0].run([counted("a", CountConfig(add=1, label="far"))])
+    near = counted("b", CountConfig(add=1, label="near"))
+    assert reason(store, near, counted("c", CountConfig(add=2, label="near"))) == "add 1 -> 2"

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from stages.core.records import LOGPROBS, SHARD
+from stages.layout import QUARANTINE, shard_name
+from stages.shards import ShardData
+from stages.tables import read_rows, read_table, write_quarantine, write_rows, write_table
+from tests.memory import random_pairs
+
+SCHEMA = pa.schema([("name", pa.string()), ("value", pa.float32())])
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    rows = [{"name": "é 🌍", "value": 0.5}, {"name": None, "value": 2.0}]
+    assert write_rows(tmp_path / "a.arrow", rows, SCHEMA) == 2
+    assert read_rows(tmp_path / "a.arrow") == rows
+    assert read_table(tmp_path / "a.arrow").schema == SCHEMA
+
+
+def test_no_rows_are_a_table_too(tmp_path: Path) -> None:
+    assert write_rows(tmp_path / "a.arrow", [], SCHEMA) == 0
+    assert read_table(tmp_path / "a.arrow").schema == SCHEMA
+    assert write_table(tmp_path / "b.arrow", iter([]), SCHEMA) == 0
+    assert read_rows(tmp_path / "b.arrow") == []
+
+
+def test_tables_are_written_one_after_the_other_in_the_schemas_columns(tmp_path: Path) -> None:
+    wide = pa.schema([("value", pa.float64()), ("extra", pa.int64()), ("name", pa.string())])
+    tables = (pa.Table.from_pylist([{"name": f"{i}", "value": i / 2, "extra": i}], schema=wide) for i in range(3))
+    assert write_table(tmp_path / "a.arrow", tables, SCHEMA) == 3
+    assert read_rows(tmp_path / "a.arrow") == [{"name": f"{i}", "value": i / 2} for i in range(3)]
+
+
+def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="value"):
+        write_table(tmp_path / "a.arrow", [pa.table({"name": ["a"]})], SCHEMA)
+
+
+def test_quarantine_keeps_the_rows_and_counts_reasons(tmp_path: Path) -> None:
+    rows = [
+        {"file": "a.jsonl", "line": 2, "field": "chosen", "reason": "missing", "excerpt": "é\n\x00"},
+        {"file": "a.jsonl", "line": 5, "field": "chosen", "reason": "missing", "excerpt": ""},
+        {"file": "b.jsonl", "line": 1, "field": "", "reason": "not JSON", "excerpt": "{"},
+    ]
+    counts = write_quarantine(tmp_path, rows)
+    assert counts == {"quarantined": 3, "quarantine_reasons": {"chosen: missing": 2, "not JSON": 1}}
+    lines = (tmp_path / QUARANTINE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_an_empty_quarantine_is_a_file_too(tmp_path: Path) -> None:
+    assert write_quarantine(tmp_path, []) == {"quarantined": 0, "quarantine_reasons": {}}
+    assert (tmp_path / QUARANTINE).read_text() == ""
+
+
+def write_shards(folder: Path, sizes: list[int], reverse: bool = False) -> tuple[Path, Path]:
+    """Shards with some pairs each, and log-probabilities -i and -i - 0.5 of the i-th pair."""
+    pairs = random_pairs(sum(sizes))
+    scores = [{"pair_id": p.pair_id, "chosen": -float(i), "rejected": -i - 0.5} for i, p in enumerate(pairs)]
+    shards, reference = folder / "shards", folder / "reference"
+    shards.mkdir()
+    reference.mkdir()
+    start = 0
+    for number, size in enumerate(sizes):
+        part = scores[start : start + size]
+        write_rows(shards / shard_name(number), [asdict(p) for p in pairs[start : start + size]], SHARD)
+        write_rows(reference / shard_name(number), part[::-1] if reverse else part, LOGPROBS)
+        start += size
+    return shards, reference
+
+
+def test_pairs_are_found_by_index_across_shards(tmp_path: Path) -> None:
+    """Twelve shards, so that their order by number and by name could differ."""
+    data = ShardData(*write_shards(tmp_path, [2] * 12))
+    assert len(data) == 24
+    indices = [23, 0, 7, 7, 2]
+    assert data.pairs(indices) == [random_pairs(24)[i] for i in indices]
+    chosen, rejected = data.reference(indices)
+    assert chosen.tolist() == [-23, 0, -7, -7, -2]
+    assert rejected.tolist() == [-23.5, -0.5, -7.5, -7.5, -2.5]
+
+
+def test_log_probabilities_of_other_pairs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not those of the shards"):
+        ShardData(*write_shards(tmp_path, [3], reverse=True))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from stages import train
+from stages.base import StageError
+from stages.catalog import LoraConfig, TrainConfig
+from stages.core.batching import collate
+from stages.core.logprobs import ResponseLogprobs
+from stages.layout import ADAPTER, MODEL
+from stages.models import load_model, load_tokenizer, stored_dtype
+from tests import tiny
+from tests.memory import random_pairs
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([random_pairs(1)[0].prompt_ids])
+
+
+@pytest.fixture
+def initial(tmp_path: Path) -> Path:
+    folder = tmp_path / "initial"
+    tiny.save(folder / MODEL)
+    return folder
+
+
+def lora(**settings: Any) -> TrainConfig:
+    return TrainConfig(lora=LoraConfig(**{"rank": 4, **settings}))
+
+
+def adapted_modules(policy: Any) -> set[str]:
+    return {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in policy.named_parameters() if ".lora_" in name}
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    result: torch.Tensor = model.eval()(IDS).logits
+    return result
+
+
+def moved(policy: Any) -> Any:
+    """The policy after some training: its trainable weights are no longer what they were."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy
+
+
+def test_full_training_trains_every_weight_in_float32(initial: Path) -> None:
+    policy = train.build_policy(TrainConfig(), initial)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in policy.parameters())
+    torch.testing.assert_close(logits(policy), logits(tiny.model()))
+
+
+def test_an_adapter_changes_nothing_at_first_and_alone_is_trained(initial: Path) -> None:
+    policy = train.build_policy(lora(), initial)
+    torch.testing.assert_close(logits(policy), logits(tiny.model()))
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert adapted_modules(policy) == {"q_proj", "v_proj"}
+
+
+def test_an_adapter_sits_where_it_is_told_to(initial: Path) -> None:
+    policy = train.build_policy(lora(target_modules=("gate_proj", "o_proj")), initial)
+    assert adapted_modules(policy) == {"gate_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(None, 8.0), (2.0, 2.0)])
+def test_alpha_is_twice_the_rank_unless_it_is_set(initial: Path, alpha: float | None, expected: float) -> None:
+    settings = train.build_policy(lora(alpha=alpha, dropout=0.25), initial).peft_config["default"]
+    assert (settings.r, settings.lora_alpha, settings.lora_dropout) == (4, expected, 0.25)
+
+
+def test_the_models_own_dropout_stays_off_in_training(tmp_path: Path) -> None:
+    """Else policy and reference differ before the first step, and its loss is not ln 2."""
+    model = tiny.model()
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(tmp_path / MODEL)
+    policy = train.without_dropout(ResponseLogprobs(train.build_policy(TrainConfig(), tmp_path)))
+    batch = collate(random_pairs(2), pad_id=0)
+    assert torch.equal(policy(batch.ids, batch.mask), policy(batch.ids, batch.mask))
+
+
+def test_a_saved_policy_holds_adapter_and_merged_model_that_agree(initial: Path, tmp_path: Path) -> None:
+    policy = moved(train.build_policy(lora(), initial))
+    expected = logits(policy)
+    assert not torch.allclose(expected, logits(tiny.model()), atol=0.1)
+    train.save_policy(policy, lora(), initial, tmp_path)
+    merged = load_model(tmp_path, CPU)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
+    on_base = PeftModel.from_pretrained(load_model(initial, CPU), tmp_path / ADAPTER)
+    torch.testing.assert_close(logits(on_base), expected, atol=1e-4, rtol=1e-4)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_saved_full_policy_has_no_adapter_and_keeps_tokenizer_and_template(initial: Path, tmp_path: Path) -> None:
+    policy = moved(train.build_policy(TrainConfig(), initial))
+    expected = logits(policy)
+    train.save_policy(policy, TrainConfig(), initial, tmp_path)
+    assert not (tmp_path / ADAPTER).exists()
+    torch.testing.assert_close(logits(load_model(tmp_path, CPU)), expected)
+    messages = [{"role": "user", "content": "Hi"}]
+    render = {"tokenize": False, "add_generation_prompt": True}
+    assert load_tokenizer(tmp_path).apply_chat_template(messages, **render) == tiny.tokenizer().apply_chat_template(
+        messages, **render
+    )
+    assert load_tokenizer(tmp_path).eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), lora()])
+def test_weights_are_stored_in_the_initial_policys_precision(tmp_path: Path, config: TrainConfig) -> None:
+    initial = tmp_path / "initial"
+    tiny.model().to(torch.bfloat16).save_pretrained(initial / MODEL)
+    tiny.tokenizer().save_pretrained(initial / MODEL)
+    train.save_policy(train.build_policy(config, initial), config, initial, tmp_path)
+    assert stored_dtype(tmp_path) == torch.bfloat16
+    torch.testing.assert_close(logits(load_model(tmp_path, CPU)), logits(load_model(initial, CPU)))
+
+
+def row(loss: float, pairs: float, **others: float) -> dict[str, float]:
+    return {"loss": loss, "reward_accuracy": 0.5, "reward_margin": 0.0, "kl": 0.0, "pairs": pairs, **others}
+
+
+def test_the_summary_is_the_mean_over_the_last_fifth_by_hand() -> None:
+    """Of ten steps the last two: losses 0.4 of 16 pairs and 0.1 of 8: (16 * 0.4 + 8 * 0.1) / 24 = 0.3."""
+    metrics = [row(0.69, 16)] * 8 + [row(0.4, 16, reward_margin=1.0, kl=3.0), row(0.1, 8, reward_accuracy=1.0)]
+    summary = train.summarise(metrics)
+    assert summary == {
+        "steps": 10,
+        "first_loss": 0.69,
+        "loss": pytest.approx(0.3),
+        "reward_accuracy": pytest.approx(2 / 3),
+        "reward_margin": pytest.approx(2 / 3),
+        "kl": pytest.approx(2.0),
+    }
+
+
+def test_the_summary_of_few_steps_is_the_last_one() -> None:
+    assert train.summarise([row(0.7, 4), row(0.5, 4)])["loss"] == 0.5
+    assert train.summarise([row(0.7, 4)])["loss"] == train.summarise([row(0.7, 4)])["first_loss"] == 0.7
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_a_step_that_is_not_finite_ends_the_training_with_advice(loss: float, norm: float) -> None:
+    with pytest.raises(StageError, match=r"not finite at step 3; lower train\.learning_rate"):
+        train._check_finite({"loss": loss, "grad_norm": norm, "step": 3})
+    train._check_finite({"loss": 1.0, "grad_norm": 1.0, "step": 3})
