@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -53,10 +54,12 @@ def unplaceable(spec: PipelineSpec, cluster: LocalCluster) -> Iterator[Fault]:
 
 
 def start(cluster: LocalCluster) -> None:
-    """Start Ray: no dashboard, nothing that listens beyond this machine, workers' output on standard error."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    """Start Ray on the loopback address, without a dashboard; workers' output comes through this process."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # a worker without GPUs must not see any
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # training workers talk to each other on this machine only
     import ray
 
     ray.init(

@@ -15,7 +15,9 @@ leave two whole attempts, of which the manifest names one.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,11 +30,8 @@ from typing import Any
 import pyarrow.fs as pafs
 from filelock import FileLock, Timeout
 
+from pipelines.problems import StoreError
 from stages.base import Artifact
-
-
-class StoreError(Exception):
-    """The store cannot be used, or an artifact in it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Attempt:
     fingerprint: str
     name: str
     path: Path
+    replaces: str | None
+    """The attempt that the manifest named when this one began."""
 
 
 
@@ -53,7 +54,7 @@ class ArtifactStore:
     """
 
     def __init__(self, location: str, scratch: Path | None = None, filesystem: pafs.FileSystem | None = None) -> None:
-        self.location = location
+        self.location = re.sub(r"//[^/@]*@", "//", location)  # credentials in a URI stay out of every record
         try:
             if filesystem is not None:
                 self.filesystem, self.root = filesystem, location
@@ -62,12 +63,13 @@ class ArtifactStore:
             else:
                 self.filesystem, self.root = pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
             self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
-            if self.is_local:
-                Path(self.root).mkdir(parents=True, exist_ok=True)
+            if self.is_local and Path(self.root).exists() and not Path(self.root).is_dir():
+                raise ValueError("not a folder")
         except (OSError, ValueError) as error:
-            raise StoreError(f"store {location}: {error}") from None
+            raise StoreError(f"store {self.location}: {error}") from None
         # What has to be on a local disk: everything for a local store, copies and work for a remote one.
-        self.local = Path(self.root) if self.is_local else (scratch or Path.home() / ".cache" / "rondo")
+        place = hashlib.sha256(location.encode()).hexdigest()[:12]
+        self.local = Path(self.root) if self.is_local else (scratch or Path.home() / ".cache" / "rondo") / place
 
     # Manifests
 
@@ -123,7 +125,8 @@ class ArtifactStore:
         name = uuid.uuid4().hex[:12]
         path = self.local / "artifacts" / fingerprint / name
         path.mkdir(parents=True)
-        return Attempt(fingerprint, name, path)
+        manifest = self.manifest(fingerprint)
+        return Attempt(fingerprint, name, path, manifest["attempt"] if manifest else None)
 
     def work(self, fingerprint: str) -> Path:
         """The folder in which an interrupted stage finds what it left."""
@@ -132,7 +135,10 @@ class ArtifactStore:
         return path
 
     def commit(self, attempt: Attempt, manifest: Mapping[str, Any]) -> None:
-        """Make the attempt the artifact: its files first, the manifest last."""
+        """Make the attempt the artifact: its files first, the manifest last.
+
+        If another machine has committed the same step meanwhile, its result stays.
+        """
         files = {
             file.relative_to(attempt.path).as_posix(): file.stat().st_size
             for file in sorted(attempt.path.rglob("*"))
@@ -151,8 +157,14 @@ class ArtifactStore:
             "files": files,
             "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._write_json(f"{folder}/manifest.json", document)
-        shutil.rmtree(self.local / "work" / attempt.fingerprint, ignore_errors=True)
+        now = self.manifest(attempt.fingerprint)
+        if now is None or now["attempt"] == attempt.replaces:
+            self._write_json(f"{folder}/manifest.json", document)
+        self.forget_work(attempt.fingerprint)
+
+    def forget_work(self, fingerprint: str) -> None:
+        """Delete what an interrupted stage left to continue from."""
+        shutil.rmtree(self.local / "work" / fingerprint, ignore_errors=True)
 
     def discard(self, fingerprint: str) -> None:
         """Delete the attempts that no manifest names: what killed runs left. Call with the lock held."""
@@ -207,7 +219,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
         except ValueError:
-            raise StoreError(f"{path} is damaged (not JSON); delete it, and the same command makes it anew") from None
+            raise StoreError(f"{path} is damaged (not JSON); delete it") from None
 
     def _write_json(self, path: str, value: Mapping[str, Any]) -> None:
         data = json.dumps(value, indent=2, ensure_ascii=False).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -60,17 +61,21 @@ def plan(
     spec: SpecArgument, overrides: SetOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
-    from pipelines.runner import explain
+    from pipelines import runner
 
     _, planned = _plan(spec, overrides)
     opened = _open(store)
     rows = []
+    to_run: set[str] = set()
     for step in planned.steps:
-        committed = opened.manifest(step.fingerprint) is not None
+        waits = any(value.fingerprint in to_run for value in step.inputs.values())
+        committed = not waits and runner.committed(step, opened) is not None
+        if not committed:
+            to_run.add(step.fingerprint)
         rows.append(
             {
                 "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": committed,
-                "why": "" if committed else explain(step, opened),
+                "why": "" if committed else runner.explain(step, opened),
             }
         )  # fmt: skip
     if as_json:
@@ -166,7 +171,8 @@ def _plan(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
 
 
 def _open(location: str) -> ArtifactStore:
-    from pipelines.artifacts import ArtifactStore, StoreError
+    from pipelines.artifacts import ArtifactStore
+    from pipelines.problems import StoreError
 
     try:
         return ArtifactStore(location if "://" in location else str(Path(location).absolute()))
@@ -177,7 +183,7 @@ def _open(location: str) -> ArtifactStore:
 def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
     """A run's record; one that says running but whose process is gone was killed."""
     record = store.read_run(name) or {"run": name, "status": "unknown", "steps": [], "rounds": [], "seconds": 0.0}
-    if record["status"] == "running":
+    if record["status"] == "running" and record.get("host") == socket.gethostname():
         with store.lock(f"run-{name}", timeout=0) as free:
             if free:
                 record["status"] = "killed"
@@ -191,7 +197,12 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point of the console command."""
+    from pipelines.problems import StoreError
+
     try:
         app()
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -24,22 +24,22 @@ _WIDTH = 110
 def terminal(log: Path, verbose: bool, to_stderr: bool) -> Iterator[Console]:
     """A console on the real terminal, while this process and its children write to ``log`` instead.
 
-    With ``verbose`` nothing is diverted. Works on file descriptors, so that libraries in C and child processes
-    are quiet too.
+    With ``verbose`` they write to the terminal too. Works on file descriptors, so that libraries in C and child
+    processes are quiet too.
     """
     target = 2 if to_stderr else 1
-    if verbose:
-        yield Console(stderr=to_stderr)
-        return
     log.parent.mkdir(parents=True, exist_ok=True)
     saved = {fd: os.dup(fd) for fd in (1, 2)}
     file: IO[str] = os.fdopen(os.dup(target), "w", encoding="utf-8", errors="replace")
     try:
         _flush()
-        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
-        os.close(sink)
+        if verbose:
+            os.dup2(target, 1)  # standard output is kept for the summary where one was asked for
+        else:
+            sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            os.close(sink)
         yield Console(file=file, width=None if file.isatty() else _WIDTH)
     finally:
         _flush()

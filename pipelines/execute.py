@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import shlex
+import shutil
+import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,8 +21,9 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import console, summary
-from pipelines.artifacts import ArtifactStore, StoreError
+from pipelines.artifacts import ArtifactStore
 from pipelines.load import Loaded
+from pipelines.problems import StoreError
 from pipelines.rounds import Plan
 from pipelines.runner import Runner, StepFailed
 from stages.base import StageError
@@ -50,6 +56,7 @@ class Run:
         document = {
             "run": self.name,
             "status": status,
+            "host": socket.gethostname(),
             "spec": str(self.loaded.path),
             "started": self.started,
             "seconds": round(seconds, 1),
@@ -101,8 +108,8 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
             document, code = run.record("done", runner, time.monotonic() - clock), 0
         except Exception as failure:
             traceback.print_exception(failure)  # into the log
-            document, code = run.record("failed", runner, time.monotonic() - clock, _reason(failure)), 1
-        except KeyboardInterrupt:
+            document, code = run.record("failed", runner, time.monotonic() - clock, reason(failure)), 1
+        except (KeyboardInterrupt, SystemExit):
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
         finally:
             if connected:
@@ -113,16 +120,22 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
     return code
 
 
-def _reason(error: BaseException | None) -> str:
+def reason(error: BaseException | None) -> str:
     """An error in one paragraph: a stage's own words, or the type and message of anything else; no secrets."""
     if isinstance(error, StepFailed):
-        return f"{error.step.key}: {_reason(error.__cause__)}"
+        return f"{error.step.key}: {reason(error.__cause__)}"
     cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
     inner = cause if isinstance(cause, BaseException) else error
     if isinstance(inner, StageError | StoreError):
         return _SECRET.sub("[secret]", str(inner))
     text = str(inner).strip().splitlines() or [""]
     return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")
+
+
+def _command(*arguments: str) -> str:
+    """A command line that works when it is pasted into this terminal."""
+    program = "rondo" if shutil.which("rondo") else os.path.relpath(Path(sys.executable).parent / "rondo")
+    return shlex.join([program, *arguments])
 
 
 def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
@@ -143,10 +156,12 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         fresh = sum(not step["cached"] for step in document["steps"])
         say(f"done in {document['seconds']:.0f} s: {fresh} steps run, {len(document['steps']) - fresh} found committed")
         say(f"policy    {document['policy']}")
-        say(f"manifest  {Path(document['policy']).parent.parent / 'manifest.json'}")
-        store = "" if document["store"] == str(Path.cwd() / ".rondo") else f" --store {document['store']}"
-        say(f"next      rondo show {document['run']}{store}")
-        say(f"          rondo run {loaded.spec.name} --set train.beta=0.2{store}")
+        say(f"manifest  {document['manifest']}")
+        store = [] if document["store"] == str(Path.cwd() / ".rondo") else ["--store", document["store"]]
+        overrides = [part for text in loaded.overrides for part in ("--set", text)]
+        again = ["run", loaded.argument, *overrides, "--set", "train.beta=0.2", *store]
+        say(f"next      {_command('show', document['run'], *store)}")
+        say(f"          {_command(*again)}")
     elif document["status"] == "failed":
         say(f"failed at {document['error']}")
         say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")

@@ -66,8 +66,9 @@ def plugins(config: Any) -> dict[str, str]:
         use = config.get("use")
         if isinstance(use, str) and ":" in use:
             found[use] = plugin_hash(use)
-        for value in config.values():
-            found |= plugins(value)
+        for key, value in config.items():
+            if key != "options":  # a plugin's own, whatever it calls them
+                found |= plugins(value)
     elif isinstance(config, list | tuple):
         for value in config:
             found |= plugins(value)
@@ -75,12 +76,14 @@ def plugins(config: Any) -> dict[str, str]:
 
 
 def plugin_hash(use: str) -> str:
-    """SHA-256 of the source of the module, or of the whole package, that ``module:name`` names; it is not imported.
+    """SHA-256 of the source of the module that ``module:name`` names, or of the whole package that it is in.
+
+    Nothing is imported. Other modules that it imports do not count.
 
     Raises:
         ImportError: there is no such module, or it has no source file.
     """
-    module = use.partition(":")[0]
+    module = use.partition(":")[0].partition(".")[0]
     spec = importlib.util.find_spec(module)
     if spec is None:
         raise ImportError(f"no module {module!r} beside the spec, in the current folder or installed")

@@ -28,6 +28,9 @@ KeyPath = tuple[str | int, ...]
 class Loaded:
     spec: PipelineSpec
     path: Path
+    argument: str
+    """The spec as it was named on the command line."""
+    overrides: tuple[str, ...]
     notes: tuple[str, ...]
     """What is worth knowing but stops nothing, such as rows that will go to quarantine."""
 
@@ -71,7 +74,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     if problems:
         raise SpecError(problems)
     spec = PipelineSpec.model_construct(**values)
-    return Loaded(spec, path, tuple(checked.notes))
+    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes))
 
 
 def _override(raw: dict[str, Any], text: str) -> list[Problem]:

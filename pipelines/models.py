@@ -32,6 +32,11 @@ def local_path(source: ModelSource, base: Path) -> Path | None:
     return None
 
 
+def is_local(source: ModelSource) -> bool:
+    """Whether the source is surely not a hub id."""
+    return not HUB_ID.match(source.model) or source.model.startswith((".", "/", "~", "pkg://"))
+
+
 def _in_package(reference: str) -> Path:
     package, _, name = reference.partition("/")
     if not package.isidentifier() or package == "__main__":

@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines import models
 from pipelines.fingerprint import plugin_hash
 from stages.base import resolve
-from stages.catalog import CustomJudge
+from stages.catalog import CustomJudge, SentimentJudge
 from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
 from stages.core.records import Messages, prompt_key
 
@@ -45,6 +46,8 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked = Checked()
     checked.faults += _batch_divides(values)
     checked.faults += _needs(values)
+    checked.faults += _settings(values)
+    checked.faults += _installed(values)
     checked.faults += _plugin_imports(values.get("judge"))
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in models.problems(policy, base)]
@@ -84,6 +87,29 @@ def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
     rollout = values.get("rollout")
     if prompts.train and rollout is not None and rollout.samples < 2:
         yield Fault(("rollout", "samples"), "a pair needs at least 2 samples a prompt")
+
+
+def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings that are valid one by one and cannot work together."""
+    rollout, prompts, policy = values.get("rollout"), values.get("prompts"), values.get("policy")
+    if rollout is not None and rollout.max_tokens >= rollout.max_length:
+        yield Fault(
+            ("rollout", "max_tokens"),
+            f"{rollout.max_tokens} leaves no room for a prompt within rollout.max_length {rollout.max_length}",
+        )
+    if rollout is not None and prompts is not None and prompts.train and rollout.temperature == 0:
+        yield Fault(("rollout", "temperature"), "0 makes all answers to a prompt the same, and no pairs; use 0.5 to 1")
+    if policy is not None and policy.revision and models.is_local(policy):
+        yield Fault(("policy", "revision"), "only hub models have revisions; leave it out for a folder or pkg://")
+
+
+def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Libraries that the spec needs and that come with an extra."""
+    if isinstance(values.get("judge"), SentimentJudge) and not find_spec("vader"):
+        yield Fault(("judge", "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
+    rollout = values.get("rollout")
+    if rollout is not None and rollout.engine == "vllm" and not find_spec("vllm"):
+        yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")
 
 
 def _plugin_imports(judge: Any) -> Iterator[Fault]:
@@ -126,17 +152,17 @@ def _keys(path: Path, kind: str, where: tuple[str | int, ...], checked: Checked)
     """Where each usable row's prompt stands, by its normalised content."""
     keys: dict[str, str] = {}
     bad: list[str] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf").strip()
-            if not text:
-                continue
+    try:
+        for number, text in _lines(path):
             try:
                 messages = _prompt_of(text, kind)
                 excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
                 keys.setdefault(prompt_key(messages), f"{path.name}:{number} {excerpt}")
             except RowError as error:
                 bad.append(f"{path.name}:{number} {error}")
+    except OSError as error:
+        checked.faults.append(Fault(where, f"{path} cannot be read: {error.strerror}"))
+        return keys
     if not keys:
         detail = f"; first: {bad[0]}" if bad else " (the file is empty)"
         expected = '{"prompt": ...}' if kind == "prompt" else '{"prompt": ..., "chosen": ..., "rejected": ...}'
@@ -144,6 +170,14 @@ def _keys(path: Path, kind: str, where: tuple[str | int, ...], checked: Checked)
     elif bad:
         checked.notes.append(f"{len(bad)} unusable rows of {path.name} will go to quarantine; first: {bad[0]}")
     return keys
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            if text:
+                yield number, text
 
 
 def _prompt_of(line: bytes, kind: str) -> Messages:

@@ -22,3 +22,7 @@ class SpecError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+
+
+class StoreError(Exception):
+    """The store cannot be used, or something in it is damaged."""

@@ -24,6 +24,7 @@ from stages.catalog import (
     JudgeStageConfig,
     PrepareConfig,
     ReferenceConfig,
+    choose_engine,
 )
 
 
@@ -53,9 +54,9 @@ class Plan:
 
     @property
     def steps(self) -> list[Step]:
-        """All steps in the order in which they run."""
+        """All steps in the order in which they run: what reads the user's files first, then round by round."""
         targets = [step for r in self.rounds for step in (r.train, r.evaluate, r.promote) if step]
-        return walk(targets)
+        return sorted(walk(targets), key=lambda step: any(isinstance(v, Step) for v in step.inputs.values()))
 
 
 def plan(spec: PipelineSpec, folder: Path) -> Plan:
@@ -154,7 +155,8 @@ class _Unroller:
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec
         seed = spec.rollout.seed + spec.seed + number
-        config = spec.rollout.model_copy(update={"samples": samples, "seed": seed})
+        engine = choose_engine(spec.rollout.engine)
+        config = spec.rollout.model_copy(update={"samples": samples, "seed": seed, "engine": engine})
         inputs = {"policy": policy, "prompts": prompts}
         if base := self.adapter_base.get(policy.fingerprint):
             inputs["adapter_base"] = base

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipelines.artifacts import ArtifactStore
+from pipelines.fingerprint import hash_path
 from pipelines.plan import Source, Step
-from stages.base import Artifact, StageContext, resolve
+from stages.base import Artifact, StageContext, StageError, resolve
 
 
 class Listener(Protocol):
@@ -46,6 +47,7 @@ class Runner:
     connect: Callable[[], None]
     """Called once, before the first step that has to be executed."""
     results: list[StepResult] = field(default_factory=list)
+    version: str = field(default_factory=lambda: importlib.metadata.version("rondo-dpo"))
     _connected: bool = False
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
@@ -61,8 +63,11 @@ class Runner:
         return self.results
 
     def _cached(self, step: Step) -> StepResult | None:
-        manifest = self.store.manifest(step.fingerprint)
-        return StepResult(step, True, manifest["seconds"]) if manifest else None
+        manifest = committed(step, self.store)
+        if manifest is None:
+            return None
+        self.store.forget_work(step.fingerprint)
+        return StepResult(step, True, manifest["seconds"])
 
     def _locked(self, step: Step) -> StepResult:
         """Execute, unless another run on this machine is at it: then wait and take its result."""
@@ -92,17 +97,26 @@ class Runner:
             summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
         except Exception as error:
             raise StepFailed(step, error) from error
+        self._check_sources(step)
         seconds = round(time.monotonic() - started, 2)
         manifest = {
             "key": step.key,
             "produces": step.stage.produces,
             "payload": step.payload,
+            "made_from": made_from(step, self.store),
             "summary": summary,
             "seconds": seconds,
-            "rondo": importlib.metadata.version("rondo-dpo"),
+            "rondo": self.version,
         }
         self.store.commit(attempt, manifest)
         return StepResult(step, False, seconds)
+
+    def _check_sources(self, step: Step) -> None:
+        """What was read has to be what was hashed when the plan was made."""
+        for value in step.inputs.values():
+            if isinstance(value, Source) and hash_path(value.path) != value.fingerprint:
+                error = StageError(f"{value.path} was changed while it was being read; run the same command again")
+                raise StepFailed(step, error) from error
 
     def _inputs(self, step: Step) -> dict[str, Artifact]:
         return {
@@ -111,6 +125,22 @@ class Runner:
             else self.store.open(value.fingerprint)
             for name, value in step.inputs.items()
         }
+
+
+def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:
+    """Which attempt of each input's artifact is there now."""
+    manifests = {name: store.manifest(v.fingerprint) for name, v in step.inputs.items() if isinstance(v, Step)}
+    return {name: manifest["attempt"] if manifest else None for name, manifest in manifests.items()}
+
+
+def committed(step: Step, store: ArtifactStore) -> dict[str, Any] | None:
+    """The manifest of a step's artifact, if it was made from the artifacts that are there now.
+
+    An input that was deleted and made anew may differ in content (sampling is not repeatable), so what was made
+    from the old one no longer counts.
+    """
+    manifest = store.manifest(step.fingerprint)
+    return manifest if manifest and manifest.get("made_from", {}) == made_from(step, store) else None
 
 
 def explain(step: Step, store: ArtifactStore) -> str:
@@ -125,7 +155,8 @@ def explain(step: Step, store: ArtifactStore) -> str:
             best = difference
     if best is None:
         return "new"
-    return ", ".join(_sentence(name, old, new) for name, (old, new) in sorted(best.items())) or "new"
+    sentences = [_sentence(name, old, new) for name, (old, new) in sorted(best.items())]
+    return ", ".join(sentences) or "its input was made anew"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -28,7 +28,8 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
     ]
     quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
     policy = str(store.open(plan.policy.fingerprint).path / "model") if done else None
-    return {"steps": steps, "rounds": rounds, "quarantined": quarantined, "policy": policy}
+    manifest = f"{store.location.rstrip('/')}/artifacts/{plan.policy.fingerprint}/manifest.json" if done else None
+    return {"steps": steps, "rounds": rounds, "quarantined": quarantined, "policy": policy, "manifest": manifest}
 
 
 def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 Summary = dict[str, Any]
 """What a stage says about its work: JSON values, kept in the artifact's manifest."""
@@ -45,7 +45,7 @@ class TrainResources(Resources):
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
     checkpoint_every: PositiveInt = 10
     """Optimizer steps between checkpoints: what a crash can cost at most."""
-    max_failures: int = 3
+    max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often lost workers are replaced before the step fails; -1 is without end."""
 
 

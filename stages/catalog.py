@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -85,6 +86,14 @@ class RolloutConfig(Config):
     seed: NonNegativeInt = 0
 
 
+def choose_engine(engine: str) -> str:
+    """``auto`` is vLLM where it is installed, else transformers. Decided when a plan is made, so that the answers of
+    one engine are never taken for the other's."""
+    if engine != "auto":
+        return engine
+    return "vllm" if find_spec("vllm") else "transformers"
+
+
 class SentimentJudge(Config):
     """Scores English text from -1 (negative) to 1 (positive)."""
 
@@ -123,7 +132,9 @@ class CustomJudge(Config):
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Options are part of the identity, so they have to have one written form."""
         try:
-            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            if json.loads(text.encode()) != value:
+                raise ValueError("a key is not text")
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
         return value

@@ -5,7 +5,6 @@ An engine takes prompts as token ids and gives, for each, n samples.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import GenerationConfig
 
-from stages.catalog import RolloutConfig
+from stages.catalog import RolloutConfig, choose_engine
 from stages.layout import ADAPTER, MODEL
 from stages.models import load_model, load_tokenizer
 
@@ -55,15 +55,8 @@ def weights_for(policy: Path, fingerprint: str, adapter_base: Path | None, gpu: 
     return Weights(policy)
 
 
-def choose(engine: str) -> str:
-    """``auto`` is vLLM where it is installed, else transformers."""
-    if engine != "auto":
-        return engine
-    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
-
-
 def make(config: RolloutConfig, weights: Weights, cpus: int) -> Engine:
-    if choose(config.engine) == "vllm":
+    if choose_engine(config.engine) == "vllm":
         return VllmEngine(config, weights, cpus)
     return TransformersEngine(config, weights, cpus)
 
@@ -75,7 +68,7 @@ def environment(config: RolloutConfig, gpu: bool) -> dict[str, str]:
     leaves no child behind when the process ends.
     """
     shared = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if choose(config.engine) != "vllm":
+    if choose_engine(config.engine) != "vllm":
         return shared
     cpu = {} if gpu else {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}
     return shared | cpu | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -158,6 +151,7 @@ class TransformersEngine:
         tokenizer = load_tokenizer(weights.model)
         ends = self.model.generation_config.eos_token_id
         self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        self.model.generation_config = GenerationConfig()  # no penalties but those that were asked for
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.inference_mode()

@@ -22,7 +22,12 @@ def load_model(path: Path, device: torch.device) -> Any:
     """
     attention = "eager" if device.type == "cpu" else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(
-        path / MODEL, dtype=torch.float32, attn_implementation=attention, local_files_only=True, use_safetensors=True
+        path / MODEL,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     return model.to(device)
 
@@ -30,7 +35,7 @@ def load_model(path: Path, device: torch.device) -> Any:
 @lru_cache(maxsize=2)
 def load_tokenizer(path: Path) -> Any:
     """A policy's tokenizer, with its chat template."""
-    return AutoTokenizer.from_pretrained(path / MODEL, local_files_only=True)
+    return AutoTokenizer.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False)
 
 
 def load_encoder(path: Path) -> ChatEncoder:
@@ -41,7 +46,7 @@ def stored_dtype(path: Path) -> torch.dtype:
     """The precision in which a policy's weights are stored; what is trained from it is stored likewise."""
     from transformers import AutoConfig
 
-    dtype = AutoConfig.from_pretrained(path / MODEL, local_files_only=True).dtype
+    dtype = AutoConfig.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -17,9 +17,17 @@ class Board:
 
     def __init__(self) -> None:
         self._latest: Progress | None = None
+        self._failure: str | None = None
 
     def post(self, done: int, total: int, note: str) -> None:
         self._latest = (done, total, note)
+
+    def fail(self, reason: str) -> None:
+        self._failure = self._failure or reason
+
+    def failure(self) -> str | None:
+        """Why the work was given up, if it was."""
+        return self._failure
 
     def latest(self) -> Progress | None:
         return self._latest
@@ -35,6 +43,8 @@ def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iter
         while not stop.wait(seconds):
             try:
                 latest = ray.get(actor.latest.remote(), timeout=10)
+            except ray.exceptions.GetTimeoutError:
+                continue
             except ray.exceptions.RayError:
                 return
             if latest is not None:

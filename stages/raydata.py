@@ -62,4 +62,5 @@ def _configure() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else a stage's own words are lost on the way
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from stages import engines
 from stages.base import Artifact, StageContext, StageError, Summary
-from stages.catalog import RolloutConfig
+from stages.catalog import RolloutConfig, choose_engine
 from stages.core.records import ROLLOUTS
 from stages.layout import RECORDS
 from stages.models import load_encoder
 from stages.raydata import map_actors
-from stages.tables import read_table, write_table
+from stages.tables import read_table, write_quarantine, write_table
 
+TOO_LONG = "too_long"
+"""Finish reason of the rows that stand for prompts without room for an answer, on their way to quarantine."""
 _SEQUENCES = 128
 """Sequences a call: enough to fill an engine's batch, few enough to show progress."""
 
@@ -25,7 +28,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     """Sample every prompt; ``records.arrow`` holds one row a sample, in the prompts' order.
 
     Raises:
-        StageError: a prompt leaves no room for an answer, or every answer is empty.
+        StageError: no prompt leaves room for an answer, or every answer is empty.
     """
     prompts = inputs["prompts"].path / RECORDS
     total = read_table(prompts).num_rows
@@ -40,10 +43,14 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
         tasks, Generator, context.resources, engines.environment(config, gpu),
         config=config, weights=weights, policy=inputs["policy"].fingerprint,
     )  # fmt: skip
+    rejected: list[dict[str, object]] = []
     stats = {"rollouts": 0, "tokens": 0, "cut_off": 0, "empty": 0}
 
     def counted() -> Iterator[pa.Table]:
         for table in tables:
+            fits = [reason != TOO_LONG for reason in table["finish_reason"].to_pylist()]
+            rejected.extend(_reject(config, row) for row in table.filter(pa.compute.invert(pa.array(fits))).to_pylist())
+            table = table.filter(pa.array(fits))
             stats["rollouts"] += table.num_rows
             stats["tokens"] += pa.compute.sum(table["tokens"]).as_py() or 0
             stats["cut_off"] += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
@@ -52,9 +59,12 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
             yield table
 
     write_table(context.output / RECORDS, counted(), ROLLOUTS)
+    quarantine = write_quarantine(context.output, rejected)
+    if not stats["rollouts"]:
+        raise StageError(f"no prompt leaves room for an answer: {quarantine['quarantine_reasons']}")
     if stats["empty"] == stats["rollouts"]:
         raise StageError("every answer is empty: does the model fit its chat template?")
-    return {**stats, "prompts": total, "engine": engines.choose(config.engine)}
+    return {**stats, **quarantine, "prompts": total - len(rejected), "engine": choose_engine(config.engine)}
 
 
 class Generator:
@@ -70,12 +80,16 @@ class Generator:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for task in batch.to_pylist():
             rows = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist()
-            ids = [self._encode(row) for row in rows]
-            answers = self.engine.generate(ids)
+            ids = [self.encoder.prompt(row["messages"]) for row in rows]
+            fits = [len(prompt) <= self.config.max_length - self.config.max_tokens for prompt in ids]
+            room = [prompt for prompt, ok in zip(ids, fits, strict=True) if ok]
+            answers = iter(self.engine.generate(room) if room else [])
+            samples = [next(answers) if ok else [engines.Sample([], TOO_LONG)] for ok in fits]
             yield pa.Table.from_pylist(
                 [
                     {
                         "prompt_id": row["prompt_id"],
+                        "source": row["source"],
                         "sample": number,
                         "messages": row["messages"],
                         "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
@@ -84,18 +98,16 @@ class Generator:
                         "policy": self.policy,
                         "sampling": self.sampling,
                     }
-                    for row, samples in zip(rows, answers, strict=True)
-                    for number, sample in enumerate(samples)
+                    for row, given in zip(rows, samples, strict=True)
+                    for number, sample in enumerate(given)
                 ],
-                schema=ROLLOUTS,
+                schema=pa.schema([*ROLLOUTS, ("source", pa.string())]),
             )
 
-    def _encode(self, row: Mapping[str, object]) -> list[int]:
-        ids = self.encoder.prompt(row["messages"])  # type: ignore[arg-type]
-        room = self.config.max_length - self.config.max_tokens
-        if len(ids) > room:
-            raise StageError(
-                f"the prompt from {row['source']} has {len(ids)} tokens; rollout.max_length {self.config.max_length} "
-                f"less rollout.max_tokens {self.config.max_tokens} leaves room for {room}"
-            )
-        return ids
+
+def _reject(config: RolloutConfig, row: Mapping[str, Any]) -> dict[str, object]:
+    room = config.max_length - config.max_tokens
+    reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
+    file, _, line = row["source"].rpartition(":")
+    excerpt = row["messages"][-1]["content"][:200]
+    return {"file": file, "line": int(line), "field": "prompt", "reason": reason, "excerpt": excerpt}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,8 @@ from stages.models import device_of_worker, load_model, load_tokenizer, stored_d
 from stages.progress import board
 from stages.shards import ShardData
 
+_RUN = "ray-train"
+
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Train; the artifact holds ``model``, ``adapter`` (LoRA) and ``metrics.jsonl``.
@@ -36,6 +43,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     """
     resources = context.resources
     assert isinstance(resources, TrainResources)
+    _forget_torn_state(context.work / _RUN)
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
     per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     with board(context.progress) as progress:
@@ -47,27 +55,57 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
                 "cpus": cpus,
                 "paths": {name: str(inputs[name].path) for name in ("policy", "shards", "reference")},
                 "progress": progress,
+                "scratch": str(context.work),
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=per_worker
             ),
             run_config=ray.train.RunConfig(
-                name="ray-train",
+                name=_RUN,
                 storage_path=str(context.work),
                 failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
         )
         try:
-            result = trainer.fit()
+            with own_interrupts():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _plain(error) from error
+        if (reason := ray.get(progress.failure.remote())) is not None:
+            raise StageError(reason)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         for name in (MODEL, ADAPTER, METRICS):
             if (path := Path(folder) / name).exists():
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
     return summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C what it is: Ray Train installs a handler that ends the process with exit code 0, for good."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _forget_torn_state(run: Path) -> None:
+    """Ray Train rewrites its snapshot in place; one that was cut short by a kill would fail every later start."""
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError:
+        print(f"{snapshot} was cut short; training starts from the beginning", flush=True)
+        shutil.rmtree(run)
 
 
 def _plain(error: Exception) -> StageError:
@@ -115,13 +153,17 @@ def train_worker(arguments: dict[str, Any]) -> None:
     for row in train_steps(model, optimizer, data, config, worker, state.step):
         state.step = int(row["step"])
         state.metrics.append(row)
-        _check_finite(row)
+        if (reason := diverged(row)) is not None:
+            # Every worker sees the same numbers and stops here. To raise would have Ray Train try it all again.
+            ray.get(arguments["progress"].fail.remote(reason))
+            return
         if rank == 0:
             note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
             arguments["progress"].post.remote(state.step, int(row["steps"]), note)
         last = state.step == row["steps"]
         if last or state.step % resources.checkpoint_every == 0:
-            _report(state, policy, config, paths["policy"], last)
+            save = partial(save_policy, policy, config, paths["policy"]) if last else None
+            _report(state, Path(arguments["scratch"]), save)
 
 
 def build_policy(config: TrainConfig, path: Path) -> Any:
@@ -156,24 +198,24 @@ def _all_sum(value: Tensor) -> Tensor:
     return value.cpu()
 
 
-def _check_finite(row: Mapping[str, float]) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not torch.isfinite(torch.tensor(row[name]))]
-    if bad:
-        raise StageError(
-            f"{' and '.join(bad)} not finite at step {row['step']}; lower train.learning_rate, or use precision: fp32"
-        )
+def diverged(row: Mapping[str, float]) -> str | None:
+    """What is wrong with a step's metrics, if anything, and what to do."""
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(row[name])]
+    if not bad:
+        return None
+    return f"{' and '.join(bad)} not finite at step {row['step']}; lower train.learning_rate, or use precision: fp32"
 
 
-def _report(state: TrainState, policy: Any, config: TrainConfig, initial: Path, last: bool) -> None:
-    """Hand a checkpoint to Ray Train; the last one also holds the finished policy."""
+def _report(state: TrainState, scratch: Path, save: Callable[[Path], None] | None) -> None:
+    """Hand a checkpoint to Ray Train; the last one also holds the finished policy, which ``save`` writes."""
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report({"step": state.step})
         return
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         checkpoints.save(state, folder)
-        if last:
-            save_policy(policy, config, initial, folder)
+        if save is not None:
+            save(folder)
         ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

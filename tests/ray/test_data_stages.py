@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
+from pipelines.execute import reason
 from stages.base import Artifact, Resources, StageError
 from stages.catalog import (
     INGEST,
@@ -33,6 +33,7 @@ from stages.models import load_encoder, load_model
 from stages.shards import ShardData, encoded_pairs
 from stages.tables import read_rows, read_table
 from tests import specs
+from tests.ray import processes
 
 Execute = Callable[..., Artifact]
 
@@ -135,12 +136,29 @@ def test_rollouts_record_what_was_sampled_and_how(execute: Execute, policy: Arti
     assert json.loads(rows[0]["sampling"])["max_tokens"] == 6
 
 
-def test_a_prompt_without_room_for_an_answer_is_named(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
-    path = specs.jsonl(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 40}])
+def test_a_prompt_without_room_for_an_answer_goes_to_quarantine(
+    execute: Execute, policy: Artifact, tmp_path: Path
+) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 40}, {"prompt": "x"}])
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
-    config = RolloutConfig(max_tokens=32, max_length=128, engine="transformers")
-    with pytest.raises(Exception, match=r"prompts\.jsonl:2 has \d+ tokens"):
-        execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
+    config = RolloutConfig(samples=2, max_tokens=32, max_length=128, engine="transformers")
+    made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
+    assert [row["messages"][0]["content"] for row in read_rows(made.path / RECORDS)] == ["short"] * 2 + ["x"] * 2
+    (quarantined,) = (json.loads(line) for line in (made.path / "quarantine.jsonl").read_text().splitlines())
+    assert (quarantined["file"], quarantined["line"]) == ("prompts.jsonl", 2)
+    assert "longer than 96 tokens" in quarantined["reason"]
+    assert (made.summary["prompts"], made.summary["quarantined"]) == (2, 1)
+    with pytest.raises(StageError, match="no prompt leaves room"):
+        execute(ROLLOUT, config.model_copy(update={"max_length": 33}), {"policy": policy, "prompts": prompts})
+
+
+def test_a_workers_own_words_reach_the_user(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+    path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(1))
+    prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    broken = Artifact(tmp_path / "nowhere", "broken")
+    with pytest.raises(Exception, match="nowhere") as caught:
+        execute(ROLLOUT, RolloutConfig(engine="transformers"), {"policy": broken, "prompts": prompts})
+    assert "nowhere" in reason(caught.value)
 
 
 def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
@@ -151,13 +169,10 @@ def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_
 
     def kill_first_generator() -> None:
         while not killed:
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if "MapBatches(Generator)" in " ".join(process.cmdline()):
-                        time.sleep(1)  # let it take up some work
-                        process.kill()
-                        killed.append(process.pid)
-                        return
+            for process in processes.children(os.getpid(), "MapBatches(Generator)"):
+                time.sleep(1)  # let it take up some work
+                process.kill()
+                killed.append(process.pid)
             time.sleep(0.1)
 
     killer = threading.Thread(target=kill_first_generator, daemon=True)

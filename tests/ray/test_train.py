@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from stages.base import Artifact, StageError, TrainResources
+from stages import train
+from stages.base import Artifact, StageContext, StageError, TrainResources
 from stages.catalog import (
     INGEST,
     MATERIALISE,
@@ -97,3 +98,21 @@ def test_a_training_that_diverges_says_so(execute: Execute, inputs: Callable[[st
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
     with pytest.raises(StageError, match=r"not finite at step \d+; lower train\.learning_rate"):
         execute(TRAIN, config, given, TrainResources(max_failures=0))
+
+
+def test_a_training_that_had_ended_but_was_not_committed_is_only_collected(
+    inputs: Callable[[str], dict[str, Artifact]], tmp_path: Path
+) -> None:
+    """Killed between the last checkpoint and the commit: nothing is trained again."""
+    given = inputs("fp32")
+    made = []
+    for name in ("first", "second"):
+        output, work = tmp_path / name, tmp_path / "work"
+        output.mkdir()
+        work.mkdir(exist_ok=True)
+        context = StageContext("train", output, work, TrainResources(), lambda done, total, note: None)
+        made.append(Artifact(output, name, train.run(CONFIG, given, context)))
+    first, second = (metrics(artifact) for artifact in made)
+    assert [row["seconds"] for row in first] == [row["seconds"] for row in second]
+    assert load_file(made[0].path / "model" / "model.safetensors").keys()
+    assert made[0].summary == made[1].summary

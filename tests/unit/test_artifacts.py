@@ -90,14 +90,23 @@ def test_a_commit_that_breaks_while_files_are_copied_leaves_nothing_visible(tmp_
     assert store.manifest("abc") is None
 
 
-def test_of_two_attempts_the_manifest_names_one_whole(store: ArtifactStore) -> None:
+def test_of_two_attempts_the_first_committed_one_stays(store: ArtifactStore) -> None:
     first, second = written(store, text="first"), written(store, text="the second")
     assert first.path != second.path
     store.commit(second, MANIFEST)
-    assert (store.open("abc").path / "deep" / "rows.txt").read_text() == "the second"
     store.commit(first, MANIFEST)
-    assert (store.open("abc").path / "deep" / "rows.txt").read_text() == "first"
-    assert len(store.manifests()) == 1
+    assert (store.open("abc").path / "deep" / "rows.txt").read_text() == "the second"
+
+
+def test_an_attempt_that_knows_of_the_committed_one_replaces_it(store: ArtifactStore) -> None:
+    store.commit(written(store, text="old"), MANIFEST)
+    store.commit(written(store, text="made anew"), MANIFEST)
+    assert (store.open("abc").path / "deep" / "rows.txt").read_text() == "made anew"
+
+
+def test_credentials_in_a_location_are_not_kept(tmp_path: Path) -> None:
+    store = ArtifactStore("s3://key:secret@bucket/prefix", scratch=tmp_path, filesystem=pafs.LocalFileSystem())
+    assert store.location == "s3://bucket/prefix"
 
 
 def test_discard_deletes_what_no_manifest_names(store: ArtifactStore) -> None:

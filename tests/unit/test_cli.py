@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,9 @@ def test_the_store_can_be_named_by_the_environment(folder: Path, monkeypatch: py
 
 
 def test_a_run_whose_process_is_gone_was_killed(folder: Path) -> None:
-    store = store_with(folder, record("20250101-gone", "running"), record("20250102-lives", "running"))
+    here = {"host": socket.gethostname()}
+    names = ("20250101-gone", "20250102-lives")
+    store = store_with(folder, *(record(name, "running", **here) for name in names))
     with store.lock("run-20250102-lives"):
         listed = json.loads(rondo("runs", "--store", str(folder / "store"), "--json").stdout)
         assert {each["run"]: each["status"] for each in listed} == {

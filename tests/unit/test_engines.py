@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages import engines
-from stages.catalog import RolloutConfig
+from stages import catalog, engines
+from stages.catalog import RolloutConfig, choose_engine
 from stages.engines import Sample, TransformersEngine, Weights
 from stages.layout import ADAPTER, MODEL
 from tests import memory, tiny
@@ -65,10 +64,10 @@ def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "vllm"), (False, "transformers")])
 def test_auto_takes_vllm_where_it_is_installed(installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    assert engines.choose("auto") == expected
-    assert engines.choose("vllm") == "vllm"
-    assert engines.choose("transformers") == "transformers"
+    monkeypatch.setattr(catalog, "find_spec", lambda name: object() if installed else None)
+    assert choose_engine("auto") == expected
+    assert choose_engine("vllm") == "vllm"
+    assert choose_engine("transformers") == "transformers"
 
 
 def test_the_environment_keeps_engines_offline_and_within_their_process(monkeypatch: pytest.MonkeyPatch) -> None:

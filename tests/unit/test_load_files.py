@@ -218,7 +218,7 @@ def test_a_judge_beside_the_spec_is_found(plugins: Path) -> None:
     ("use", "part"),
     [
         ("judge_nowhere:MyJudge", "no module 'judge_nowhere'"),
-        ("judge_nowhere.inner:MyJudge", "No module named 'judge_nowhere'"),
+        ("judge_nowhere.inner:MyJudge", "no module 'judge_nowhere'"),
         ("judge_bad:Other", "has no 'Other'"),
         ("judge_bad:NUMBER", "is not a class or function"),
         ("judge_broken:MyJudge", "ZeroDivisionError"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import ArtifactStore
+from pipelines.fingerprint import hash_path
 from pipelines.plan import Source, Step, walk
 from pipelines.runner import StepFailed, explain
 from stages.base import Resources, StageError
@@ -38,9 +40,32 @@ def test_steps_get_the_results_of_the_steps_before(store: ArtifactStore) -> None
 
 def test_a_users_file_is_an_input_like_any_other(store: ArtifactStore, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("40")
-    step = counted("sum", CountConfig(add=2), **{"files.0": Source("given", tmp_path / "given", "content")})
+    given = Source("given", tmp_path / "given", hash_path(tmp_path / "given"))
+    step = counted("sum", CountConfig(add=2), **{"files.0": given})
     runner(store)[0].run([step])
     assert store.open(step.fingerprint).summary == {"total": 42}
+
+
+def test_a_file_that_changed_after_it_was_hashed_is_not_committed_under_its_old_hash(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "given").write_text("40")
+    given = Source("given", tmp_path / "given", hash_path(tmp_path / "given"))
+    (tmp_path / "given").write_text("41")
+    step = counted("sum", CountConfig(add=2), **{"files.0": given})
+    with pytest.raises(StepFailed, match="was changed while it was being read"):
+        runner(store)[0].run([step])
+    assert store.manifest(step.fingerprint) is None
+
+
+def test_what_was_made_from_an_artifact_that_was_made_anew_is_made_anew(store: ArtifactStore) -> None:
+    steps = chain()
+    runner(store)[0].run(steps)
+    shutil.rmtree(Path(store.root) / "artifacts" / steps[1].fingerprint)
+    again, told = runner(store)
+    again.run(steps)
+    assert [name for name, what in told.told if what == "cached"] == ["first"]
+    assert all(result.cached for result in runner(store)[0].run(steps))
 
 
 def test_the_second_time_nothing_is_run_and_nothing_is_connected(store: ArtifactStore) -> None:

@@ -1,0 +1,65 @@
+"""Rondo as a process of its own, for tests that interrupt or kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests import specs, tiny
+
+
+def command(spec: Path, store: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines", "run", str(spec), "--store", str(store), "--json", *options]
+
+
+def start(spec: Path, store: Path) -> subprocess.Popen[str]:
+    """In a process group of its own, as a terminal would have it."""
+    return subprocess.Popen(
+        command(spec, store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def run(spec: Path, store: Path, *options: str) -> dict[str, Any]:
+    done = subprocess.run(command(spec, store, *options), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert process.poll() is None, f"ended early: {process.communicate()}"
+        assert time.monotonic() < deadline, "did not happen within 180 s"
+        time.sleep(0.1)
+
+
+def children(pid: int, name: str) -> list[psutil.Process]:
+    """Processes below ``pid`` whose command line holds ``name``."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone meanwhile
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def checkpoints(store: Path) -> list[Path]:
+    """Training checkpoints that Ray Train has registered."""
+    snapshots = store.glob("work/*/ray-train/checkpoint_manager_snapshot.json")
+    return [path for path in snapshots if "checkpoint_" in path.read_text()]
+
+
+def long_training(folder: Path, **sections: Any) -> Path:
+    """A spec that is long enough to be stopped in the middle: 60 steps with a checkpoint every 5."""
+    model = tiny.save(folder / "model")
+    train = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 10, "precision": "fp32"}
+    return specs.offline(folder, model, train=train, resources={"train": {"checkpoint_every": 5}}, **sections)

@@ -1,0 +1,46 @@
+"""Ctrl-C at any time: one line, exit code 130, nothing broken; the same command continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests import specs
+from tests.ray import processes
+
+
+def interrupt(process: processes.subprocess.Popen[str]) -> dict[str, object]:
+    """What a terminal does on Ctrl-C: every process of the group gets the signal."""
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command continues" in errors
+    summary: dict[str, object] = json.loads(output)
+    return summary
+
+
+def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
+    specs.jsonl(tmp_path / "heldout.jsonl", specs.prompts(200))
+    path = processes.long_training(
+        tmp_path,
+        prompts={"heldout": "heldout.jsonl"},
+        judge={"use": "rules", "max_words": 20},
+        rollout={"engine": "transformers", "max_tokens": 100, "max_length": 256},
+    )
+    store = tmp_path / "store"
+
+    first = processes.start(path, store)
+    processes.wait_for(lambda: processes.checkpoints(store), first)
+    assert interrupt(first)["status"] == "interrupted"
+
+    second = processes.start(path, store)
+    processes.wait_for(lambda: processes.children(second.pid, "MapBatches(Generator)"), second)
+    assert interrupt(second)["status"] == "interrupted"
+
+    # With -v the libraries' chatter stays out of standard output too.
+    summary = processes.run(path, store, "-v", "--set", "rollout.max_tokens=4")
+    cached = {step["key"]: step["cached"] for step in summary["steps"]}
+    assert cached["round-1/train"]
+    assert summary["rounds"][0]["win_rate"]["prompts"] == 200

@@ -1,0 +1,37 @@
+"""Settings that are valid one by one and cannot work together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import load
+from pipelines.problems import SpecError
+from tests import specs
+
+
+@pytest.mark.parametrize(
+    ("section", "where", "part"),
+    [
+        ({"rollout": {"max_tokens": 512, "max_length": 512}}, "rollout.max_tokens", "leaves no room for a prompt"),
+        ({"rollout": {"temperature": 0}}, "rollout.temperature", "makes all answers to a prompt the same"),
+        ({"rollout": {"samples": 1}}, "rollout.samples", "at least 2 samples"),
+        ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    tmp_path: Path, section: dict[str, Any], where: str, part: str
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+        (model / name).write_text("{}")
+    specs.jsonl(tmp_path / "train.jsonl", specs.prompts(2))
+    spec = {"name": "x", "policy": {"model": "model"}, "prompts": {"train": "train.jsonl"}, "judge": {"use": "rules"}}
+    with pytest.raises(SpecError) as caught:
+        load.load(str(specs.write(tmp_path, spec | section)))
+    (problem,) = caught.value.problems
+    assert problem.where.endswith(where)
+    assert part in problem.message
