@@ -63,6 +63,8 @@ class ArtifactStore:
             else:
                 self.filesystem, self.root = pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
             self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+            if not location or not self.root:
+                raise ValueError("names no folder or bucket")
             if self.is_local and Path(self.root).exists() and not Path(self.root).is_dir():
                 raise ValueError("not a folder")
         except (OSError, ValueError) as error:

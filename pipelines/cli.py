@@ -53,7 +53,7 @@ def check(spec: SpecArgument, overrides: SetOption = None) -> None:
     loaded, plan = _plan(spec, overrides)
     for note in loaded.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"{loaded.path.name}: good, {len(plan.rounds)} rounds, {len(plan.steps)} steps")
+    typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
 
 
 @app.command()
@@ -84,6 +84,7 @@ def plan(
     for row in rows:
         state = "committed" if row["committed"] else f"to run ({row['why']})"
         typer.echo(f"{row['key']:<26} {str(row['fingerprint'])[:12]}  {state}")
+    typer.echo(f"{len(to_run)} of {len(rows)} steps to run")
 
 
 @app.command()
@@ -141,6 +142,8 @@ def show(
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
     typer.echo(f"{record['run']}  {record['status']}  {record['seconds']:.1f} s  {record['spec']}")
+    for override in record.get("overrides", ()):
+        typer.echo(f"  --set {override}")
     for step in record["steps"]:
         state = "committed before" if step["cached"] else f"{step['seconds']:.1f} s"
         typer.echo(f"  {step['key']:<26} {step['fingerprint'][:12]}  {state}")
@@ -175,14 +178,20 @@ def _open(location: str) -> ArtifactStore:
     from pipelines.problems import StoreError
 
     try:
-        return ArtifactStore(location if "://" in location else str(Path(location).absolute()))
+        return ArtifactStore(location if "://" in location or not location else str(Path(location).absolute()))
     except StoreError as error:
         _refuse(str(error))
 
 
 def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
     """A run's record; one that says running but whose process is gone was killed."""
-    record = store.read_run(name) or {"run": name, "status": "unknown", "steps": [], "rounds": [], "seconds": 0.0}
+    from pipelines.problems import StoreError
+
+    record = {"run": name, "status": "unknown", "spec": "", "steps": [], "rounds": [], "seconds": 0.0}
+    try:
+        record |= store.read_run(name) or {}
+    except StoreError:
+        record["status"] = "damaged"
     if record["status"] == "running" and record.get("host") == socket.gethostname():
         with store.lock(f"run-{name}", timeout=0) as free:
             if free:
@@ -201,7 +210,7 @@ def main() -> None:
 
     try:
         app()
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -58,6 +58,7 @@ class Run:
             "status": status,
             "host": socket.gethostname(),
             "spec": str(self.loaded.path),
+            "overrides": [_SECRET.sub("[secret]", text) for text in self.loaded.overrides],
             "started": self.started,
             "seconds": round(seconds, 1),
             **summary.summarise(self.plan, runner.results, self.store, status == "done"),

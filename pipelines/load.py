@@ -68,9 +68,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         problems += _override(raw, text)
     preflight.importable_from(path.parent)
     values, invalid = validate(raw, path.parent)
-    problems += [Problem(document.where(p.path), p.message) for p in invalid]
     checked = preflight.check(values, path.parent)
-    problems += [Problem(document.where(p.path), p.message) for p in checked.faults]
+    overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
+    for fault in (*invalid, *checked.faults):
+        given = any(fault.path[: len(key)] == key for key in overridden)
+        where = f"--set {'.'.join(map(str, fault.path))}" if given else document.where(fault.path)
+        problems.append(Problem(where, fault.message))
     if problems:
         raise SpecError(problems)
     spec = PipelineSpec.model_construct(**values)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import Any
 from pipelines import models
 from pipelines.fingerprint import plugin_hash
 from stages.base import resolve
-from stages.catalog import CustomJudge, SentimentJudge
+from stages.catalog import CustomJudge, RulesJudge, SentimentJudge
 from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
 from stages.core.records import Messages, prompt_key
 
@@ -99,6 +101,11 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
         )
     if rollout is not None and prompts is not None and prompts.train and rollout.temperature == 0:
         yield Fault(("rollout", "temperature"), "0 makes all answers to a prompt the same, and no pairs; use 0.5 to 1")
+    judge = values.get("judge")
+    if isinstance(judge, RulesJudge) and not judge.model_dump(exclude_defaults=True, exclude={"use"}):
+        yield Fault(("judge",), "rules without a rule scores all answers alike; give at least one")
+    if isinstance(judge, RulesJudge) and (judge.min_words or 0) > (judge.max_words or math.inf):
+        yield Fault(("judge", "min_words"), f"{judge.min_words} is above max_words {judge.max_words}")
     if policy is not None and policy.revision and models.is_local(policy):
         yield Fault(("policy", "revision"), "only hub models have revisions; leave it out for a folder or pkg://")
 
@@ -123,6 +130,13 @@ def _plugin_imports(judge: Any) -> Iterator[Fault]:
         return
     if not callable(factory):
         yield Fault(("judge", "use"), f"{judge.use} is not a class or function")
+        return
+    try:
+        inspect.signature(factory).bind(**judge.options)
+    except TypeError as error:
+        yield Fault(("judge", "options"), f"{judge.use} does not take these options: {error}")
+    except ValueError:  # a callable that does not tell its parameters
+        return
 
 
 def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:

@@ -146,6 +146,7 @@ def committed(step: Step, store: ArtifactStore) -> dict[str, Any] | None:
 def explain(step: Step, store: ArtifactStore) -> str:
     """Why a step has to run: the difference to the most similar committed artifact of its stage."""
     best: dict[str, tuple[Any, Any]] | None = None
+    defaults = _defaults(step)
     for manifest in store.manifests():
         payload = manifest.get("payload", {})
         if payload.get("stage") != step.stage.name:
@@ -155,8 +156,15 @@ def explain(step: Step, store: ArtifactStore) -> str:
             best = difference
     if best is None:
         return "new"
-    sentences = [_sentence(name, old, new) for name, (old, new) in sorted(best.items())]
-    return ", ".join(sentences) or "its input was made anew"
+    shown = {name: tuple(defaults.get(name) if v is None else v for v in pair) for name, pair in best.items()}
+    sentences = [_sentence(name, old, new) for name, (old, new) in sorted(shown.items())]
+    return ", ".join(sentences) or "its input is made anew"
+
+
+def _defaults(step: Step) -> dict[str, Any]:
+    """What a setting is when a payload leaves it out."""
+    fields = step.stage.config.model_fields
+    return _flat({"config": {name: field.get_default() for name, field in fields.items() if not field.is_required()}})
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_another_beta_runs_only_what_depends_on_it(summary: dict[str, Any], spec
     to_run = {row["key"]: row["why"] for row in rows if not row["committed"]}
     assert "round-1/reference" not in to_run
     assert "round-1/rollout" not in to_run
-    assert to_run["round-1/train"] == "beta default -> 0.2"
+    assert to_run["round-1/train"] == "beta 0.1 -> 0.2"
 
 
 def test_show_and_runs_find_the_run(summary: dict[str, Any], spec: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -166,13 +168,16 @@ def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     config = RolloutConfig(samples=4, max_tokens=100, max_length=256, engine="transformers")
     killed: list[int] = []
+    before = {process.pid for process in processes.children(os.getpid(), "MapBatches(Generator)")}
 
     def kill_first_generator() -> None:
         while not killed:
             for process in processes.children(os.getpid(), "MapBatches(Generator)"):
-                time.sleep(1)  # let it take up some work
-                process.kill()
-                killed.append(process.pid)
+                if process.pid not in before:
+                    time.sleep(1)  # let it take up some work
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                        killed.append(process.pid)
             time.sleep(0.1)
 
     killer = threading.Thread(target=kill_first_generator, daemon=True)

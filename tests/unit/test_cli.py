@@ -62,7 +62,7 @@ def test_wrong_usage_exits_with_2(folder: Path, arguments: list[str]) -> None:
 def test_check_takes_a_sound_spec(folder: Path) -> None:
     result = rondo("check", str(workspace.spec(folder)))
     assert result.exit_code == 0
-    assert result.stdout.startswith("spec.yaml: good, 1 round")
+    assert "spec.yaml: good; rounds: 1" in result.stdout
     assert result.stderr == ""
 
 
@@ -98,7 +98,7 @@ def test_a_spec_that_is_not_there_exits_with_2(folder: Path) -> None:
 
 def test_overrides_reach_the_spec(folder: Path) -> None:
     spec = str(workspace.spec(folder))
-    assert "good, 3 rounds" in rondo("check", spec, "--set", "rounds=3").stdout
+    assert "good; rounds: 3" in rondo("check", spec, "--set", "rounds=3").stdout
     refused = rondo("check", spec, "--set", "train.beta=-1", "--set", "rounds")
     assert refused.exit_code == 2
     assert "2 problems" in refused.stderr
@@ -139,7 +139,7 @@ def test_plan_shows_what_is_committed_and_why_the_rest_has_to_run(folder: Path) 
     assert lines[0].split() == ["base", rows[0]["fingerprint"][:12], "committed"]
     (line,) = (line for line in lines if train["fingerprint"][:12] in line)
     assert "to run (" in line
-    assert "beta 0.3 -> default" in line
+    assert "beta 0.3 -> 0.1" in line
 
 
 def test_a_place_that_can_be_no_store_exits_with_2(folder: Path) -> None:

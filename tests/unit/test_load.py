@@ -171,7 +171,8 @@ def test_text_that_only_looks_like_a_number_stays_text(folder: Path) -> None:
 
 def test_overrides_replace_and_add_values(folder: Path) -> None:
     spec = workspace.loaded(
-        folder, SPEC, "train.beta=0.2", "train.lora.rank=8", "rounds=3", "judge.use=rules", "preferences=[pairs.jsonl]"
+        folder, SPEC, "train.beta=0.2", "train.lora.rank=8", "rounds=3", "judge={use: rules, max_words: 9}",
+        "preferences=[pairs.jsonl]",
     ).spec
     assert spec.train.beta == 0.2
     assert spec.train.lora is not None
@@ -196,12 +197,12 @@ def test_the_last_override_wins_and_neighbours_stay(folder: Path) -> None:
         ("=3", "--set =3", "expected key.path=value"),
         ("train.beta=[", "--set train.beta=[", "not a YAML value"),
         ("train.beta=!!python/name:os.system", "--set train.beta=!!python/name:os.system", "not a YAML value"),
-        ("train.beta=", "spec.yaml train.beta", "None"),
-        ("train.beta=low", "spec.yaml train.beta", "'low'"),
-        ("train.betta=1", "spec.yaml train.betta", "did you mean 'beta'?"),
-        ("train.loss=dpo", "spec.yaml train.loss", "'sigmoid'"),
-        ("rouns=1", "spec.yaml rouns", "did you mean 'rounds'?"),
-        ("prompts.train=nope.jsonl", "spec.yaml:3 prompts.train", "nope.jsonl"),
+        ("train.beta=", "--set train.beta", "None"),
+        ("train.beta=low", "--set train.beta", "'low'"),
+        ("train.betta=1", "--set train.betta", "did you mean 'beta'?"),
+        ("train.loss=dpo", "--set train.loss", "'sigmoid'"),
+        ("rouns=1", "--set rouns", "did you mean 'rounds'?"),
+        ("prompts.train=nope.jsonl", "--set prompts.train", "nope.jsonl"),
     ],
 )
 def test_a_bad_override_is_a_problem_like_any_other(folder: Path, override: str, where: str, part: str) -> None:

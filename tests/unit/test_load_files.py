@@ -208,7 +208,7 @@ def test_a_model_that_cannot_be_is_refused(folder: Path, model: str, part: str) 
 
 
 def test_a_judge_beside_the_spec_is_found(plugins: Path) -> None:
-    (plugins / "judge_beside.py").write_text("class MyJudge:\n    pass\n")
+    (plugins / "judge_beside.py").write_text("def MyJudge(strict):\n    pass\n")
     found = workspace.loaded(plugins, judged_by("judge_beside:MyJudge", "{strict: true}"))
     assert found.spec.judge is not None
     assert found.spec.judge.model_dump() == {"use": "judge_beside:MyJudge", "options": {"strict": True}}
@@ -244,13 +244,13 @@ def test_a_judge_without_source_is_refused(plugins: Path) -> None:
 
 @pytest.mark.parametrize("value", [".nan", ".inf", '"\\ud800"'])
 def test_options_without_an_exact_written_form_are_refused(plugins: Path, value: str) -> None:
-    (plugins / "judge_options.py").write_text("class MyJudge:\n    pass\n")
+    (plugins / "judge_options.py").write_text("def MyJudge(bound):\n    pass\n")
     problem = workspace.only(plugins, judged_by("judge_options:MyJudge", f"{{bound: {value}}}"))
     assert problem.where.startswith("spec.yaml:4 judge.options")
 
 
 def test_another_option_is_another_run(plugins: Path) -> None:
-    (plugins / "judge_options.py").write_text("class MyJudge:\n    pass\n")
+    (plugins / "judge_options.py").write_text("def MyJudge(bound):\n    pass\n")
     fingerprints = set()
     for value in ("1", "2", "'1'", "null", "[]"):
         spec = workspace.loaded(plugins, judged_by("judge_options:MyJudge", f"{{bound: {value}}}")).spec

@@ -17,6 +17,9 @@ from tests import specs
     [
         ({"rollout": {"max_tokens": 512, "max_length": 512}}, "rollout.max_tokens", "leaves no room for a prompt"),
         ({"rollout": {"temperature": 0}}, "rollout.temperature", "makes all answers to a prompt the same"),
+        ({"judge": {"use": "rules"}}, "judge", "rules without a rule"),
+        ({"judge": {"use": "rules", "min_words": 5, "max_words": 2}}, "judge.min_words", "above max_words 2"),
+        ({"judge": {"use": "stages.judges:Rules", "options": {"limt": 2}}}, "judge.options", "does not take these"),
         ({"rollout": {"samples": 1}}, "rollout.samples", "at least 2 samples"),
         ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
     ],
@@ -29,7 +32,8 @@ def test_settings_that_cannot_work_are_refused(
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (model / name).write_text("{}")
     specs.jsonl(tmp_path / "train.jsonl", specs.prompts(2))
-    spec = {"name": "x", "policy": {"model": "model"}, "prompts": {"train": "train.jsonl"}, "judge": {"use": "rules"}}
+    judge = {"use": "rules", "max_words": 9}
+    spec = {"name": "x", "policy": {"model": "model"}, "prompts": {"train": "train.jsonl"}, "judge": judge}
     with pytest.raises(SpecError) as caught:
         load.load(str(specs.write(tmp_path, spec | section)))
     (problem,) = caught.value.problems

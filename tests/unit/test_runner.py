@@ -225,8 +225,8 @@ def test_a_first_time_is_new(store: ArtifactStore) -> None:
     ("before", "now", "sentence"),
     [
         (CountConfig(add=1), CountConfig(add=2), "add 1 -> 2"),
-        (CountConfig(), CountConfig(add=2), "add default -> 2"),
-        (CountConfig(add=1), CountConfig(), "add 1 -> default"),
+        (CountConfig(), CountConfig(add=2), "add 0 -> 2"),
+        (CountConfig(add=1), CountConfig(), "add 1 -> 0"),
         (CountConfig(add=1, label="a"), CountConfig(add=2, label="b"), "add 1 -> 2, label a -> b"),
         (CountConfig(inner=Inner(rank=1)), CountConfig(inner=Inner(rank=2)), "inner.rank 1 -> 2"),
     ],
