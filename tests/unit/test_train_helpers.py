@@ -153,3 +153,15 @@ def test_a_step_that_is_not_finite_ends_the_training_with_advice(loss: float, no
     assert reason is not None
     assert "not finite at step 3; lower train.learning_rate" in reason
     assert train.diverged({"loss": 1.0, "grad_norm": 1.0, "step": 3}) is None
+
+
+@pytest.mark.parametrize(("content", "kept"), [('{"checkpoint_results": []}', True), ('{"checkpoint_res', False)])
+def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
+    tmp_path: Path, content: str, kept: bool
+) -> None:
+    run = tmp_path / "ray-train"
+    run.mkdir()
+    (run / "checkpoint_manager_snapshot.json").write_text(content)
+    train._forget_torn_state(run)
+    train._forget_torn_state(tmp_path / "nothing-yet")
+    assert run.exists() is kept
