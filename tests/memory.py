@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.batching import collate
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
-from stages.core.templates import EncodedPair
+from stages.core.logprobs import ResponseLogprobs
+from stages.core.packing import Layout, collate
+from stages.core.templates import EncodedPair, mismatched
 
 # Matrices of the tests' size are far slower on several threads, and very much slower on a busy machine.
 torch.set_num_threads(1)
@@ -48,17 +48,18 @@ class MemoryData:
     """Pairs and, once scored, their reference log-probabilities."""
 
     items: list[EncodedPair]
-    chosen: Tensor = field(default_factory=lambda: torch.zeros(0))
-    rejected: Tensor = field(default_factory=lambda: torch.zeros(0))
+    logprobs: Tensor = field(default_factory=lambda: torch.zeros(3, 0))
 
-    def scored_by(self, model: torch.nn.Module) -> MemoryData:
+    def scored_by(self, model: torch.nn.Module, layout: Layout = "shared", precision: str = "fp32") -> MemoryData:
         """The same pairs with a model's log-probabilities, one pair at a time, as reference."""
-        with torch.no_grad():
-            scores = [
-                torch.cat(sequence_logprobs(ResponseLogprobs(model), collate([pair], 0), "fp32")) for pair in self.items
-            ]
-        chosen, rejected = torch.stack(scores).unbind(1)
-        return MemoryData(self.items, chosen, rejected)
+        scorer = ResponseLogprobs(model, layout, precision)
+
+        @torch.no_grad()
+        def score(pairs: Sequence[EncodedPair]) -> Tensor:
+            return torch.stack([scorer(collate([pair], layout)).logprobs for pair in pairs])
+
+        own, other = score(self.items), score(self.mismatched(range(len(self))))
+        return MemoryData(self.items, torch.stack([own[:, 0], own[:, 1], other[:, 0]]))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,5 +67,8 @@ class MemoryData:
     def pairs(self, indices: Sequence[int]) -> list[EncodedPair]:
         return [self.items[index] for index in indices]
 
-    def reference(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.chosen[list(indices)], self.rejected[list(indices)]
+    def reference(self, indices: Sequence[int]) -> Tensor:
+        return self.logprobs[:, list(indices)]
+
+    def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
+        return [mismatched(self.items[index], self.items[(index + 1) % len(self)]) for index in indices]

@@ -1,55 +1,86 @@
-"""Log-probabilities of responses under a causal language model."""
+"""Log-probabilities of responses under a causal language model, and the gradient of a loss made of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.batching import Batch
+from stages.core.decoder import PackedDecoder, is_llama_like
+from stages.core.head import FusedHead, Weigh
+from stages.core.packing import Batch, Layout, collate
+from stages.core.templates import EncodedPair
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Products in bfloat16 for ``bf16``; float32 throughout for ``fp32``. Weights stay as they are."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+class Scored(NamedTuple):
+    """``handle``: a scalar whose backward pass leaves the gradient that ``weigh`` asked for; its value means
+    nothing. ``logprobs``: float32 [2 * pairs], sums over each response's tokens, chosen and rejected in turn.
+    ``confidences``: likewise, means of log p(token) - log sum_v p(v)^2 (zeros unless asked for)."""
+
+    handle: Tensor
+    logprobs: Tensor
+    confidences: Tensor
 
 
 class ResponseLogprobs(torch.nn.Module):
-    """A causal language model whose forward pass gives one log-probability a sequence.
+    """A causal language model whose forward pass scores responses.
 
-    The head and the log-softmax run on response positions only. Sequences are padded on the right, so that a
-    causal model needs no padding mask: no token sees one to its right.
+    The head and the log-softmax run on response tokens only. ``precision`` is that of the matrix products, ``bf16``
+    or ``fp32``; sums are float32 in both.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, layout: Layout, precision: str, checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.layout = layout
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.packed = None if layout == "padded" else PackedDecoder(decoder_of(model), checkpointing)
+        if checkpointing and self.packed is None:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Sum over the marked tokens of log p(token | all before it).
+    def forward(self, batch: Batch, weigh: Weigh | None = None, confident: bool = False) -> Scored:
+        """Score a batch that was collated in this layout; with ``weigh``, for a backward pass through ``handle``."""
+        device = batch.ids.device.type
+        head = self.model.get_output_embeddings()
+        if self.packed is None:
+            with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                hidden = decoder_of(self.model)(input_ids=batch.ids, use_cache=False).last_hidden_state
+            hidden = hidden.flatten(0, 1)[batch.rows].to(self.dtype)
+        else:
+            assert batch.segments is not None
+            hidden = self.packed(batch.ids, batch.positions, batch.segments, batch.rows, self.dtype)
+        if type(head) is torch.nn.Linear and head.bias is None and not _scales_logits(self.model.config):
+            return Scored(*FusedHead.apply(hidden, head.weight.to(self.dtype), batch, weigh, confident))
+        with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = head(hidden)
+        return _score(_scaled(logits.float(), self.model.config), batch, weigh)
 
-        Args:
-            ids: int64 [sequences, length].
-            mask: bool [sequences, length]; True where a token counts. Position 0 has nothing before it and
-                never counts.
 
-        Returns:
-            float32 [sequences].
-        """
-        counts = mask[:, 1:]
-        hidden = _decoder(self.model)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        logits = _scaled(self.model.get_output_embeddings()(hidden[counts]).float(), self.model.config)
-        token = -F.cross_entropy(logits, ids[:, 1:][counts], reduction="none")
-        rows = counts.nonzero()[:, 0]
-        return torch.zeros(len(ids), dtype=torch.float32, device=ids.device).index_add(0, rows, token)
+def _score(logits: Tensor, batch: Batch, weigh: Weigh | None) -> Scored:
+    """The same as :class:`FusedHead` from logits, by autograd, for heads that are more than one product."""
+    logged = torch.log_softmax(logits, -1)
+    tokens = logged.gather(1, batch.targets[:, None])[:, 0]
+    zeros = torch.zeros(2 * batch.pairs, dtype=torch.float32, device=logits.device)
+    sums = zeros.index_add(0, batch.sequences, tokens)
+    with torch.no_grad():
+        confident = tokens - torch.logsumexp(2 * logged, -1)
+        means = zeros.index_add(0, batch.sequences, confident) / batch.tokens_of().clamp(min=1)
+    if weigh is None:
+        return Scored(zeros.sum(), sums.detach(), means)
+    slopes = weigh(0, batch.pairs, sums.detach(), means)
+    return Scored((slopes * sums).sum(), sums.detach(), means)
 
 
-def _decoder(model: Any) -> Any:
+def decoder_of(model: Any) -> Any:
     """The model without its head; adapters sit inside it, whatever wraps the model."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_decoder()
+
+
+def _scales_logits(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
 
 
 def _scaled(logits: Tensor, config: Any) -> Tensor:
@@ -63,23 +94,28 @@ def _scaled(logits: Tensor, config: Any) -> Tensor:
     return logits
 
 
+def choose_layout(model: Any, wanted: str) -> Layout:
+    """The layout to use: the wanted one, or with ``auto`` the best that the model can be run in."""
+    if wanted != "auto":
+        chosen: Layout = wanted  # type: ignore[assignment]
+        return chosen
+    return "shared" if is_llama_like(decoder_of(model)) else "padded"
+
+
 @torch.no_grad()
-def agrees(model: Any) -> bool:
+def agrees(model: Any, layout: Layout) -> bool:
     """Whether :class:`ResponseLogprobs` gives what the model's own forward pass gives, on a few tokens.
 
-    An architecture that treats its logits in a way of its own is found out here and not by a wrong loss.
+    An architecture that treats its attention or its logits in a way of its own is found out here and not by a
+    wrong loss.
     """
     device = next(model.parameters()).device
-    ids = torch.arange(8, device=device)[None] % model.config.vocab_size
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    logprobs = torch.log_softmax(model(input_ids=ids).logits.float(), -1)
-    expected = logprobs[0, :-1].gather(1, ids[0, 1:, None]).sum()
-    return bool(torch.isclose(ResponseLogprobs(model)(ids, mask)[0], expected, rtol=1e-3, atol=1e-2))
-
-
-def sequence_logprobs(model: torch.nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of chosen and rejected responses, float32 [pairs] each."""
-    with autocast(batch.ids.device, precision):
-        both = model(batch.ids, batch.mask)
-    chosen, rejected = both.float().split(batch.pairs)
-    return chosen, rejected
+    ids = [index % model.config.vocab_size for index in range(3, 25)]
+    pair = EncodedPair("probe", ids[:8], ids[8:20], [True] * 12, ids[5:12], [True] * 7)
+    expected = []
+    for response in (pair.chosen_ids, pair.rejected_ids):
+        tokens = torch.tensor([pair.prompt_ids + response], device=device)
+        logged = torch.log_softmax(model(input_ids=tokens).logits[0].float(), -1)[:-1]
+        expected.append(logged.gather(1, tokens[0, 1:, None])[len(pair.prompt_ids) - 1 :].sum())
+    own = ResponseLogprobs(model, layout, "fp32")(collate([pair], layout).to(device)).logprobs
+    return bool(torch.allclose(own, torch.stack(expected), rtol=1e-3, atol=1e-2))

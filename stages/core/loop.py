@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stages.catalog import TrainConfig
-from stages.core.batching import batch_indices, collate, micro_batches, pair_length, total_steps, worker_share
-from stages.core.logprobs import sequence_logprobs
-from stages.core.losses import LOSSES
-from stages.core.metrics import SUMS, step_means
+from stages.core.batching import batch_indices, total_steps
+from stages.core.gradients import StepData, accumulate, load_step
+from stages.core.objective import Objective
+from stages.core.packing import Layout
 from stages.core.templates import EncodedPair
 
 
@@ -25,8 +25,17 @@ class PairData(Protocol):
     """Random access to encoded pairs and their reference log-probabilities."""
 
     def __len__(self) -> int: ...
+
     def pairs(self, indices: Sequence[int]) -> list[EncodedPair]: ...
-    def reference(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+
+    def reference(self, indices: Sequence[int]) -> Tensor:
+        """float32 [3, len(indices)]: of the chosen response, of the rejected one (0 where it is missing), and of the
+        mismatched one."""
+        ...
+
+    def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
+        """The prompts with an answer to another prompt each, as ``chosen``; the rejected response is missing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,18 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_tokens: int = 4096
     all_sum: Callable[[Tensor], Tensor] = lambda value: value
+
+
+class NotFiniteError(Exception):
+    """A step's loss or gradient is not a finite number; the weights are still those from before the step.
+
+    ``pairs`` are the ids of this worker's pairs whose loss is not finite; empty when they are another worker's, or
+    when only the gradient is not finite.
+    """
+
+    def __init__(self, step: int, what: str, pairs: Sequence[str]) -> None:
+        super().__init__(f"{what} not finite at step {step}")
+        self.step, self.what, self.pairs = step, what, tuple(pairs)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -56,92 +77,65 @@ def train_steps(
     data: PairData,
     config: TrainConfig,
     worker: Worker,
+    layout: Layout,
     first_step: int = 0,
-    pad_id: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Train from ``first_step`` on, yielding one row of metrics after each optimizer step.
 
-    ``model`` maps (ids, mask) to log-probabilities of sequences (``ResponseLogprobs``), bare or wrapped in
-    DistributedDataParallel. Gradients are those of the mean loss over all pairs of the optimizer step, however
-    the step is split into workers and micro-batches.
+    ``model`` is a ``ResponseLogprobs`` in ``layout``, bare or wrapped for distributed training. Gradients are those
+    of the mean loss over all pairs of the optimizer step, however the step is split into workers and micro-batches.
+
+    Raises:
+        NotFiniteError: the loss or the gradient is not finite.
     """
     steps = total_steps(len(data), config.batch_size, config.epochs)
+    objective = Objective(config)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    for step in range(first_step, steps):
-        started = time.perf_counter()
-        torch.manual_seed(_step_seed(config.seed, step, worker.rank))
-        factor = learning_rate_factor(step, steps, config.warmup, config.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        sums = accumulate_gradients(model, data, config, worker, step, pad_id)
-        norm = torch.nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        means = step_means(sums.tolist())
-        seconds = time.perf_counter() - started
-        yield {
-            "step": step + 1,
-            "steps": steps,
-            "epoch": min((step + 1) * config.batch_size / len(data), config.epochs),
-            **means,
-            "grad_norm": float(norm),
-            "learning_rate": config.learning_rate * factor,
-            "tokens_per_second": means["tokens"] / seconds,
-            "seconds": seconds,
-        }
+
+    def load(step: int) -> StepData:
+        batch = batch_indices(step, len(data), config.batch_size, config.epochs, config.seed)
+        return load_step(data, batch, worker, layout, objective.needs_kl)
+
+    with ThreadPoolExecutor(1) as ahead:  # reads the next step's pairs while this one's are computed with
+        waiting = ahead.submit(load, first_step) if first_step < steps else None
+        for step in range(first_step, steps):
+            started = time.perf_counter()
+            assert waiting is not None
+            work = waiting.result()
+            waiting = ahead.submit(load, step + 1) if step + 1 < steps else None
+            torch.manual_seed(_step_seed(config.seed, step, worker.rank))
+            rate = config.learning_rate * learning_rate_factor(step, steps, config.warmup, config.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            means, bad = accumulate(model, work, objective, config.beta, worker)
+            if not math.isfinite(means["loss"]):
+                raise NotFiniteError(step + 1, "the loss is", bad)
+            norm = _clip(trainable, config.max_grad_norm)
+            if not math.isfinite(norm):
+                raise NotFiniteError(step + 1, "the gradient is", ())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - started
+            yield {
+                "step": step + 1,
+                "steps": steps,
+                "epoch": min((step + 1) * config.batch_size / len(data), config.epochs),
+                **means,
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "tokens_per_second": means["tokens"] / seconds,
+                "seconds": seconds,
+            }
+
+
+def _clip(parameters: Sequence[torch.nn.Parameter], largest: float) -> float:
+    """Scale the gradient down to a norm of ``largest``; returns its norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
+    whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded parameters
+    return float(whole)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Randomness (an adapter's dropout) depends on the step and the worker alone, so that nothing of it needs to be
     saved and workers draw different masks."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def accumulate_gradients(
-    model: torch.nn.Module, data: PairData, config: TrainConfig, worker: Worker, step: int, pad_id: int
-) -> Tensor:
-    """Leave the step's gradient in the parameters and return the step's sums (``SUMS``) over all workers."""
-    batch = batch_indices(step, len(data), config.batch_size, config.epochs, config.seed)
-    share = worker_share(batch, worker.rank, worker.world)
-    weight = 1.0
-    if not share:  # fewer pairs than workers in the last step: take part in the reduction, count for nothing
-        share, weight = batch[:1], 0.0
-    pairs = data.pairs(share)
-    groups = micro_batches([pair_length(pair) for pair in pairs], worker.micro_batch_tokens)
-    # DDP averages gradients over workers; the sum over all pairs of the step is what is wanted.
-    scale = weight * worker.world / len(batch)
-    sums = torch.zeros(len(SUMS), dtype=torch.float64)
-    for number, group in enumerate(groups):
-        last = number == len(groups) - 1
-        with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model):
-            loss, part = _micro_step(model, data, config, worker, [share[i] for i in group], pad_id)
-            torch.autograd.backward(loss * scale)
-        sums += weight * part
-    return worker.all_sum(sums)
-
-
-def _no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
-    context: contextlib.AbstractContextManager[None] = model.no_sync()
-    return context
-
-
-def _micro_step(
-    model: torch.nn.Module, data: PairData, config: TrainConfig, worker: Worker, indices: list[int], pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """Summed loss of some pairs, with its graph, and their ``SUMS``."""
-    pairs = data.pairs(indices)
-    batch = collate(pairs, pad_id).to(worker.device)
-    ref_chosen, ref_rejected = (value.to(worker.device) for value in data.reference(indices))
-    probability = torch.tensor([pair.probability for pair in pairs], device=worker.device)
-    chosen, rejected = sequence_logprobs(model, batch, config.precision)
-    losses, chosen_reward, rejected_reward = LOSSES[config.loss](
-        chosen, rejected, ref_chosen, ref_rejected, probability, config.beta
-    )
-    margin = chosen_reward - rejected_reward
-    chosen, rejected = chosen.detach(), rejected.detach()
-    # On the training responses: the mean of log pi(y) - log ref(y), the plain (k1) estimate of the divergence.
-    kl = 0.5 * ((chosen - ref_chosen) + (rejected - ref_rejected))
-    columns = [losses.detach(), (margin > 0).float(), margin, chosen_reward, rejected_reward, chosen, rejected, kl]
-    values = [column.double().sum().item() for column in columns]
-    tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    return losses.sum(), torch.tensor([*values, len(pairs), tokens], dtype=torch.float64)

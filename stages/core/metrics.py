@@ -43,16 +43,9 @@ def bootstrap(values: Sequence[float], resamples: int, confidence: float, seed: 
     return Interval(float(data.mean()), float(low), float(high))
 
 
-SUMS = (
-    "loss", "reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward",
-    "chosen_logp", "rejected_logp", "kl", "pairs", "tokens",
-)  # fmt: skip
-"""What a worker adds up over its pairs of a step. All but ``pairs`` and ``tokens`` are divided by the pairs."""
+_COUNTS = ("pairs", "tokens")
 
 
-def step_means(sums: Sequence[float]) -> dict[str, float]:
-    """Sums over all workers, in the order of ``SUMS``, as means over the step's pairs."""
-    values = dict(zip(SUMS, sums, strict=True))
-    pairs = values.pop("pairs")
-    tokens = values.pop("tokens")
-    return {**{name: value / pairs for name, value in values.items()}, "pairs": pairs, "tokens": tokens}
+def step_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """A step's sums over all workers as means over its pairs; ``pairs`` and ``tokens`` stay sums."""
+    return {name: value if name in _COUNTS else value / sums["pairs"] for name, value in sums.items()}

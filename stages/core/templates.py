@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,14 @@ class EncodedPair:
     rejected_ids: list[int]
     rejected_mask: list[bool]
     probability: float = 1.0
+
+
+def mismatched(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
+    """A pair's prompt with the answer to another prompt, as ``chosen``; nothing is rejected."""
+    ids, mask = (
+        (other.chosen_ids, other.chosen_mask) if other.chosen_ids else (other.rejected_ids, other.rejected_mask)
+    )
+    return replace(pair, chosen_ids=ids, chosen_mask=mask, rejected_ids=[], rejected_mask=[])
 
 
 @dataclass

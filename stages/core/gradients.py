@@ -1,0 +1,212 @@
+"""The gradient of one optimizer step: micro-batches, workers, and losses that look across pairs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.core.loss_input import LossInput
+from stages.core.metrics import step_means
+from stages.core.objective import Objective, Outcome
+from stages.core.packing import Batch, Layout, collate, micro_batches
+from stages.core.templates import EncodedPair
+
+if TYPE_CHECKING:
+    from stages.core.loop import PairData, Worker
+
+
+class _MicroBatch(NamedTuple):
+    places: list[int]
+    """Where in the step's batch the pairs stand."""
+    pairs: list[EncodedPair]
+    tensors: Batch
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One worker's part of an optimizer step, read and collated.
+
+    ``pairs`` are all pairs of the step, ``reference`` float32 [3, pairs] theirs. ``counted`` is 0 for a worker
+    without a pair of its own, which goes through another's so as to take part in the reductions, else 1.
+    """
+
+    pairs: list[EncodedPair]
+    reference: Tensor
+    micro: list[_MicroBatch]
+    mismatched: list[_MicroBatch]
+    counted: float
+
+
+def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layout, mismatched: bool) -> StepData:
+    """Read what ``worker`` needs of the pairs ``batch``; with ``mismatched`` also the prompts with other answers."""
+    from stages.core.batching import worker_share
+
+    places = list(worker_share(len(batch), worker.rank, worker.world))
+    counted = 1.0
+    if not places:
+        places, counted = [0], 0.0
+    pairs = data.pairs(batch)
+
+    def grouped(items: list[EncodedPair]) -> list[_MicroBatch]:
+        groups = micro_batches(items, layout, worker.micro_batch_tokens)
+        return [
+            _MicroBatch([places[i] for i in group], chosen, collate(chosen, layout).to(worker.device))
+            for group in groups
+            for chosen in [[items[i] for i in group]]
+        ]
+
+    others = grouped(data.mismatched([batch[place] for place in places])) if mismatched else []
+    own = grouped([pairs[place] for place in places])
+    return StepData(pairs, data.reference(batch).to(worker.device), own, others, counted)
+
+
+@dataclass
+class _Sums:
+    """What a worker adds up over its pairs of a step."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome, x: LossInput, pairs: Sequence[EncodedPair]) -> None:
+        margin = outcome.chosen_reward - outcome.rejected_reward
+        chosen, rejected = x.chosen.detach(), x.rejected.detach()
+        # On the training responses: the mean of log pi(y) - log ref(y), the plain (k1) estimate of the divergence.
+        sides = (x.chosen_tokens > 0).float() + (x.rejected_tokens > 0).float()
+        kl = ((chosen - x.ref_chosen) + (rejected - x.ref_rejected)) / sides
+        columns = {
+            "loss": outcome.losses.detach(),
+            "reward_accuracy": (margin > 0).float(),
+            "reward_margin": margin,
+            "chosen_reward": outcome.chosen_reward,
+            "rejected_reward": outcome.rejected_reward,
+            "chosen_logp": chosen,
+            "rejected_logp": rejected,
+            "kl": kl,
+            **outcome.parts,
+        }
+        for name, column in columns.items():
+            self.values[name] = self.values.get(name, 0.0) + float(column.double().sum())
+        finite = torch.isfinite(columns["loss"]).tolist()
+        self.bad += [pair.pair_id for pair, good in zip(pairs, finite, strict=True) if not good]
+        self.values["pairs"] = self.values.get("pairs", 0.0) + len(pairs)
+        tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+        self.values["tokens"] = self.values.get("tokens", 0.0) + tokens
+
+
+def accumulate(
+    model: torch.nn.Module, work: StepData, objective: Objective, beta: float, worker: Worker
+) -> tuple[dict[str, float], list[str]]:
+    """Leave the step's gradient in the parameters.
+
+    Returns:
+        The step's metrics over all workers, and the ids of this worker's pairs whose loss is not finite.
+    """
+    kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
+    # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
+    scale = work.counted * worker.world / len(work.pairs)
+    sums = _Sums()
+    slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
+    for number, micro in enumerate(work.micro):
+        last = number == len(work.micro) - 1
+
+        def weigh(first: int, stop: int, logprobs: Tensor, confidences: Tensor, micro: _MicroBatch = micro) -> Tensor:
+            places = micro.places[first:stop]
+            if slopes is not None:
+                return slopes[places].flatten() * scale
+            pairs = micro.pairs[first:stop]
+            x = loss_input(pairs, logprobs, confidences, work.reference[:, places], kl)
+            outcome, slope = _slopes(objective, x, pairs)
+            sums.add(outcome, x, pairs)
+            return slope.flatten() * scale
+
+        with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model):
+            handle = model(micro.tensors, weigh, objective.needs_confidence).handle
+            torch.autograd.backward(handle)
+    names = list(sums.values)
+    totals = worker.all_sum(work.counted * torch.tensor([sums.values[name] for name in names], dtype=torch.float64))
+    return step_means(dict(zip(names, totals.tolist(), strict=True))), sums.bad
+
+
+def loss_input(
+    pairs: Sequence[EncodedPair], logprobs: Tensor, confidences: Tensor, reference: Tensor, kl: Tensor | None
+) -> LossInput:
+    """Float32 [2 * pairs] log-probabilities, chosen and rejected in turn, as what a loss sees. The
+    log-probabilities become leaves, so that a loss can be differentiated by them."""
+    device = logprobs.device
+    chosen, rejected = (side.clone().requires_grad_() for side in logprobs.view(-1, 2).unbind(1))
+    tokens = torch.tensor([[sum(p.chosen_mask), sum(p.rejected_mask)] for p in pairs], dtype=torch.float32, device=device)
+    confident = confidences.view(-1, 2)
+    return LossInput(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=reference[0],
+        ref_rejected=reference[1],
+        chosen_tokens=tokens[:, 0],
+        rejected_tokens=tokens[:, 1],
+        probability=torch.tensor([p.probability for p in pairs], dtype=torch.float32, device=device),
+        chosen_confidence=confident[:, 0],
+        rejected_confidence=confident[:, 1],
+        kl=kl,
+    )
+
+
+def _slopes(objective: Objective, x: LossInput, pairs: Sequence[EncodedPair]) -> tuple[Outcome, Tensor]:
+    """The outcome, and the derivative of the summed loss by the log-probabilities, float32 [pairs, 2]."""
+    with torch.enable_grad():
+        outcome = objective(x, pairs)
+        by = torch.autograd.grad(outcome.losses.sum(), (x.chosen, x.rejected), allow_unused=True)
+    return outcome, torch.stack([torch.zeros_like(x.chosen) if slope is None else slope for slope in by], 1)
+
+
+@torch.no_grad()
+def _coupled_slopes(
+    model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker, kl: Tensor | None, sums: _Sums
+) -> Tensor:
+    """The slopes [pairs of the step, 2] of a loss that looks across pairs.
+
+    All log-probabilities are worked out without gradient and brought together first, so that the loss sees the whole
+    step at once whatever the micro-batches and workers; the pass with gradient then only applies the slopes.
+    """
+    values = torch.zeros(len(work.pairs), 4, dtype=torch.float32, device=work.reference.device)
+    for micro in work.micro:
+        scored = model(micro.tensors, None, objective.needs_confidence)
+        values[micro.places] = work.counted * torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
+    values = worker.all_sum(values).to(work.reference.device)
+    x = loss_input(work.pairs, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
+    outcome, slopes = _slopes(objective, x, work.pairs)
+    own = [place for micro in work.micro for place in micro.places]
+    sums.add(_part(outcome, own), _part_of_input(x, own), [work.pairs[place] for place in own])
+    return slopes
+
+
+def _part(outcome: Outcome, places: list[int]) -> Outcome:
+    parts = {name: value[places] for name, value in outcome.parts.items()}
+    return Outcome(
+        outcome.losses[places], outcome.chosen_reward[places], outcome.rejected_reward[places], parts
+    )
+
+
+def _part_of_input(x: LossInput, places: list[int]) -> LossInput:
+    columns = {name: value[places] for name, value in vars(x).items() if isinstance(value, Tensor) and value.dim()}
+    return LossInput(**{**vars(x), **columns})
+
+
+@torch.no_grad()
+def _mismatched_kl(model: torch.nn.Module, work: StepData, worker: Worker) -> Tensor:
+    """KTO's z0: the mean of log pi(y') - log ref(y') over the step's prompts with answers to others, at least 0
+    (Ethayarajh et al., arXiv:2402.01306, section 4.1)."""
+    total = torch.zeros((), dtype=torch.float32, device=work.reference.device)
+    for micro in work.mismatched:
+        scored = model(micro.tensors, None, False)
+        total += (scored.logprobs.view(-1, 2)[:, 0] - work.reference[2, micro.places]).sum()
+    return (worker.all_sum(work.counted * total).to(work.reference.device) / len(work.pairs)).clamp(min=0)
+
+
+def _no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
+    context: contextlib.AbstractContextManager[None] = model.no_sync()
+    return context
