@@ -35,7 +35,7 @@ MERGEABLE: Mapping[str, tuple[str, ...]] = {
         "vera_dropout", "d_initial", "fan_in_fan_out", "init_weights",
     ),
     "OFT": (
-        *_LAYERS, "r", "oft_block_size", "module_dropout", "fan_in_fan_out", "init_weights", "coft", "eps",
+        *_LAYERS, "r", "oft_block_size", "fan_in_fan_out", "init_weights", "coft", "eps",
         "block_share", "use_cayley_neumann", "num_cayley_neumann_terms",
     ),
 }  # fmt: skip

@@ -98,7 +98,7 @@ def test_a_policy_is_trained_saved_and_loaded_as_it_behaves(name: str, initial: 
     assert (prompt_adapter(tmp_path) is not None) == (name in PROMPTS)
 
 
-@pytest.mark.parametrize("name", [name for name in MERGEABLE])
+@pytest.mark.parametrize("name", MERGEABLE)
 def test_a_mergeable_adapter_changes_nothing_at_first(name: str, initial: Path) -> None:
     torch.testing.assert_close(logits(policies.build_policy(CONFIGS[name], initial)), logits(tiny.model()))
 
@@ -181,7 +181,6 @@ DROPOUTS = {
     "LOHA": {"rank_dropout": 0.5},
     "LOKR": {"module_dropout": 0.5},
     "VERA": {"vera_dropout": 0.5},
-    "OFT": {"module_dropout": 0.5},
 }
 
 
@@ -265,6 +264,25 @@ def test_a_quantised_base_is_asked_for_with_the_right_arguments(
     assert asked["device_map"] == {"": policies.device_of_worker()}
     settings = asked["quantization_config"].to_dict()
     assert {name: settings[name] for name in expected} == expected
+
+
+def test_an_adapter_on_a_quantised_base_is_merged_into_what_that_base_stands_for(
+    initial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS["lora"].model_copy(update={"quantization": "8bit"})
+    rounded = tiny.model(seed=1)
+
+    def load(path: Path, device: torch.device, quantization: str | None = None, precision: str = "bf16") -> Any:
+        assert quantization == "8bit"
+        model = tiny.model(seed=1)
+        model.dequantize = lambda: rounded
+        return model
+
+    monkeypatch.setattr(policies, "load_model", load)
+    policy = moved(policies.build_policy(config, initial))
+    expected = logits(policy)
+    policies.save_policy(policy, config, initial, tmp_path)
+    torch.testing.assert_close(logits(load_model(tmp_path, CPU)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_prompt_types_are_those_that_cannot_be_merged() -> None:

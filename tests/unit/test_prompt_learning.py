@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,9 +115,6 @@ def test_penalties_of_the_base_are_off(initial: Path, tmp_path: Path) -> None:
 
 
 def test_vllm_refuses_to_serve_them(initial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import SimpleNamespace
-
     policies.save_policy(policy(TYPES[0], initial), config(TYPES[0]), initial, tmp_path / "made")
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None, SamplingParams=None))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
