@@ -44,10 +44,9 @@ def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     module.eval()
-    layers = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
-    for layer in layers:
-        layer.train()
-        layer.get_base_layer().eval()
+    for part in list(module.modules()):
+        if isinstance(part, BaseTunerLayer):  # around a linear layer, which has no dropout of its own
+            part.train()
     return module
 
 

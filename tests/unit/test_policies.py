@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from stages import policies, promote
@@ -270,18 +271,17 @@ def test_an_adapter_on_a_quantised_base_is_merged_into_what_that_base_stands_for
     initial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CONFIGS["lora"].model_copy(update={"quantization": "8bit"})
-    rounded = tiny.model(seed=1)
 
     def load(path: Path, device: torch.device, quantization: str | None = None, precision: str = "bf16") -> Any:
         assert quantization == "8bit"
         model = tiny.model(seed=1)
-        model.dequantize = lambda: rounded
+        model.dequantize = lambda: tiny.model(seed=2)
         return model
 
     monkeypatch.setattr(policies, "load_model", load)
-    policy = moved(policies.build_policy(config, initial))
-    expected = logits(policy)
-    policies.save_policy(policy, config, initial, tmp_path)
+    policies.save_policy(moved(policies.build_policy(config, initial)), config, initial, tmp_path)
+    expected = logits(PeftModel.from_pretrained(tiny.model(seed=2), tmp_path / ADAPTER))
+    assert not torch.allclose(expected, logits(tiny.model(seed=2)), atol=0.02)
     torch.testing.assert_close(logits(load_model(tmp_path, CPU)), expected, atol=1e-4, rtol=1e-4)
 
 
