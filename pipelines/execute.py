@@ -157,6 +157,8 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         fresh = sum(not step["cached"] for step in document["steps"])
         say(f"done in {document['seconds']:.0f} s: {fresh} steps run, {len(document['steps']) - fresh} found committed")
         say(f"policy    {document['policy']}")
+        if document["adapter"]:
+            say(f"adapter   {document['adapter']} (virtual tokens; the policy needs them)")
         say(f"manifest  {document['manifest']}")
         store = [] if document["store"] == str(Path.cwd() / ".rondo") else ["--store", document["store"]]
         overrides = [part for text in loaded.overrides for part in ("--set", text)]

@@ -12,6 +12,7 @@ from pipelines.fingerprint import hash_path
 from pipelines.plan import Source, Step
 from pipelines.problems import Problem, SpecError
 from pipelines.spec import HUB_ID, ModelSource
+from stages.adapter_types import ADAPTER_CONFIG, MERGEABLE, read_settings
 from stages.catalog import MATERIALISE, MaterialiseConfig
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -67,7 +68,34 @@ def problems(source: ModelSource, base: Path) -> list[str]:
     return _folder_problems(path)
 
 
+def adapter_problems(source: ModelSource, base: Path) -> list[str]:
+    """What stops the source's adapter from being merged, as far as can be told without loading it."""
+    if source.adapter is None:
+        return []
+    try:
+        path = _adapter_path(source.adapter, base)
+        if not path.is_dir():
+            return [f"no such folder: {path}"]
+        settings = read_settings(path)
+    except (ValueError, OSError, RuntimeError) as error:
+        return [str(error)]
+    if settings["peft_type"] not in MERGEABLE:
+        return [f"{settings['peft_type']} cannot be merged into a model; adapters that can: {', '.join(MERGEABLE)}"]
+    return []
+
+
+def _adapter_path(adapter: str, base: Path) -> Path:
+    return (base / Path(adapter).expanduser()).resolve()
+
+
 def _folder_problems(path: Path) -> list[str]:
+    if (path / ADAPTER_CONFIG).is_file():
+        if (path / "config.json").is_file():
+            return [f"{path} holds a model and an adapter ({ADAPTER_CONFIG}); move the adapter to a folder of its own"]
+        return [
+            f"{path} is an adapter ({ADAPTER_CONFIG} without config.json), not a model; give its base as policy.model "
+            "and this folder as policy.adapter"
+        ]
     found = []
     if not (path / "config.json").is_file():
         found.append(f"{path} has no config.json: not a model in Hugging Face format")
@@ -97,11 +125,16 @@ def base_step(source: ModelSource, base: Path) -> Step:
         SpecError: a hub revision cannot be resolved to a commit.
     """
     path = local_path(source, base)
+    inputs: dict[str, Step | Source] = {}
+    if source.adapter is not None:
+        adapter = _adapter_path(source.adapter, base)
+        inputs["adapter"] = Source("adapter", adapter, hash_path(adapter))
     if path is not None:
         name = "model" if path.is_dir() else path.name
-        return Step("base", MATERIALISE, MaterialiseConfig(), {"source": Source(name, path, hash_path(path))})
+        inputs["source"] = Source(name, path, hash_path(path))
+        return Step("base", MATERIALISE, MaterialiseConfig(), inputs)
     commit = _commit(source.model, source.revision or "main")
-    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit), {})
+    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit), inputs)
 
 
 def _commit(hub_id: str, revision: str) -> str:

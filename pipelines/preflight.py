@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines import models
+from pipelines import adapters, models
 from pipelines.fingerprint import plugin_hash
 from stages.base import resolve
 from stages.catalog import CustomJudge, RulesJudge, SentimentJudge
@@ -50,9 +50,11 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += _needs(values)
     checked.faults += _settings(values)
     checked.faults += _installed(values)
+    checked.faults += _adapters(values)
     checked.faults += _plugin_imports(values.get("judge"))
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in models.problems(policy, base)]
+        checked.faults += [Fault(("policy", "adapter"), message) for message in models.adapter_problems(policy, base)]
     _check_rows(values, checked)
     return checked
 
@@ -117,6 +119,30 @@ def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
     rollout = values.get("rollout")
     if rollout is not None and rollout.engine == "vllm" and not find_spec("vllm"):
         yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")
+
+
+def _adapters(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """The adapter of the training, and what quantisation needs."""
+    train, rollout, prompts = values.get("train"), values.get("rollout"), values.get("prompts")
+    if train is None:
+        return
+    for path, message in adapters.faults(train):
+        yield Fault(("train", *path), message)
+    sampled = prompts is not None and (prompts.train or prompts.heldout)
+    if train.prompt_learning and sampled and rollout is not None and rollout.engine == "vllm":
+        message = f"vLLM cannot serve the virtual tokens of {train.peft['peft_type']}; use transformers, or auto"
+        yield Fault(("rollout", "engine"), message)
+    if adapters.needs_lora(train):
+        yield Fault(("train", "quantization"), "a quantised base is frozen: add train.lora, or train.peft of type LORA")
+    for name in adapters.needs_bitsandbytes(train):
+        message = f"{getattr(train, name)} needs bitsandbytes: pip install 'rondo-dpo[quantization]'"
+        yield Fault(("train", name), message)
+    resources = values.get("resources")
+    if train.quantization == "4bit" and resources is not None:
+        for stage in ("train", "reference"):
+            if not getattr(resources, stage).gpus:
+                message = f"4bit needs a GPU (bitsandbytes has no gradient for it on a CPU): resources.{stage}.gpus"
+                yield Fault(("train", "quantization"), message)
 
 
 def _plugin_imports(judge: Any) -> Iterator[Fault]:

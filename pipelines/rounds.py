@@ -125,14 +125,15 @@ class _Unroller:
         reference = Step(
             f"round-{number}/reference",
             REFERENCE,
-            ReferenceConfig(precision=spec.train.precision),
+            ReferenceConfig(precision=spec.train.precision, quantization=spec.train.quantization),
             {"policy": against, "shards": shards},
             spec.resources.reference,
         )
         config = spec.train.model_copy(update={"seed": spec.train.seed + spec.seed})
         inputs = {"policy": initial, "shards": shards, "reference": reference}
         train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
-        if spec.train.lora:
+        if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
+            # vLLM knows no DoRA; a LoRA on a quantised base complements that base, which is merged, not this one.
             self.adapter_base[train.fingerprint] = initial
         return train
 
@@ -155,7 +156,7 @@ class _Unroller:
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec
         seed = spec.rollout.seed + spec.seed + number
-        engine = choose_engine(spec.rollout.engine)
+        engine = choose_engine(spec.rollout.engine, spec.train.prompt_learning)
         config = spec.rollout.model_copy(update={"samples": samples, "seed": seed, "engine": engine})
         inputs = {"policy": policy, "prompts": prompts}
         if base := self.adapter_base.get(policy.fingerprint):

@@ -35,10 +35,12 @@ class ModelSource(Config):
 
     ``model`` is a folder in Hugging Face format, ``pkg://package/file.gguf`` (a GGUF file inside an installed
     package), or a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit).
+    ``adapter`` is a folder in PEFT format that is merged into the model before anything else.
     """
 
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
 
 
 class PromptFiles(Config):

@@ -10,10 +10,14 @@ from rich.table import Table
 from pipelines.artifacts import ArtifactStore
 from pipelines.rounds import Plan, Round
 from pipelines.runner import StepResult
+from stages.adapter_types import prompt_adapter
 
 
 def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, done: bool) -> dict[str, Any]:
-    """Steps run so far, rounds whose training is through, and where the policy is if the run is done."""
+    """Steps run so far, rounds whose training is through, and where the policy is if the run is done.
+
+    ``adapter`` is there where ``policy`` is not the policy without it: virtual tokens.
+    """
     by_step = {result.step.fingerprint: result for result in results}
     rounds = [_round(r, by_step, store) for r in plan.rounds if r.train.fingerprint in by_step]
     steps = [
@@ -27,9 +31,17 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
         for result in results
     ]
     quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
-    policy = str(store.open(plan.policy.fingerprint).path / "model") if done else None
+    artifact = store.open(plan.policy.fingerprint).path if done else None
+    adapter = prompt_adapter(artifact) if artifact else None
     manifest = f"{store.location.rstrip('/')}/artifacts/{plan.policy.fingerprint}/manifest.json" if done else None
-    return {"steps": steps, "rounds": rounds, "quarantined": quarantined, "policy": policy, "manifest": manifest}
+    return {
+        "steps": steps,
+        "rounds": rounds,
+        "quarantined": quarantined,
+        "policy": str(artifact / "model") if artifact else None,
+        "adapter": str(adapter) if adapter else None,
+        "manifest": manifest,
+    }
 
 
 def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:

@@ -15,13 +15,31 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     field_validator,
 )
 
+from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
 from stages.base import Config, Stage
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
+Quantization = Literal["4bit", "8bit"]
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Free mappings are part of the identity, so they have to have one written form.
+
+    Raises:
+        ValueError: something in it is no plain JSON value.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        if json.loads(text.encode()) != value:
+            raise ValueError("a key is not text")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
+    return value
 
 
 class MaterialiseConfig(Config):
@@ -45,6 +63,7 @@ class PrepareConfig(Config):
 
 class ReferenceConfig(Config):
     precision: Precision = "bf16"
+    quantization: Quantization | None = None
 
 
 class LoraConfig(Config):
@@ -53,7 +72,12 @@ class LoraConfig(Config):
     """Scale of the update, alpha / rank; by default alpha is twice the rank."""
     dropout: Share = 0.0
     target_modules: tuple[str, ...] | None = None
-    """Names of the modules to adapt; by default peft's choice for the architecture."""
+    """Names of the modules to adapt; by default peft's choice for the architecture, else all linear layers but the
+    head."""
+    dora: bool = False
+    """Train the direction and the length of each column of a weight apart (DoRA, arXiv:2402.09353)."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
 
 
 class TrainConfig(Config):
@@ -72,7 +96,30 @@ class TrainConfig(Config):
     precision: Precision = "bf16"
     """Precision of the products; weights and log-probability sums are always float32."""
     lora: LoraConfig | None = None
+    peft: dict[str, Any] | None = None
+    """Another adapter: ``peft_type`` and peft's own settings of that type."""
+    quantization: Quantization | None = None
+    """Bits of the frozen base under a LoRA adapter, in training and in its reference (QLoRA, arXiv:2305.14314)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     seed: NonNegativeInt = 0
+
+    @field_validator("peft")
+    @classmethod
+    def _peft(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        if info.data.get("lora") is not None:
+            raise ValueError("train.lora is given too; one adapter is trained: give one of the two")
+        if "peft_type" not in value:
+            raise ValueError(f"needs peft_type, one of {', '.join(TYPES)}; for example {{peft_type: IA3}}")
+        if problem := unknown_type(value["peft_type"]):
+            raise ValueError(problem)
+        return plain(value)
+
+    @property
+    def prompt_learning(self) -> bool:
+        """Whether it trains virtual tokens, which are not merged into the weights."""
+        return self.peft is not None and self.peft["peft_type"] in PROMPT_LEARNING
 
 
 class RolloutConfig(Config):
@@ -86,12 +133,12 @@ class RolloutConfig(Config):
     seed: NonNegativeInt = 0
 
 
-def choose_engine(engine: str) -> str:
-    """``auto`` is vLLM where it is installed, else transformers. Decided when a plan is made, so that the answers of
-    one engine are never taken for the other's."""
+def choose_engine(engine: str, prompt_learning: bool = False) -> str:
+    """``auto`` is vLLM where it is installed and can serve the policy (it knows no virtual tokens), else transformers.
+    Decided when a plan is made, so that the answers of one engine are never taken for the other's."""
     if engine != "auto":
         return engine
-    return "vllm" if find_spec("vllm") else "transformers"
+    return "vllm" if find_spec("vllm") and not prompt_learning else "transformers"
 
 
 class SentimentJudge(Config):
@@ -130,14 +177,7 @@ class CustomJudge(Config):
     @field_validator("options")
     @classmethod
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Options are part of the identity, so they have to have one written form."""
-        try:
-            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-            if json.loads(text.encode()) != value:
-                raise ValueError("a key is not text")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
-        return value
+        return plain(value)
 
 
 BUILTIN_JUDGES = ("sentiment", "rules")
@@ -186,7 +226,7 @@ class PromoteConfig(Config):
     """Lower end of the win rate's confidence interval."""
 
 
-MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source",), "policy", "stages.materialise:run")
+MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
 INGEST = Stage("ingest", 1, IngestConfig, ("files",), "records", "stages.ingest:run")
 PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
 REFERENCE = Stage("reference", 1, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")

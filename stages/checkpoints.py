@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from stages.layout import METRICS
 
@@ -32,7 +32,7 @@ def save(state: TrainState, folder: Path) -> None:
     tensors = {f"weight.{name}": p.detach() for name, p in _trainable(state.model)}
     moments = state.optimizer.state_dict()["state"]
     for index, values in moments.items():
-        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in _flat(values)}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     (folder / _PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
@@ -48,16 +48,28 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     with torch.no_grad():
         for name, parameter in _trainable(model):
             parameter.copy_(tensors[f"weight.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            moments.setdefault(int(index), {})[key] = tensor
+            _, index, *inside, key = name.split(".")
+            target = moments.setdefault(int(index), {})
+            for part in inside:
+                target = target.setdefault(part, {})
+            target[key] = tensor if tensor.dim() or tensor.is_floating_point() else tensor.item()
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     step = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"]
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     return TrainState(model, optimizer, step, rows)
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """An optimizer's state of one parameter; bitsandbytes keeps its 8-bit moments in a mapping inside."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", tensor) for inner, tensor in _flat(value))
+        else:
+            yield key, value
 
 
 def _trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

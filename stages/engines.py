@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 
+from stages.adapter_types import prompt_adapter
+from stages.adapters import attach
+from stages.base import StageError
 from stages.catalog import RolloutConfig, choose_engine
+from stages.core.prompt_learning import is_prompt_learning
 from stages.layout import ADAPTER, MODEL
-from stages.models import load_model, load_tokenizer
+from stages.models import load_model, load_policy, load_tokenizer
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)
 
@@ -99,6 +104,8 @@ class VllmEngine:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
+        if prompt_adapter(weights.model) is not None:
+            raise StageError("vLLM cannot serve virtual tokens; set rollout.engine to transformers")
         gpu = torch.cuda.is_available()
         options: dict[str, Any] = {} if gpu else {"dtype": "bfloat16", "enforce_eager": True}
         self.lora = None
@@ -143,19 +150,30 @@ class TransformersEngine:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_model(weights.model, self.device).eval()
-        if weights.adapter is not None:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, weights.adapter)
+        if weights.adapter is None:
+            self.model = load_policy(weights.model, self.device).eval()
+        else:
+            self.model = attach(load_model(weights.model, self.device), weights.adapter).eval()
         tokenizer = load_tokenizer(weights.model)
-        ends = self.model.generation_config.eos_token_id
+        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        ends = bare.generation_config.eos_token_id
         self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-        self.model.generation_config = GenerationConfig()  # no penalties but those that were asked for
+        bare.generation_config = GenerationConfig()  # no penalties but those that were asked for
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
+        if not is_prompt_learning(self.model):
+            return self._together(prompts)
+        # Padding would stand between the virtual tokens and the prompt and move them apart.
+        answers: dict[int, list[Sample]] = {}
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            answers |= zip(rows, self._together([prompts[row] for row in rows]), strict=True)
+        return [answers[row] for row in range(len(prompts))]
+
+    def _together(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
+        """One batch, padded on the left."""
         length = max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (length - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
@@ -165,10 +183,13 @@ class TransformersEngine:
                 "do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0,
             }  # fmt: skip
         wanted = distinct(self.config)
-        output = self.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=self.config.max_tokens, num_return_sequences=wanted,
-            pad_token_id=self.pad, eos_token_id=self.ends, **sampling,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            # peft leaves positions to the model where there are virtual tokens; without padding that is right.
+            warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
+            output = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=self.config.max_tokens, num_return_sequences=wanted,
+                pad_token_id=self.pad, eos_token_id=self.ends, **sampling,
+            )  # fmt: skip
         samples = [self._sample(row) for row in output[:, length:].tolist()]
         repeat = self.config.samples // wanted
         return [samples[i : i + wanted] * repeat for i in range(0, len(samples), wanted)]

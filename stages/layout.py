@@ -7,7 +7,8 @@ from pathlib import Path
 MODEL = "model"
 """In every policy: a folder in Hugging Face format."""
 ADAPTER = "adapter"
-"""In a policy trained with an adapter: the adapter in PEFT format (the merged weights are in ``model``)."""
+"""In a policy trained with an adapter: the adapter in PEFT format. Merged into ``model`` too, but for virtual tokens,
+which cannot be (``stages.adapter_types.prompt_adapter``)."""
 RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
 METRICS = "metrics.jsonl"

@@ -10,22 +10,27 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.adapter_types import ADAPTER_CONFIG
+from stages.adapters import attach
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import MaterialiseConfig
 from stages.layout import MODEL
-from stages.models import load_tokenizer
+from stages.models import load_model, load_tokenizer, stored_dtype
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def run(config: MaterialiseConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Copy a folder, download a hub snapshot, or convert a GGUF file.
+    """Copy a folder, download a hub snapshot, or convert a GGUF file; merge an adapter into it if one is given.
 
     Raises:
-        StageError: the result has no tokenizer or chat template, or the weights are not safetensors.
+        StageError: the result has no tokenizer or chat template, the weights are not safetensors, or the adapter does
+            not fit them.
     """
     output = context.output / MODEL
     source = inputs["source"].path if config.hub is None else _download(config)
+    if (source / ADAPTER_CONFIG).is_file():  # transformers would load it on whatever base it names
+        raise StageError(f"{source} holds an adapter ({ADAPTER_CONFIG}); give it as policy.adapter, on its own")
     if source.is_dir():
         output.mkdir()
         for pattern in _FILES:
@@ -33,7 +38,10 @@ def run(config: MaterialiseConfig, inputs: Mapping[str, Artifact], context: Stag
                 shutil.copyfile(file, output / file.name)
     else:
         _convert_gguf(source, output)
-    return {"parameters": _verify(context.output), "source": config.hub or source.name, "revision": config.revision}
+    parameters = _verify(context.output)
+    if adapter := inputs.get("adapter"):
+        _merge(context.output, adapter.path)
+    return {"parameters": parameters, "source": config.hub or source.name, "revision": config.revision}
 
 
 def _download(config: MaterialiseConfig) -> Path:
@@ -59,6 +67,16 @@ def _convert_gguf(file: Path, output: Path) -> None:
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(output)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(output)
+
+
+def _merge(policy: Path, adapter: Path) -> None:
+    """Put the adapter into the stored weights for good: what is trained starts from it and is held against it."""
+    dtype = stored_dtype(policy)
+    model = attach(load_model(policy, torch.device("cpu")), adapter).merge_and_unload()
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        for file in (policy / MODEL).glob(pattern):
+            file.unlink()
+    model.to(dtype).save_pretrained(policy / MODEL)
 
 
 def _verify(policy: Path) -> int:

@@ -9,12 +9,25 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.adapter_types import prompt_adapter
+from stages.adapters import attach
 from stages.core.templates import ChatEncoder
 from stages.layout import MODEL
 
 
-def load_model(path: Path, device: torch.device) -> Any:
-    """A policy's weights in float32 on a device.
+def load_policy(path: Path, device: torch.device, trainable: bool = False) -> Any:
+    """A policy as it behaves, float32: its ``model``, and before it the virtual tokens of its ``adapter`` where it is
+    made of such (any other adapter is merged into ``model``). ``trainable`` is for going on with the tokens' training.
+    """
+    model = load_model(path, device)
+    if (adapter := prompt_adapter(path)) is not None:
+        return attach(model, adapter, trainable)
+    return model
+
+
+def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: str = "bf16") -> Any:
+    """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits a weight
+    (bitsandbytes: NF4 with products in ``precision``, arXiv:2305.14314, or LLM.int8, arXiv:2208.07339).
 
     On CPU attention runs as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence
     slightly different values next to different neighbours, plain products do not. So reference and policy agree
@@ -28,8 +41,22 @@ def load_model(path: Path, device: torch.device) -> Any:
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
+        **(_quantized(quantization, precision, device) if quantization else {}),
     )
-    return model.to(device)
+    return model if quantization else model.to(device)
+
+
+def _quantized(quantization: str, precision: str, device: torch.device) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        compute = torch.bfloat16 if precision == "bf16" else torch.float32
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 @lru_cache(maxsize=2)

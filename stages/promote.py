@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from stages.adapter_types import prompt_adapter
 from stages.base import Artifact, StageContext, Summary
 from stages.catalog import PromoteConfig
-from stages.layout import MODEL
+from stages.layout import ADAPTER, MODEL
 
 
 def run(config: PromoteConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -18,6 +19,8 @@ def run(config: PromoteConfig, inputs: Mapping[str, Artifact], context: StageCon
     misses = missed(config, win_rate)
     winner = "champion" if misses else "candidate"
     shutil.copytree(inputs[winner].path / MODEL, context.output / MODEL, copy_function=_link_or_copy)
+    if (adapter := prompt_adapter(inputs[winner].path)) is not None:
+        shutil.copytree(adapter, context.output / ADAPTER, copy_function=_link_or_copy)
     return {"promoted": not misses, "misses": misses, "policy": inputs[winner].fingerprint}
 
 

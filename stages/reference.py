@@ -15,7 +15,7 @@ from stages.core.batching import collate, micro_batches, pair_length
 from stages.core.logprobs import ResponseLogprobs, agrees, sequence_logprobs
 from stages.core.records import LOGPROBS
 from stages.layout import shard_files
-from stages.models import device_of_worker, load_model
+from stages.models import device_of_worker, load_model, load_policy
 from stages.raydata import map_actors
 from stages.shards import encoded_pairs
 from stages.tables import read_table, write_table
@@ -35,7 +35,10 @@ def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageC
     ]
     total = sum(rows.values())
     policy = inputs["policy"].path
-    tables = map_actors(tasks, Scorer, context.resources, policy=str(policy), precision=config.precision)
+    tables = map_actors(
+        tasks, Scorer, context.resources,
+        policy=str(policy), precision=config.precision, quantization=config.quantization,
+    )  # fmt: skip
     logprobs: list[pa.Table] = []
     for table in tables:
         logprobs.append(table)
@@ -51,10 +54,13 @@ def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageC
 class Scorer:
     """Holds the reference model; maps slices of shards to log-probabilities (float32 sums)."""
 
-    def __init__(self, policy: str, precision: str, cpus: int) -> None:
+    def __init__(self, policy: str, precision: str, cpus: int, quantization: str | None = None) -> None:
         torch.set_num_threads(cpus)
         self.device = device_of_worker()
-        model = load_model(Path(policy), self.device).eval()
+        if quantization is None:
+            model = load_policy(Path(policy), self.device).eval()
+        else:
+            model = load_model(Path(policy), self.device, quantization, precision).eval()
         if not agrees(model):
             raise StageError(f"{type(model).__name__} treats its logits in a way that Rondo does not know")
         self.model = ResponseLogprobs(model)

@@ -26,7 +26,8 @@ from stages.checkpoints import TrainState
 from stages.core.logprobs import ResponseLogprobs
 from stages.core.loop import Worker, train_steps
 from stages.layout import ADAPTER, METRICS, MODEL
-from stages.models import device_of_worker, load_model, load_tokenizer, stored_dtype
+from stages.models import device_of_worker
+from stages.policies import build_optimizer, build_policy, save_policy, without_dropout
 from stages.progress import board
 from stages.shards import ShardData
 
@@ -34,7 +35,7 @@ _RUN = "ray-train"
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Train; the artifact holds ``model``, ``adapter`` (LoRA) and ``metrics.jsonl``.
+    """Train; the artifact holds ``model``, ``adapter`` (if it trains one) and ``metrics.jsonl``.
 
     The Ray Train run lives in ``context.work``: started again there, it goes on from its last checkpoint.
 
@@ -139,10 +140,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     policy = build_policy(config, paths["policy"])
     bare = without_dropout(ResponseLogprobs(policy))
     model = prepare_model(bare)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
@@ -164,31 +162,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         if last or state.step % resources.checkpoint_every == 0:
             save = partial(save_policy, policy, config, paths["policy"]) if last else None
             _report(state, Path(arguments["scratch"]), save)
-
-
-def build_policy(config: TrainConfig, path: Path) -> Any:
-    """The model to train, float32, with an adapter if the configuration asks for one."""
-    model = load_model(path, device_of_worker())
-    if config.lora is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    lora = config.lora
-    modules = list(lora.target_modules) if lora.target_modules else None
-    settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=lora.dropout,
-        target_modules=modules, task_type="CAUSAL_LM",
-    )  # fmt: skip
-    return get_peft_model(model, settings)
-
-
-def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
-    """Turn off the model's own dropout, as the reference has it; an adapter's, which was asked for, stays on."""
-    module.eval()
-    for name, part in module.named_modules():
-        if "lora_dropout" in name:
-            part.train()
-    return module
 
 
 def _all_sum(value: Tensor) -> Tensor:
@@ -217,12 +190,3 @@ def _report(state: TrainState, scratch: Path, save: Callable[[Path], None] | Non
         if save is not None:
             save(folder)
         ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -> None:
-    """Write the trained policy: its adapter, if it has one, and its full weights in the initial policy's precision."""
-    if config.lora is not None:
-        policy.save_pretrained(folder / ADAPTER)
-        policy = policy.merge_and_unload()
-    policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
-    load_tokenizer(initial).save_pretrained(folder / MODEL)

@@ -107,3 +107,27 @@ def test_a_checkpoint_before_the_first_step_can_be_continued(tmp_path: Path) -> 
     continued = advance(checkpoints.load(tmp_path, other.model, other.optimizer), subject, 2)
     unbroken = advance(fresh(full), subject, 2)
     assert [row["loss"] for row in continued.metrics] == [row["loss"] for row in unbroken.metrics]
+
+
+class _Nested(torch.optim.SGD):
+    """Keeps its state of a parameter as bitsandbytes' 8-bit optimizers do: moments in a mapping inside, whole steps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        inner = {"state1": torch.tensor([3, 250], dtype=torch.uint8), "absmax1": torch.tensor([0.5])}
+        return {"state": {0: {"step": 7, "__quantised__": inner}}, "param_groups": super().state_dict()["param_groups"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.given = state_dict["state"]
+
+
+def test_8_bit_moments_come_back_as_they_were(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = _Nested(model.parameters(), lr=1.0)
+    checkpoints.save(TrainState(model, optimizer, 3, []), tmp_path)
+    checkpoints.load(tmp_path, model, optimizer)
+    (state,) = optimizer.given.values()
+    assert state["step"] == 7
+    assert isinstance(state["step"], int)
+    assert state["__quantised__"]["state1"].tolist() == [3, 250]
+    assert state["__quantised__"]["state1"].dtype == torch.uint8
+    assert state["__quantised__"]["absmax1"].tolist() == [0.5]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clusters import local
+from pipelines import summary
 from pipelines.artifacts import ArtifactStore
 from pipelines.execute import execute
 from pipelines.load import Loaded
@@ -22,6 +23,7 @@ CHATTER = """
 import os, sys
 from clusters import local
 from pipelines import load
+from pipelines import summary
 from pipelines.artifacts import ArtifactStore
 from pipelines.execute import execute
 from tests.unit.test_execute import broken
@@ -156,3 +158,18 @@ def test_the_terminal_shows_steps_and_the_log_keeps_the_chatter(loaded: Loaded, 
     assert str(log) in done.stdout
     for part in ("chatter of Python", "chatter of C", "chatter of a child", "Traceback"):
         assert part in log.read_text()
+
+
+def test_a_policy_that_needs_its_virtual_tokens_says_where_they_are(
+    loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(as_json: bool) -> str:
+        assert execute(loaded, sound(), store, as_json=as_json, verbose=False) == 0
+        return capfd.readouterr().out
+
+    assert json.loads(run(True))["adapter"] is None
+    assert "adapter " not in run(False)
+    monkeypatch.setattr(summary, "prompt_adapter", lambda policy: policy / "adapter")
+    document = json.loads(run(True))
+    assert Path(document["adapter"]).parent == Path(document["policy"]).parent
+    assert f"adapter   {document['adapter']}" in run(False)

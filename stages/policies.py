@@ -1,0 +1,71 @@
+"""The policy in training: built from an earlier one, and saved as the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.adapter_types import PROMPT_LEARNING, prompt_adapter
+from stages.adapters import attach, settings_of, wrap
+from stages.catalog import TrainConfig
+from stages.layout import ADAPTER, MODEL
+from stages.models import device_of_worker, load_model, load_policy, load_tokenizer, stored_dtype
+
+
+def build_policy(config: TrainConfig, path: Path) -> Any:
+    """The model to train, float32 (but for a quantised base), with an adapter if the configuration asks for one.
+
+    A policy that has virtual tokens already goes on with these.
+    """
+    settings = settings_of(config)
+    if prompt_adapter(path) is not None:
+        return load_policy(path, device_of_worker(), trainable=True)
+    model = load_model(path, device_of_worker(), config.quantization, config.precision)
+    return model if settings is None else wrap(model, settings)
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with moments in float32 or, from bitsandbytes, in 8 bits (Dettmers et al., arXiv:2110.02861)."""
+    if config.optimizer == "adamw_8bit":
+        import bitsandbytes
+
+        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        return made
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
+    """Turn off the model's own dropout, as the reference has it; an adapter's, which was asked for, stays on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    module.eval()
+    for part in list(module.modules()):
+        if isinstance(part, BaseTunerLayer):  # around a linear layer, which has no dropout of its own
+            part.train()
+    return module
+
+
+def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -> None:
+    """Write the trained policy, weights in the precision in which the initial policy's are stored.
+
+    ``model`` holds everything, with the adapter merged; only virtual tokens cannot be merged, then it holds what they
+    were trained on. An adapter trained on a quantised base is merged into what the quantised weights stand for, since
+    that is what it was trained to complement; ``model`` is not quantised.
+    """
+    settings = settings_of(config)
+    if settings is not None:
+        policy.save_pretrained(folder / ADAPTER)
+        if settings["peft_type"] in PROMPT_LEARNING:
+            policy = policy.get_base_model()
+        elif config.quantization is not None:
+            base = load_model(initial, device_of_worker(), config.quantization, config.precision).dequantize()
+            policy = attach(base, folder / ADAPTER).merge_and_unload()
+        else:
+            policy = policy.merge_and_unload()
+    policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
+    load_tokenizer(initial).save_pretrained(folder / MODEL)
