@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
 Summary = dict[str, Any]
 """What a stage says about its work: JSON values, kept in the artifact's manifest."""
@@ -22,6 +23,26 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The values that differ from their defaults: adding a defaulted field later changes no fingerprint."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Plugin(Config):
+    """The user's own code, ``use: "module:name"``, with the options it is called with. Its source is part of the
+    identity (``pipelines.fingerprint.plugins``)."""
+
+    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Options are part of the identity, so they have to have one written form."""
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            if json.loads(text.encode()) != value:
+                raise ValueError("a key is not text")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
+        return value
 
 
 class Resources(Config):

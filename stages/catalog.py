@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -18,7 +17,8 @@ from pydantic import (
     field_validator,
 )
 
-from stages.base import Config, Stage
+from stages.base import Config, Plugin, Stage
+from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
@@ -59,8 +59,20 @@ class LoraConfig(Config):
 class TrainConfig(Config):
     """One DPO training. ``batch_size`` counts pairs an optimizer step, over all workers."""
 
-    loss: Literal["sigmoid"] = "sigmoid"
+    loss: Losses = (PairwiseLoss(use="sigmoid"),)
+    """One loss or a weighted sum of several: names, mappings with options, or the user's own functions."""
     beta: PositiveFloat = 0.1
+    """Strength of the pull towards the reference; what it means to each loss is in docs/losses.md."""
+    length_normalise: bool = False
+    """Divide each response's log-ratio by its tokens before the loss."""
+    divergence: Divergence = KlDivergence(use="reverse_kl")
+    """What measures the distance to the reference (f-DPO)."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the preferred response's mean negative log-likelihood a token, added to the loss (RPO)."""
+    wpo: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO)."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """The user's own penalties, added to the loss."""
     learning_rate: PositiveFloat = 1e-6
     batch_size: PositiveInt = 32
     epochs: PositiveInt = 1
@@ -121,23 +133,8 @@ class RulesJudge(Config):
         return value
 
 
-class CustomJudge(Config):
+class CustomJudge(Plugin):
     """The user's own judge: a class or factory called with ``options`` that returns a ``Judge``."""
-
-    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("options")
-    @classmethod
-    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Options are part of the identity, so they have to have one written form."""
-        try:
-            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-            if json.loads(text.encode()) != value:
-                raise ValueError("a key is not text")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
-        return value
 
 
 BUILTIN_JUDGES = ("sentiment", "rules")

@@ -16,8 +16,9 @@ from torch import Tensor
 from stages.catalog import TrainConfig
 from stages.core.batching import batch_indices, collate, micro_batches, pair_length, total_steps, worker_share
 from stages.core.logprobs import sequence_logprobs
-from stages.core.losses import LOSSES
+from stages.core.losses import LossInput
 from stages.core.metrics import SUMS, step_means
+from stages.core.objective import Objective
 from stages.core.templates import EncodedPair
 
 
@@ -134,9 +135,11 @@ def _micro_step(
     ref_chosen, ref_rejected = (value.to(worker.device) for value in data.reference(indices))
     probability = torch.tensor([pair.probability for pair in pairs], device=worker.device)
     chosen, rejected = sequence_logprobs(model, batch, config.precision)
-    losses, chosen_reward, rejected_reward = LOSSES[config.loss](
-        chosen, rejected, ref_chosen, ref_rejected, probability, config.beta
-    )
+    counted = batch.mask.sum(1).float()
+    of_chosen, of_rejected = counted[: len(pairs)], counted[len(pairs) :]
+    x = LossInput(chosen, rejected, ref_chosen, ref_rejected, of_chosen, of_rejected, probability)
+    outcome = Objective(config)(x, pairs)
+    losses, chosen_reward, rejected_reward = outcome.losses, outcome.chosen_reward, outcome.rejected_reward
     margin = chosen_reward - rejected_reward
     chosen, rejected = chosen.detach(), rejected.detach()
     # On the training responses: the mean of log pi(y) - log ref(y), the plain (k1) estimate of the divergence.
