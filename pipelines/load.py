@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines import preflight, yamlfile
+from pipelines.preflight import KeyPath
 from pipelines.problems import Problem, SpecError
 from pipelines.spec import PipelineSpec, explain_type
 from stages.base import Config
-
-KeyPath = tuple[str | int, ...]
+from stages.objectives import UNKNOWN_NAME
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,9 @@ def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Ite
         elif kind == "unknown_judge":
             message = item["msg"]
             path = (*path, "use")
+        elif kind == UNKNOWN_NAME:
+            message = item["msg"]
+            path = (*path, "use") if isinstance(item["input"], Mapping) else path
         else:
             plain = explain_type(kind, item.get("ctx", {}))
             message = plain or item["msg"].removeprefix("Value error, ")
@@ -159,7 +162,7 @@ def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[
         if known:
             path.append(part)
             value = value[part]
-        elif last and not isinstance(value, str | int | float | None):
+        elif last and isinstance(part, str) and not isinstance(value, str | int | float | None):
             path.append(part)
         else:
             tags.append(str(part))
@@ -169,8 +172,8 @@ def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[
 def _fields_at(path: KeyPath, tags: tuple[str, ...]) -> Mapping[str, FieldInfo]:
     """The fields of the model that stands at ``path``."""
     models: list[type[Config]] = [PipelineSpec]
-    for part in path:
-        fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
+    for part in (part for part in path if isinstance(part, str)):  # an index leads to what the list holds
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
         models = [model for field in fields for model in _models(field.annotation, tags)]
     return {name: field for model in models for name, field in model.model_fields.items()}
 

@@ -14,19 +14,21 @@ from typing import Any
 
 from pipelines import adapters, models
 from pipelines.fingerprint import plugin_hash
-from stages.base import resolve
-from stages.catalog import CustomJudge, RulesJudge, SentimentJudge
+from stages import objectives
+from stages.base import Plugin, resolve
+from stages.catalog import CustomJudge, RulesJudge, SentimentJudge, TrainConfig
 from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
 from stages.core.records import Messages, prompt_key
 
 _SHOWN = 5
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Fault:
     """What is wrong at one key path of the spec."""
 
-    path: tuple[str | int, ...]
+    path: KeyPath
     message: str
 
 
@@ -51,7 +53,9 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += _settings(values)
     checked.faults += _installed(values)
     checked.faults += _adapters(values)
-    checked.faults += _plugin_imports(values.get("judge"))
+    checked.faults += _objective(values.get("train"))
+    for path, plugin, arguments in _plugins(values):
+        checked.faults += _plugin_imports(path, plugin, arguments)
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in models.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in models.adapter_problems(policy, base)]
@@ -145,24 +149,49 @@ def _adapters(values: Mapping[str, Any]) -> Iterator[Fault]:
                 yield Fault(("train", "quantization"), message)
 
 
-def _plugin_imports(judge: Any) -> Iterator[Fault]:
-    if not isinstance(judge, CustomJudge):
+def _objective(train: TrainConfig | None) -> Iterator[Fault]:
+    if train is not None:
+        yield from (Fault(("train", key), message) for key, message in objectives.conflicts(train))
+
+
+def _plugins(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Plugin, tuple[str, ...]]]:
+    """The user's own code that the spec names: where, what, and the arguments that it gets besides its options."""
+    judge, train = values.get("judge"), values.get("train")
+    if isinstance(judge, CustomJudge):
+        yield ("judge",), judge, ()
+    if train is None:
         return
+    for index, loss in enumerate(train.loss):
+        if isinstance(loss, objectives.CustomLoss):
+            yield ("train", *objectives.loss_path(train, index)), loss, objectives.LOSS_ARGUMENTS
+    for index, constraint in enumerate(train.constraints):
+        yield ("train", "constraints", index), constraint, objectives.CONSTRAINT_ARGUMENTS
+
+
+def _plugin_imports(path: KeyPath, plugin: Plugin, arguments: tuple[str, ...]) -> Iterator[Fault]:
     try:
-        plugin_hash(judge.use)
-        factory = resolve(judge.use)
+        plugin_hash(plugin.use)
+        function = resolve(plugin.use)
     except (Exception, SystemExit) as error:
-        yield Fault(("judge", "use"), f"{judge.use} cannot be imported: {type(error).__name__}: {error}")
+        yield Fault((*path, "use"), f"{plugin.use} cannot be imported: {type(error).__name__}: {error}")
         return
-    if not callable(factory):
-        yield Fault(("judge", "use"), f"{judge.use} is not a class or function")
+    if not callable(function):
+        yield Fault((*path, "use"), f"{plugin.use} is not a class or function")
         return
     try:
-        inspect.signature(factory).bind(**judge.options)
-    except TypeError as error:
-        yield Fault(("judge", "options"), f"{judge.use} does not take these options: {error}")
+        signature = inspect.signature(function)
     except ValueError:  # a callable that does not tell its parameters
         return
+    try:
+        signature.bind_partial(*arguments)
+    except TypeError as error:
+        called = f"({', '.join(arguments)}, **options)"
+        yield Fault((*path, "use"), f"{plugin.use} cannot be called with {called}: {error}")
+        return
+    try:
+        signature.bind(*arguments, **plugin.options)
+    except TypeError as error:
+        yield Fault((*path, "options"), f"{plugin.use} does not take these options: {error}")
 
 
 def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
@@ -188,7 +217,7 @@ def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
         )
 
 
-def _keys(path: Path, kind: str, where: tuple[str | int, ...], checked: Checked) -> dict[str, str]:
+def _keys(path: Path, kind: str, where: KeyPath, checked: Checked) -> dict[str, str]:
     """Where each usable row's prompt stands, by its normalised content."""
     keys: dict[str, str] = {}
     bad: list[str] = []

@@ -9,6 +9,7 @@ from pipelines.fingerprint import hash_path
 from pipelines.models import base_step
 from pipelines.plan import Source, Step, walk
 from pipelines.spec import PipelineSpec
+from stages import objectives
 from stages.catalog import (
     EVALUATE,
     INGEST,
@@ -122,15 +123,17 @@ class _Unroller:
         spec = self.spec
         origins = {"base": self.base, "previous": self.champion}
         initial, against = origins[spec.iterate.initial], origins[spec.iterate.reference]
-        reference = Step(
-            f"round-{number}/reference",
-            REFERENCE,
-            ReferenceConfig(precision=spec.train.precision, quantization=spec.train.quantization),
-            {"policy": against, "shards": shards},
-            spec.resources.reference,
-        )
         config = spec.train.model_copy(update={"seed": spec.train.seed + spec.seed})
-        inputs = {"policy": initial, "shards": shards, "reference": reference}
+        inputs = {"policy": initial, "shards": shards}
+        if objectives.needs_reference(config):
+            scoring = ReferenceConfig(
+                precision=config.precision,
+                quantization=config.quantization,
+                layout=config.layout,
+                mismatched=objectives.needs_kl(config),
+            )
+            given = {"policy": against, "shards": shards}
+            inputs["reference"] = Step(f"round-{number}/reference", REFERENCE, scoring, given, spec.resources.reference)
         train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
         if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
             # vLLM knows no DoRA; a LoRA on a quantised base complements that base, which is merged, not this one.

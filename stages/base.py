@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
 Summary = dict[str, Any]
 """What a stage says about its work: JSON values, kept in the artifact's manifest."""
@@ -22,6 +23,34 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The values that differ from their defaults: adding a defaulted field later changes no fingerprint."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Free mappings are part of the identity, so they have to have one written form.
+
+    Raises:
+        ValueError: something in it is no plain JSON value.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        if json.loads(text.encode()) != value:
+            raise ValueError("a key is not text")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
+    return value
+
+
+class Plugin(Config):
+    """The user's own code, ``use: "module:name"``, with the options it is called with. Its source is part of the
+    identity (``pipelines.fingerprint.plugins``)."""
+
+    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return plain(value)
 
 
 class Resources(Config):
@@ -43,6 +72,9 @@ class TrainResources(Resources):
 
     micro_batch_tokens: PositiveInt = 4096
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
+    checkpointing: bool = False
+    """Activation checkpointing: keep only the layers' inputs and work the rest out again, a third more time for
+    far less memory."""
     checkpoint_every: PositiveInt = 10
     """Optimizer steps between checkpoints: what a crash can cost at most."""
     max_failures: Annotated[int, Field(ge=-1)] = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -20,26 +19,14 @@ from pydantic import (
 )
 
 from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
-from stages.base import Config, Stage
+from stages.base import Config, Plugin, Stage, plain
+from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
 Quantization = Literal["4bit", "8bit"]
-
-
-def plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Free mappings are part of the identity, so they have to have one written form.
-
-    Raises:
-        ValueError: something in it is no plain JSON value.
-    """
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        if json.loads(text.encode()) != value:
-            raise ValueError("a key is not text")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"only text, finite numbers, booleans, lists and mappings are allowed: {error}") from None
-    return value
+Layout = Literal["auto", "shared", "packed", "padded"]
+"""How pairs lie in a forward pass (``stages.core.packing``); ``auto`` is the best that the model can be run in."""
 
 
 class MaterialiseConfig(Config):
@@ -63,6 +50,9 @@ class PrepareConfig(Config):
 
 class ReferenceConfig(Config):
     precision: Precision = "bf16"
+    layout: Layout = "auto"
+    mismatched: bool = False
+    """Also score every prompt with another prompt's answer, which ``kto`` estimates the divergence from."""
     quantization: Quantization | None = None
 
 
@@ -83,8 +73,20 @@ class LoraConfig(Config):
 class TrainConfig(Config):
     """One DPO training. ``batch_size`` counts pairs an optimizer step, over all workers."""
 
-    loss: Literal["sigmoid"] = "sigmoid"
+    loss: Losses = (PairwiseLoss(use="sigmoid"),)
+    """One loss or a weighted sum of several: names, mappings with options, or the user's own functions."""
     beta: PositiveFloat = 0.1
+    """Strength of the pull towards the reference; what it means to each loss is in docs/losses.md."""
+    length_normalise: bool = False
+    """Divide each response's log-ratio by its tokens before the loss."""
+    divergence: Divergence = KlDivergence(use="reverse_kl")
+    """What measures the distance to the reference (f-DPO)."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the preferred response's mean negative log-likelihood a token, added to the loss (RPO)."""
+    wpo: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO)."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """The user's own penalties, added to the loss."""
     learning_rate: PositiveFloat = 1e-6
     batch_size: PositiveInt = 32
     epochs: PositiveInt = 1
@@ -95,6 +97,8 @@ class TrainConfig(Config):
     max_grad_norm: PositiveFloat = 1.0
     precision: Precision = "bf16"
     """Precision of the products; weights and log-probability sums are always float32."""
+    layout: Layout = "auto"
+    """How pairs are laid out. The results are the same but for rounding, so the reference is made in the same one."""
     lora: LoraConfig | None = None
     peft: dict[str, Any] | None = None
     """Another adapter: ``peft_type`` and peft's own settings of that type."""
@@ -168,16 +172,8 @@ class RulesJudge(Config):
         return value
 
 
-class CustomJudge(Config):
+class CustomJudge(Plugin):
     """The user's own judge: a class or factory called with ``options`` that returns a ``Judge``."""
-
-    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("options")
-    @classmethod
-    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return plain(value)
 
 
 BUILTIN_JUDGES = ("sentiment", "rules")
@@ -229,8 +225,8 @@ class PromoteConfig(Config):
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
 INGEST = Stage("ingest", 1, IngestConfig, ("files",), "records", "stages.ingest:run")
 PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
-REFERENCE = Stage("reference", 1, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
-TRAIN = Stage("train", 1, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
+REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
+TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
 ROLLOUT = Stage("rollout", 1, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.rollout:run")
 JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge:run")
 PAIR = Stage("pair", 1, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")

@@ -62,10 +62,9 @@ def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -
         policy.save_pretrained(folder / ADAPTER)
         if settings["peft_type"] in PROMPT_LEARNING:
             policy = policy.get_base_model()
-        elif config.quantization is not None:
-            base = load_model(initial, device_of_worker(), config.quantization, config.precision).dequantize()
+        else:  # the base in training is rounded to the products' precision, or quantised
+            base = load_model(initial, device_of_worker(), config.quantization, config.precision)
+            base = base.dequantize() if config.quantization is not None else base
             policy = attach(base, folder / ADAPTER).merge_and_unload()
-        else:
-            policy = policy.merge_and_unload()
     policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
     load_tokenizer(initial).save_pretrained(folder / MODEL)

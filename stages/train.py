@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import signal
 import tempfile
@@ -23,15 +22,20 @@ from stages import checkpoints
 from stages.base import Artifact, StageContext, StageError, Summary, TrainResources
 from stages.catalog import TrainConfig
 from stages.checkpoints import TrainState
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import Worker, train_steps
+from stages.core.gradients import MicroBatchError
+from stages.core.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.loop import NotFiniteError, Worker, train_steps
+from stages.core.objective import UserFunctionError
 from stages.layout import ADAPTER, METRICS, MODEL
+from stages.memory import keep_freed_memory
 from stages.models import device_of_worker
 from stages.policies import build_optimizer, build_policy, save_policy, without_dropout
 from stages.progress import board
 from stages.shards import ShardData
 
 _RUN = "ray-train"
+_NAMED = 10
+"""Pairs that an error names."""
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -54,7 +58,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
                 "config": config,
                 "resources": resources,
                 "cpus": cpus,
-                "paths": {name: str(inputs[name].path) for name in ("policy", "shards", "reference")},
+                "paths": {name: str(artifact.path) for name, artifact in inputs.items()},
                 "progress": progress,
                 "scratch": str(context.work),
             },
@@ -72,6 +76,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
             with own_interrupts():
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
+            if (reason := ray.get(progress.failure.remote())) is not None:
+                raise StageError(reason) from error
             raise _plain(error) from error
         if (reason := ray.get(progress.failure.remote())) is not None:
             raise StageError(reason)
@@ -121,7 +127,8 @@ def summarise(metrics: list[dict[str, float]]) -> Summary:
     """The first loss, and the means over the last fifth of the steps (one step alone is noise)."""
     last = metrics[-max(1, len(metrics) // 5) :]
     pairs = sum(row["pairs"] for row in last)
-    names = ("loss", "reward_accuracy", "reward_margin", "kl")
+    wanted = ("loss", "reward_accuracy", "reward_margin", "kl")
+    names: list[str] = [name for name in wanted if name in metrics[0]]
     means = {name: sum(row[name] * row["pairs"] for row in last) / pairs for name in names}
     return {"steps": len(metrics), "first_loss": metrics[0]["loss"], **means}
 
@@ -133,13 +140,18 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     config: TrainConfig = arguments["config"]
     resources: TrainResources = arguments["resources"]
+    progress = arguments["progress"]
+    if ray.get(progress.failure.remote()) is not None:
+        return  # started again after a worker gave up for a reason that would be the same again
     paths = {name: Path(path) for name, path in arguments["paths"].items()}
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    keep_freed_memory()
     torch.set_num_threads(arguments["cpus"])
-    torch.manual_seed(config.seed + rank)
+    torch.manual_seed(config.seed)
     policy = build_policy(config, paths["policy"])
-    bare = without_dropout(ResponseLogprobs(policy))
-    model = prepare_model(bare)
+    layout = choose_layout(policy, config.layout)
+    bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, resources.checkpointing)
+    model = prepare_model(without_dropout(bare))
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
     if (checkpoint := ray.train.get_checkpoint()) is not None:
@@ -147,21 +159,46 @@ def train_worker(arguments: dict[str, Any]) -> None:
             state = checkpoints.load(Path(folder), bare, optimizer)
         print(f"continued from step {state.step}", flush=True)
     worker = Worker(rank, world, device_of_worker(), resources.micro_batch_tokens, _all_sum)
-    data = ShardData(paths["shards"], paths["reference"])
-    for row in train_steps(model, optimizer, data, config, worker, state.step):
-        state.step = int(row["step"])
-        state.metrics.append(row)
-        if (reason := diverged(row)) is not None:
-            # Every worker sees the same numbers and stops here. To raise would have Ray Train try it all again.
-            ray.get(arguments["progress"].fail.remote(reason))
-            return
-        if rank == 0:
-            note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
-            arguments["progress"].post.remote(state.step, int(row["steps"]), note)
-        last = state.step == row["steps"]
-        if last or state.step % resources.checkpoint_every == 0:
-            save = partial(save_policy, policy, config, paths["policy"]) if last else None
-            _report(state, Path(arguments["scratch"]), save)
+    data = ShardData(paths["shards"], paths.get("reference"))
+    with _given_up(progress, resources):
+        for row in train_steps(model, optimizer, data, config, worker, layout, state.step):
+            state.step = int(row["step"])
+            state.metrics.append(row)
+            if rank == 0:
+                note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
+                progress.post.remote(state.step, int(row["steps"]), note)
+            last = state.step == row["steps"]
+            if last or state.step % resources.checkpoint_every == 0:
+                save = partial(save_policy, policy, config, paths["policy"]) if last else None
+                _report(state, Path(arguments["scratch"]), save)
+
+
+@contextmanager
+def _given_up(progress: Any, resources: TrainResources) -> Iterator[None]:
+    """Leave the reason for the driver when training cannot go on, where trying again would end the same way.
+
+    The error is raised all the same, since other workers may be waiting for this one: Ray Train then ends them all,
+    and the workers that it starts anew find the reason and stop.
+    """
+    try:
+        yield
+    except (NotFiniteError, MicroBatchError, UserFunctionError) as error:
+        ray.get(progress.fail.remote(explain(error, resources)))
+        raise
+
+
+def explain(error: Exception, resources: TrainResources) -> str:
+    """What went wrong and what to do about it."""
+    if isinstance(error, MicroBatchError):
+        return (
+            f"{error}; lower resources.train.micro_batch_tokens ({resources.micro_batch_tokens}), "
+            "set resources.train.checkpointing: true, or lower prepare.max_length"
+        )
+    if isinstance(error, NotFiniteError):
+        named = f" for the pairs {', '.join(error.pairs[:_NAMED])}" if error.pairs else ""
+        more = f" and {len(error.pairs) - _NAMED} more" if len(error.pairs) > _NAMED else ""
+        return f"{error}{named}{more}; lower train.learning_rate, or use train.precision: fp32"
+    return str(error)
 
 
 def _all_sum(value: Tensor) -> Tensor:
@@ -169,14 +206,6 @@ def _all_sum(value: Tensor) -> Tensor:
         value = value.to(device_of_worker())
         torch.distributed.all_reduce(value)
     return value.cpu()
-
-
-def diverged(row: Mapping[str, float]) -> str | None:
-    """What is wrong with a step's metrics, if anything, and what to do."""
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(row[name])]
-    if not bad:
-        return None
-    return f"{' and '.join(bad)} not finite at step {row['step']}; lower train.learning_rate, or use precision: fp32"
 
 
 def _report(state: TrainState, scratch: Path, save: Callable[[Path], None] | None) -> None:

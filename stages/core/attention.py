@@ -49,7 +49,7 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> 
     """
     if q.device.type != "cpu":
         return _flex(q, k, v, segments)
-    result: Tensor = _Attention.apply(q, k, v, segments)
+    result: Tensor = _Attention.apply(q, k, v, segments)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -180,7 +180,7 @@ def _block_mask(segments: Segments, tokens: int, device: torch.device) -> Any:
         branch[s.start + s.prompt : s.start + s.prompt + s.chosen] = 1
         branch[s.start + s.prompt + s.chosen : s.start + s.length] = 2
 
-    def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def sees(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         same = (branch[column] == 0) | (branch[column] == branch[row])
         return (row >= column) & (tree[row] == tree[column]) & same
 

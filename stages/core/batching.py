@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
@@ -30,5 +28,5 @@ def batch_indices(step: int, pairs: int, batch_size: int, epochs: int, seed: int
 
 
 def worker_share(size: int, rank: int, workers: int) -> range:
-    """The places in a batch of ``size`` that one worker takes: every ``workers``-th. At most one more than another's."""
+    """The places in a batch of ``size`` that one worker takes: every ``workers``-th, at most one more than another."""
     return range(rank, size, workers)

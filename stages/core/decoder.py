@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stages.core.attention import Segments, segmented_attention
-from stages.core.fused import AddNorm, LowRank, Rotary, SwiGLU
+from stages.core.fused import add_norm, low_rank, rotate, swiglu
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -57,9 +57,12 @@ class PackedDecoder(torch.nn.Module):
         for layer in decoder.layers:
             layer.forward = partial(_layer, layer)
 
-    def forward(
-        self, ids: Tensor, positions: Tensor, segments: Segments, rows: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    def release(self) -> None:
+        """Give the layers their own forward pass back."""
+        for layer in self.decoder.layers:
+            del layer.forward
+
+    def forward(self, ids: Tensor, positions: Tensor, segments: Segments, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The final normalised hidden states of some rows.
 
         Args:
@@ -83,9 +86,8 @@ class PackedDecoder(torch.nn.Module):
                 hidden, update = layer(hidden, update, angles, segments, dtype)
         norm = self.decoder.norm
         picked = update[rows] if update is not None else None
-        _, normal = AddNorm.apply(hidden[rows], picked, norm.weight, norm.variance_epsilon, dtype)
-        wanted: Tensor = normal
-        return wanted
+        _, normal = add_norm(hidden[rows], picked, norm.weight, norm.variance_epsilon, dtype)
+        return normal
 
 
 def _layer(
@@ -98,21 +100,20 @@ def _layer(
 ) -> tuple[Tensor, Tensor]:
     """One decoder layer; ``update`` is what the layer before still has to add to the residual stream."""
     first, second = layer.input_layernorm, layer.post_attention_layernorm
-    hidden, x = AddNorm.apply(hidden, update, first.weight, first.variance_epsilon, dtype)
+    hidden, x = add_norm(hidden, update, first.weight, first.variance_epsilon, dtype)
     update = _attention(layer.self_attn, x, angles, segments)
-    hidden, x = AddNorm.apply(hidden, update, second.weight, second.variance_epsilon, dtype)
+    hidden, x = add_norm(hidden, update, second.weight, second.variance_epsilon, dtype)
     mlp = layer.mlp
-    return hidden, _linear(mlp.down_proj, SwiGLU.apply(_linear(mlp.gate_proj, x), _linear(mlp.up_proj, x)))
+    return hidden, _linear(mlp.down_proj, swiglu(_linear(mlp.gate_proj, x), _linear(mlp.up_proj, x)))
 
 
 def _attention(part: Any, x: Tensor, angles: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
     q, k, v = (
-        _linear(projection, x).view(len(x), -1, part.head_dim)
-        for projection in (part.q_proj, part.k_proj, part.v_proj)
+        _linear(projection, x).view(len(x), -1, part.head_dim) for projection in (part.q_proj, part.k_proj, part.v_proj)
     )
     if hasattr(part, "q_norm"):
         q, k = part.q_norm(q), part.k_norm(k)
-    q, k = Rotary.apply(q, *angles), Rotary.apply(k, *angles)
+    q, k = rotate(q, *angles), rotate(k, *angles)
     mixed = segmented_attention(q, k, v, segments)
     return _linear(part.o_proj, mixed.reshape(len(x), -1))
 
@@ -123,11 +124,10 @@ def _linear(module: Any, x: Tensor) -> Tensor:
         bias = None if module.bias is None else module.bias.to(x.dtype)
         return F.linear(x, module.weight.to(x.dtype), bias)
     if (name := _plain_lora(module)) is not None:
-        result: Tensor = LowRank.apply(
+        return low_rank(
             x, module.base_layer.weight.to(x.dtype), module.lora_A[name].weight, module.lora_B[name].weight,
             module.scaling[name],
         )  # fmt: skip
-        return result
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
         out: Tensor = module(x)
     return out.to(x.dtype)

@@ -25,12 +25,8 @@ def _norm_backward(grad: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor, 
     return residual + scale * (weighted - normal * (weighted * normal).mean(-1, keepdim=True))
 
 
-class AddNorm(torch.autograd.Function):
-    """Residual addition and RMS normalisation (Zhang and Sennrich, arXiv:1910.07467) in one.
-
-    ``hidden`` float32 [tokens, width] plus ``update`` (any precision, or None) is the new residual stream; the
-    second result is that stream normalised, in ``dtype``.
-    """
+class _AddNorm(torch.autograd.Function):
+    """Keeps the sum and one number a token."""
 
     @staticmethod
     def forward(
@@ -55,8 +51,8 @@ def _gate_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
     return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up (Shazeer, arXiv:2002.05202), [tokens, width]; keeps its inputs only."""
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its inputs only."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -78,11 +74,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-class Rotary(torch.autograd.Function):
-    """Rotary position embedding (Su et al., arXiv:2104.09864) in the half-split layout.
-
-    ``x`` [tokens, heads, dim]; ``cos``, ``sin`` float32 [tokens, 1, dim / 2]. Its reverse is the rotation back.
-    """
+class _Rotary(torch.autograd.Function):
+    """Keeps the angles only: its reverse is the rotation back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -95,12 +88,8 @@ class Rotary(torch.autograd.Function):
         return _rotated(gradients[0], cos, -sin), None, None
 
 
-class LowRank(torch.autograd.Function):
-    """A linear layer with a low-rank update, y = x W' + scale (x A') B' (LoRA, Hu et al., arXiv:2106.09685).
-
-    x [tokens, in], W [out, in] frozen, A [rank, in], B [out, rank]; x and W in the products' precision, A and B
-    may be float32. One pass less over [tokens, in] and [tokens, out] than the sum of two layers.
-    """
+class _LowRank(torch.autograd.Function):
+    """One pass less over [tokens, in] and [tokens, out] than the sum of two layers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -118,3 +107,40 @@ class LowRank(torch.autograd.Function):
         of_x = torch.addmm(grad @ weight, narrow, down) if ctx.needs_input_grad[0] else None
         of_b = (grad.t() @ inner).to(ctx.dtype).mul_(ctx.scale)
         return of_x, None, (narrow.t() @ x).to(ctx.dtype), of_b, None
+
+
+def add_norm(
+    hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Residual addition and RMS normalisation (Zhang and Sennrich, arXiv:1910.07467) in one.
+
+    ``hidden`` float32 [tokens, width] plus ``update`` (any precision, or None) is the new residual stream; the
+    second result is that stream normalised, in ``dtype``.
+    """
+    total, normal = _AddNorm.apply(hidden, update, weight, eps, dtype)  # type: ignore[no-untyped-call]
+    return total, normal
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, arXiv:2002.05202), [tokens, width]."""
+    result: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv:2104.09864) in the half-split layout.
+
+    ``x`` [tokens, heads, dim]; ``cos``, ``sin`` float32 [tokens, 1, dim / 2].
+    """
+    result: Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return result
+
+
+def low_rank(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """A linear layer with a low-rank update, y = x W' + scale (x A') B' (LoRA, Hu et al., arXiv:2106.09685).
+
+    ``x`` [tokens, in], ``weight`` [out, in] frozen, of the same precision; ``a`` [rank, in] and ``b`` [out, rank] may
+    be float32.
+    """
+    result: Tensor = _LowRank.apply(x, weight, a, b, scale)  # type: ignore[no-untyped-call]
+    return result

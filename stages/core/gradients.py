@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stages.core.batching import worker_share
 from stages.core.loss_input import LossInput
 from stages.core.metrics import step_means
 from stages.core.objective import Objective, Outcome
@@ -18,6 +19,10 @@ from stages.core.templates import EncodedPair
 
 if TYPE_CHECKING:
     from stages.core.loop import PairData, Worker
+
+
+class MicroBatchError(Exception):
+    """A micro-batch did not fit in memory. The message names its pairs."""
 
 
 class _MicroBatch(NamedTuple):
@@ -44,8 +49,6 @@ class StepData:
 
 def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layout, mismatched: bool) -> StepData:
     """Read what ``worker`` needs of the pairs ``batch``; with ``mismatched`` also the prompts with other answers."""
-    from stages.core.batching import worker_share
-
     places = list(worker_share(len(batch), worker.rank, worker.world))
     counted = 1.0
     if not places:
@@ -69,6 +72,7 @@ def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layo
 class _Sums:
     """What a worker adds up over its pairs of a step."""
 
+    reference: bool
     values: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
@@ -86,7 +90,7 @@ class _Sums:
             "rejected_reward": outcome.rejected_reward,
             "chosen_logp": chosen,
             "rejected_logp": rejected,
-            "kl": kl,
+            **({"kl": kl} if self.reference else {}),
             **outcome.parts,
         }
         for name, column in columns.items():
@@ -99,7 +103,7 @@ class _Sums:
 
 
 def accumulate(
-    model: torch.nn.Module, work: StepData, objective: Objective, beta: float, worker: Worker
+    model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker
 ) -> tuple[dict[str, float], list[str]]:
     """Leave the step's gradient in the parameters.
 
@@ -109,7 +113,7 @@ def accumulate(
     kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
     # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
     scale = work.counted * worker.world / len(work.pairs)
-    sums = _Sums()
+    sums = _Sums(objective.needs_reference)
     slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
     for number, micro in enumerate(work.micro):
         last = number == len(work.micro) - 1
@@ -124,7 +128,7 @@ def accumulate(
             sums.add(outcome, x, pairs)
             return slope.flatten() * scale
 
-        with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model):
+        with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model), _named(micro):
             handle = model(micro.tensors, weigh, objective.needs_confidence).handle
             torch.autograd.backward(handle)
     names = list(sums.values)
@@ -139,7 +143,9 @@ def loss_input(
     log-probabilities become leaves, so that a loss can be differentiated by them."""
     device = logprobs.device
     chosen, rejected = (side.clone().requires_grad_() for side in logprobs.view(-1, 2).unbind(1))
-    tokens = torch.tensor([[sum(p.chosen_mask), sum(p.rejected_mask)] for p in pairs], dtype=torch.float32, device=device)
+    tokens = torch.tensor(
+        [[sum(p.chosen_mask), sum(p.rejected_mask)] for p in pairs], dtype=torch.float32, device=device
+    )
     confident = confidences.view(-1, 2)
     return LossInput(
         chosen=chosen,
@@ -174,8 +180,11 @@ def _coupled_slopes(
     """
     values = torch.zeros(len(work.pairs), 4, dtype=torch.float32, device=work.reference.device)
     for micro in work.micro:
-        scored = model(micro.tensors, None, objective.needs_confidence)
-        values[micro.places] = work.counted * torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
+        with _named(micro):
+            scored = model(micro.tensors, None, objective.needs_confidence)
+        values[micro.places] = work.counted * torch.cat(
+            [scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1
+        )
     values = worker.all_sum(values).to(work.reference.device)
     x = loss_input(work.pairs, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
     outcome, slopes = _slopes(objective, x, work.pairs)
@@ -186,9 +195,7 @@ def _coupled_slopes(
 
 def _part(outcome: Outcome, places: list[int]) -> Outcome:
     parts = {name: value[places] for name, value in outcome.parts.items()}
-    return Outcome(
-        outcome.losses[places], outcome.chosen_reward[places], outcome.rejected_reward[places], parts
-    )
+    return Outcome(outcome.losses[places], outcome.chosen_reward[places], outcome.rejected_reward[places], parts)
 
 
 def _part_of_input(x: LossInput, places: list[int]) -> LossInput:
@@ -202,9 +209,24 @@ def _mismatched_kl(model: torch.nn.Module, work: StepData, worker: Worker) -> Te
     (Ethayarajh et al., arXiv:2402.01306, section 4.1)."""
     total = torch.zeros((), dtype=torch.float32, device=work.reference.device)
     for micro in work.mismatched:
-        scored = model(micro.tensors, None, False)
+        with _named(micro):
+            scored = model(micro.tensors, None, False)
         total += (scored.logprobs.view(-1, 2)[:, 0] - work.reference[2, micro.places]).sum()
     return (worker.all_sum(work.counted * total).to(work.reference.device) / len(work.pairs)).clamp(min=0)
+
+
+@contextlib.contextmanager
+def _named(micro: _MicroBatch) -> Iterator[None]:
+    """Say which pairs it was that did not fit in memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
+            raise
+        tokens, ids = micro.tensors.ids.numel(), ", ".join(pair.pair_id for pair in micro.pairs[:10])
+        raise MicroBatchError(
+            f"out of memory in a micro-batch of {tokens} tokens, {len(micro.pairs)} pairs: {ids}"
+        ) from error
 
 
 def _no_sync(model: Any) -> contextlib.AbstractContextManager[None]:

@@ -81,7 +81,8 @@ class FusedHead(torch.autograd.Function):
             sums[1, own] /= tokens[own]
             if not grads:
                 continue
-            assert weigh is not None and of_hidden is not None
+            assert weigh is not None
+            assert of_hidden is not None
             slopes = weigh(first, last, sums[0, own], sums[1, own])
             for chunk in chunks:
                 if len(chunks) > 1:  # a pair longer than a chunk: its probabilities are worked out again

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.decoder import PackedDecoder, is_llama_like
 from stages.core.head import FusedHead, Weigh
 from stages.core.packing import Batch, Layout, collate
+from stages.core.prompt_learning import hidden_states, is_prompt_learning
 from stages.core.templates import EncodedPair
 
 
@@ -37,25 +37,47 @@ class ResponseLogprobs(torch.nn.Module):
         self.layout = layout
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.packed = None if layout == "padded" else PackedDecoder(decoder_of(model), checkpointing)
+        self._frozen_head: Tensor | None = None
         if checkpointing and self.packed is None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: Batch, weigh: Weigh | None = None, confident: bool = False) -> Scored:
         """Score a batch that was collated in this layout; with ``weigh``, for a backward pass through ``handle``."""
-        device = batch.ids.device.type
-        head = self.model.get_output_embeddings()
         if self.packed is None:
-            with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                hidden = decoder_of(self.model)(input_ids=batch.ids, use_cache=False).last_hidden_state
-            hidden = hidden.flatten(0, 1)[batch.rows].to(self.dtype)
+            hidden = self._padded(batch).flatten(0, 1)[batch.rows].to(self.dtype)
         else:
             assert batch.segments is not None
             hidden = self.packed(batch.ids, batch.positions, batch.segments, batch.rows, self.dtype)
+        head = self.model.get_output_embeddings()
         if type(head) is torch.nn.Linear and head.bias is None and not _scales_logits(self.model.config):
-            return Scored(*FusedHead.apply(hidden, head.weight.to(self.dtype), batch, weigh, confident))
-        with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return Scored(*FusedHead.apply(hidden, self._head_weight(head), batch, weigh, confident))
+        with self._autocast(batch.ids.device):
             logits = head(hidden)
         return _score(_scaled(logits.float(), self.model.config), batch, weigh)
+
+    def release(self) -> None:
+        """Give the model its own forward pass back."""
+        if self.packed is not None:
+            self.packed.release()
+
+    def _padded(self, batch: Batch) -> Tensor:
+        """Final hidden states [sequences, length, width] by the model's own forward pass."""
+        with self._autocast(batch.ids.device):
+            if is_prompt_learning(self.model):
+                return hidden_states(self.model, batch.ids, torch.ones_like(batch.ids))
+            states: Tensor = decoder_of(self.model)(input_ids=batch.ids, use_cache=False).last_hidden_state
+            return states
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _head_weight(self, head: torch.nn.Linear) -> Tensor:
+        """The head's weight in the products' precision; one that is not trained is converted once."""
+        if head.weight.requires_grad:
+            return head.weight.to(self.dtype)
+        if self._frozen_head is None:
+            self._frozen_head = head.weight.detach().to(self.dtype)
+        return self._frozen_head
 
 
 def _score(logits: Tensor, batch: Batch, weigh: Weigh | None) -> Scored:
@@ -99,7 +121,20 @@ def choose_layout(model: Any, wanted: str) -> Layout:
     if wanted != "auto":
         chosen: Layout = wanted  # type: ignore[assignment]
         return chosen
-    return "shared" if is_llama_like(decoder_of(model)) else "padded"
+    packs = is_llama_like(decoder_of(model)) and not is_prompt_learning(model)
+    return "shared" if packs and agrees(model, "shared") else "padded"
+
+
+def freeze(model: Any, precision: str) -> Any:
+    """Hold the linear layers that are not trained in the products' precision: they would be rounded to it in every
+    forward pass. What is shared with the token embedding stays as it is. Trained layers of a reference are frozen
+    before."""
+    if precision == "bf16":
+        embedding = model.get_input_embeddings().weight
+        for module in model.modules():
+            if type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not embedding:
+                module.weight.data = module.weight.data.to(torch.bfloat16)
+    return model
 
 
 @torch.no_grad()
@@ -115,7 +150,10 @@ def agrees(model: Any, layout: Layout) -> bool:
     expected = []
     for response in (pair.chosen_ids, pair.rejected_ids):
         tokens = torch.tensor([pair.prompt_ids + response], device=device)
-        logged = torch.log_softmax(model(input_ids=tokens).logits[0].float(), -1)[:-1]
+        logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may stand before
+        logged = torch.log_softmax(logits.float(), -1)[:-1]
         expected.append(logged.gather(1, tokens[0, 1:, None])[len(pair.prompt_ids) - 1 :].sum())
-    own = ResponseLogprobs(model, layout, "fp32")(collate([pair], layout).to(device)).logprobs
+    scorer = ResponseLogprobs(model, layout, "fp32")
+    own = scorer(collate([pair], layout).to(device)).logprobs
+    scorer.release()
     return bool(torch.allclose(own, torch.stack(expected), rtol=1e-3, atol=1e-2))

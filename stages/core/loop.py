@@ -107,7 +107,7 @@ def train_steps(
             rate = config.learning_rate * learning_rate_factor(step, steps, config.warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            means, bad = accumulate(model, work, objective, config.beta, worker)
+            means, bad = accumulate(model, work, objective, worker)
             if not math.isfinite(means["loss"]):
                 raise NotFiniteError(step + 1, "the loss is", bad)
             norm = _clip(trainable, config.max_grad_norm)

@@ -122,8 +122,9 @@ class _Builder:
 
     def batch(self, bounds: Sequence[int], segments: Sequence[Segment] | None) -> Batch:
         columns = (self.ids, self.positions, self.rows, self.targets, self.sequences)
-        tensors = [torch.tensor(column, dtype=torch.long) for column in columns]
-        return Batch(*tensors, tuple(bounds), None if segments is None else tuple(segments))
+        ids, positions, rows, targets, sequences = (torch.tensor(column, dtype=torch.long) for column in columns)
+        given = None if segments is None else tuple(segments)
+        return Batch(ids, positions, rows, targets, sequences, tuple(bounds), given)
 
 
 def _packed(pairs: Sequence[EncodedPair], shared: bool, pad_id: int) -> Batch:

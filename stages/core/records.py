@@ -104,7 +104,9 @@ SHARD = pa.schema(
         ("probability", pa.float64()),
     ]
 )
-LOGPROBS = pa.schema([("pair_id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32())])
+LOGPROBS = pa.schema(
+    [("pair_id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32()), ("mismatched", pa.float32())]
+)
 ROLLOUTS = pa.schema(
     [
         ("prompt_id", pa.string()),

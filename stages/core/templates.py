@@ -33,9 +33,7 @@ class EncodedPair:
 
 def mismatched(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
     """A pair's prompt with the answer to another prompt, as ``chosen``; nothing is rejected."""
-    ids, mask = (
-        (other.chosen_ids, other.chosen_mask) if other.chosen_ids else (other.rejected_ids, other.rejected_mask)
-    )
+    ids, mask = (other.chosen_ids, other.chosen_mask) if other.chosen_ids else (other.rejected_ids, other.rejected_mask)
     return replace(pair, chosen_ids=ids, chosen_mask=mask, rejected_ids=[], rejected_mask=[])
 
 
