@@ -319,9 +319,13 @@ def test_aot_leaves_each_pair_its_own_loss_and_probability() -> None:
     torch.testing.assert_close(LOSSES["aot"](moved, 0.3), LOSSES["aot"](x, 0.3)[order])
 
 
-@pytest.mark.parametrize("value", [-1e-9, -1e-3, -0.5, -0.6931, -0.6932, -1.0, -30.0, -800.0])
+@pytest.mark.parametrize("value", [-1e-20, -1e-9, -1e-3, -0.5, -0.6931, -0.6932, -1.0, -30.0, -800.0])
 def test_log1mexp_is_exact_at_both_ends(value: float) -> None:
     """Small x: log(1 - e^-x) = log x - x/2; large x: -e^-x."""
     x = -value
     exact = math.log(x) - x / 2 if x < 1e-2 else -math.exp(-x) if x > 20 else math.log(1 - math.exp(-x))
-    assert log1mexp(column([value])).item() == pytest.approx(exact, rel=1e-6)
+    tensor = column([value]).requires_grad_()
+    result = log1mexp(tensor)
+    assert result.item() == pytest.approx(exact, rel=1e-6)
+    (gradient,) = torch.autograd.grad(result.sum(), [tensor])
+    assert gradient.item() == pytest.approx(math.exp(-x) / math.expm1(-x))
