@@ -6,6 +6,7 @@ The formulas are in ``stages.core.losses``; ``docs/losses.md`` is the table for 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -161,9 +162,12 @@ def _named(
         use = _use(value)
         if use in names or (own and isinstance(use, str) and ":" in use):
             return value
+        if isinstance(value, Mapping) and "use" not in value:
+            raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": f"name the {what} with use; valid: {valid}"})
+        shown = reprlib.repr(value if use is None else use)
         close = difflib.get_close_matches(str(use), meant, 1, 0.5)
         hint = f"did you mean {meant[close[0]]!r}? " if close else ""
-        raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": f"unknown {what} {use!r}; {hint}valid: {valid}"})
+        raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": f"unknown {what} {shown}; {hint}valid: {valid}"})
 
     return check
 

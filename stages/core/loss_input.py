@@ -89,9 +89,9 @@ def log_odds(logp: Tensor) -> Tensor:
 def log1mexp(value: Tensor) -> Tensor:
     """log(1 - exp(value)) for value < 0, exact at both ends (Maechler 2012, "Accurately computing log(1 - exp(-|a|))").
 
-    Each branch is given an argument that is harmless to the other, so that neither spoils the gradient.
+    Where the second branch is not taken it gets an argument at which its gradient is finite, since 0 * inf is NaN.
     """
     near = value > -0.6931472
-    by_expm1 = torch.log(-torch.expm1(torch.where(near, value, -torch.ones_like(value))))
+    by_expm1 = torch.log(-torch.expm1(value))
     by_log1p = torch.log1p(-torch.exp(torch.where(near, -torch.ones_like(value), value)))
     return torch.where(near, by_expm1, by_log1p)

@@ -170,7 +170,7 @@ def cpo(x: LossInput, beta: float, *, alpha: float = 1.0, label_smoothing: float
     """CPO: -log s(beta (log pi(w) - log pi(l))) - alpha log pi(w) / |w|. Xu et al., arXiv:2401.08417.
 
     No reference. The paper sums the likelihood over tokens, its authors' code averages; the mean is taken here over
-    each response's own tokens, not (as there and in TRL) over the batch's: it must not depend on a batch's split.
+    each response's own tokens and not, as there and in TRL, over the batch's: how a batch is split must not matter.
 
     Example: pair A, beta 0.5, alpha 1: -ln s(-0.5) + 10/4 = 0.974077 + 2.5 = 3.474077.
     """
