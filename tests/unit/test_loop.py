@@ -105,11 +105,7 @@ def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
     expected, weights = train(config, subject)
     assert [row["pairs"] for row in expected] == [4] * 19 + [1]
     assert len({row["loss"] for row in expected}) == 20
-    others = [
-        train(config, subject, 60),
-        train(config, subject, layout="packed"),
-        train(config, subject, 90, layout="padded"),
-    ]
+    others = [train(config, subject, 60, layout="packed"), train(config, subject, 90, layout="padded")]
     others += train_together(config, subject, 2, 60)
     start = flat(scorer())
     assert (weights - start).norm() > 0.02 * start.norm()
