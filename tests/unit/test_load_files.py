@@ -256,3 +256,34 @@ def test_another_option_is_another_run(plugins: Path) -> None:
         spec = workspace.loaded(plugins, judged_by("judge_options:MyJudge", f"{{bound: {value}}}")).spec
         fingerprints.add(rounds.plan(spec, plugins).policy.fingerprint)
     assert len(fingerprints) == 5
+
+
+LABELLED = """\
+{"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}
+{"prompt": "Yo", "completion": "Hey", "label": true}
+"""
+
+
+def test_single_answers_are_refused_by_a_loss_that_needs_pairs(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text(LABELLED)
+    problem = workspace.only(folder, workspace.OFFLINE)
+    assert problem.where == "spec.yaml:3 preferences.0"
+    assert "1 rows have one answer with a label (first: pairs.jsonl:2)" in problem.message
+    assert "loss: kto or bco" in problem.message
+
+
+def test_single_answers_are_taken_and_counted_by_a_loss_for_them(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text(LABELLED)
+    found = workspace.loaded(folder, workspace.OFFLINE + "train: {loss: kto}\n")
+    assert "1 rows of pairs.jsonl are single answers with a label" in found.notes
+
+
+@pytest.mark.parametrize(("probability", "fault"), [("1.5", True), ("-0.1", True), ("0.5", False)])
+def test_probabilities_outside_0_and_1_in_all_rows_are_refused(folder: Path, probability: str, fault: bool) -> None:
+    row = '{"prompt": "Hi", "chosen": "a", "rejected": "b", "preference_probability": ' + probability + "}\n"
+    (folder / "pairs.jsonl").write_text(row)
+    if fault:
+        found = workspace.only(folder, workspace.OFFLINE).message
+        assert "preference_probability: expected a number from 0 to 1" in found
+    else:
+        workspace.loaded(folder, workspace.OFFLINE)
