@@ -8,6 +8,7 @@ torch.distributed.checkpoint, which also puts them together again, for any numbe
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     for name, entry in stored.items():
         if name.startswith(_MOMENT):
             tensors[name] = _like(parameters[_split(name)[0]], entry)
-    state_dict_loader.load(tensors, storage_reader=reader, no_dist=not is_sharded(model))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true and fine without others
+        state_dict_loader.load(tensors, storage_reader=reader)
     moments = _nested({name: tensor for name, tensor in tensors.items() if name.startswith(_MOMENT)})
     by_index = {index: moments[name] for index, name in enumerate(parameters) if name in moments}
     groups: Any = optimizer.state_dict()["param_groups"]

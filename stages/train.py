@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
                 "paths": {name: str(artifact.path) for name, artifact in inputs.items()},
                 "progress": progress,
                 "scratch": str(context.work),
+                "importable": list(sys.path),
             },
             scaling_config=scaling(resources, cpus),
             run_config=ray.train.RunConfig(
@@ -151,6 +153,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     config: TrainConfig = arguments["config"]
     resources: TrainResources = arguments["resources"]
     progress = arguments["progress"]
+    # Ray's workers know the current folder, but not that of the spec, where the user's own losses stand.
+    sys.path += [path for path in arguments["importable"] if path not in sys.path]
     if ray.get(progress.failure.remote()) is not None:
         return  # started again after a worker gave up for a reason that would be the same again
     paths = {name: Path(path) for name, path in arguments["paths"].items()}
