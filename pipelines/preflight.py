@@ -210,7 +210,7 @@ def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
     if prompts.train:
         training |= _keys(prompts.train, "prompt", ("prompts", "train"), checked)
     for index, path in enumerate(values.get("preferences") or ()):
-        training |= _keys(path, "pair", ("preferences", index), checked)
+        training |= _keys(path, "pair", ("preferences", index), checked, _needs_pairs(values.get("train")))
     both = [f"{where} = {training[key]}" for key, where in heldout.items() if key in training]
     if both:
         more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
@@ -223,14 +223,21 @@ def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
         )
 
 
-def _keys(path: Path, kind: str, where: KeyPath, checked: Checked) -> dict[str, str]:
+def _needs_pairs(train: TrainConfig | None) -> bool:
+    return train is not None and not objectives.takes_unpaired(train)
+
+
+def _keys(path: Path, kind: str, where: KeyPath, checked: Checked, needs_pairs: bool = False) -> dict[str, str]:
     """Where each usable row's prompt stands, by its normalised content."""
     keys: dict[str, str] = {}
     bad: list[str] = []
+    single: list[str] = []
     try:
         for number, text in _lines(path):
             try:
-                messages = _prompt_of(text, kind)
+                messages, paired = _prompt_of(text, kind)
+                if not paired:
+                    single.append(f"{path.name}:{number}")
                 excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
                 keys.setdefault(prompt_key(messages), f"{path.name}:{number} {excerpt}")
             except RowError as error:
@@ -242,7 +249,15 @@ def _keys(path: Path, kind: str, where: KeyPath, checked: Checked) -> dict[str, 
         detail = f"; first: {bad[0]}" if bad else " (the file is empty)"
         expected = '{"prompt": ...}' if kind == "prompt" else '{"prompt": ..., "chosen": ..., "rejected": ...}'
         checked.faults.append(Fault(where, f"no usable row in {path.name}, expected lines of {expected}{detail}"))
-    elif bad:
+    if single and needs_pairs:
+        message = (
+            f"{len(single)} rows have one answer with a label (first: {single[0]}) and train.loss needs pairs; "
+            "use loss: kto or bco, or give chosen and rejected"
+        )
+        checked.faults.append(Fault(where, message))
+    elif single:
+        checked.notes.append(f"{len(single)} rows of {path.name} are single answers with a label")
+    if keys and bad:
         checked.notes.append(f"{len(bad)} unusable rows of {path.name} will go to quarantine; first: {bad[0]}")
     return keys
 
@@ -255,6 +270,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text
 
 
-def _prompt_of(line: bytes, kind: str) -> Messages:
+def _prompt_of(line: bytes, kind: str) -> tuple[Messages, bool]:
+    """A row's prompt, and whether it is not a single answer with a label."""
     row = decode_line(line)
-    return parse_prompt(row).messages if kind == "prompt" else parse_pair(row).prompt
+    if kind == "prompt":
+        return parse_prompt(row).messages, True
+    pair = parse_pair(row)
+    return pair.prompt, pair.paired

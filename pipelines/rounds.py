@@ -90,7 +90,11 @@ class _Unroller:
         shards = Step(
             f"round-{number}/prepare",
             PREPARE,
-            PrepareConfig(max_length=spec.prepare.max_length, replay=spec.iterate.replay if replay else 0.0),
+            PrepareConfig(
+                max_length=spec.prepare.max_length,
+                truncation=spec.prepare.truncation,
+                replay=spec.iterate.replay if replay else 0.0,
+            ),
             {"policy": self.base}
             | {f"pairs.{index}": step for index, step in enumerate(own)}
             | {f"replay.{index}": step for index, step in enumerate(replay)},

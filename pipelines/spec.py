@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, ValidationInfo
 
 from stages.base import Config, Resources, TrainResources
-from stages.catalog import JudgeConfig, PairConfig, PromoteConfig, RolloutConfig, Share, TrainConfig
+from stages.catalog import JudgeConfig, PairConfig, PromoteConfig, RolloutConfig, Share, TrainConfig, Truncation
 
 
 def _existing(value: Path, info: ValidationInfo) -> Path:
@@ -63,7 +63,10 @@ class IterateSpec(Config):
 
 class PrepareSpec(Config):
     max_length: PositiveInt = 1024
-    """Tokens of prompt and response together; longer pairs go to quarantine."""
+    """Tokens of prompt and response together."""
+    truncation: Truncation = "drop"
+    """Longer pairs go to quarantine (``drop``), are cut at the end (``keep_start``), or lose the beginning of their
+    prompt (``keep_end``)."""
 
 
 class EvaluateSpec(Config):

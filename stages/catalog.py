@@ -40,9 +40,14 @@ class IngestConfig(Config):
     kind: Literal["pairs", "prompts"]
 
 
+Truncation = Literal["drop", "keep_start", "keep_end"]
+
+
 class PrepareConfig(Config):
     max_length: PositiveInt = 1024
-    """Tokens of prompt and response together; longer pairs go to quarantine."""
+    """Tokens of prompt and response together."""
+    truncation: Truncation = "drop"
+    """What becomes of longer pairs (``stages.core.truncation``)."""
     shard_rows: PositiveInt = 2048
     replay: Share = 0.0
     """Share of the pairs under ``replay`` that is added to the pairs under ``pairs``."""

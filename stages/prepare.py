@@ -12,12 +12,15 @@ from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.catalog import PrepareConfig
 from stages.core.formats import RowError
 from stages.core.records import PAIRS, SHARD, PreferencePair
+from stages.core.truncation import truncated
 from stages.layout import RECORDS, shard_name
 from stages.models import load_encoder
 from stages.raydata import map_tasks
 from stages.tables import read_table, write_quarantine, write_table
 
 _SLICE = 1000
+_CUTS = ("prompt", "response")
+"""What may have been cut of a row."""
 
 
 def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -36,6 +39,7 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageCon
                 "keep": keep,
                 "policy": str(inputs["policy"].path),
                 "max_length": config.max_length,
+                "truncation": config.truncation,
             }
             tasks += [{**shared, "start": at, "stop": min(at + _SLICE, rows)} for at in range(0, rows, _SLICE)]
     if not tasks:
@@ -53,7 +57,7 @@ def _write_shards(
 ) -> dict[str, int]:
     """Write shards of ``shard_rows`` rows in the pairs' order, whatever the parallelism."""
     pending: list[pa.Table] = []
-    counts = {"pairs": 0, "shards": 0, "tokens": 0}
+    counts = {"pairs": 0, "shards": 0, "tokens": 0, "unpaired": 0, **{f"truncated_{name}s": 0 for name in _CUTS}}
 
     def flush(rows: int) -> None:
         table = pa.concat_tables(pending)
@@ -64,8 +68,12 @@ def _write_shards(
     for done, table in enumerate(map_tasks(tasks, encode_slice), 1):
         bad = table.filter(pa.compute.is_valid(table["reason"]))
         rejected.extend(bad.select(["file", "line", "field", "reason", "excerpt"]).to_pylist())
-        good = table.filter(pa.compute.is_null(table["reason"])).select(SHARD.names)
+        good = table.filter(pa.compute.is_null(table["reason"]))
+        for name in _CUTS:
+            counts[f"truncated_{name}s"] += sum(good[name].to_pylist())
+        good = good.select(SHARD.names)
         counts["pairs"] += good.num_rows
+        counts["unpaired"] += sum(not c or not r for c, r in zip(good["chosen_ids"], good["rejected_ids"], strict=True))
         counts["tokens"] += sum(len(x) for n in ("prompt_ids", "chosen_ids", "rejected_ids") for x in good[n])
         pending.append(good)
         while sum(t.num_rows for t in pending) >= config.shard_rows:
@@ -81,7 +89,7 @@ def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
     encoder = load_encoder(Path(task["policy"]))
     schema = pa.schema(
         [*SHARD, ("file", pa.string()), ("line", pa.int64()), ("field", pa.string()), ("reason", pa.string()),
-         ("excerpt", pa.string())]
+         ("excerpt", pa.string()), *((name, pa.bool_()) for name in _CUTS)]
     )  # fmt: skip
     rows = []
     for row in read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist():
@@ -89,11 +97,8 @@ def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
             continue
         pair = PreferencePair(**{name: row[name] for name in PAIRS.names[1:]})
         try:
-            encoded = encoder.pair(pair)
-            longest = len(encoded.prompt_ids) + max(len(encoded.chosen_ids), len(encoded.rejected_ids))
-            if longest > task["max_length"]:
-                raise RowError("", f"longer than prepare.max_length {task['max_length']}")
-            rows.append(vars(encoded))
+            cut = truncated(encoder.pair(pair), task["max_length"], task["truncation"])
+            rows.append({**vars(cut.pair), **{name: getattr(cut, name) for name in _CUTS}})
         except RowError as error:
             file, _, line = pair.source.rpartition(":")
             where = {"file": file, "line": int(line)} if line.isdigit() else {"file": pair.source, "line": None}

@@ -43,6 +43,15 @@ def random_pairs(count: int, seed: int = 0, longest: int = 20) -> list[EncodedPa
     return [encoded(ids(), ids(), ids()) for _ in range(count)]
 
 
+@torch.no_grad()
+def score(model: torch.nn.Module, pairs: Sequence[EncodedPair], layout: Layout, precision: str) -> Tensor:
+    """Log-probabilities of chosen and rejected responses, float32 [pairs, 2], one pair at a time."""
+    scorer = ResponseLogprobs(model, layout, precision)
+    values = torch.stack([scorer(collate([pair], layout)).logprobs for pair in pairs])
+    scorer.release()
+    return values
+
+
 @dataclass
 class MemoryData:
     """Pairs and, once scored, their reference log-probabilities."""
@@ -52,13 +61,8 @@ class MemoryData:
 
     def scored_by(self, model: torch.nn.Module, layout: Layout = "shared", precision: str = "fp32") -> MemoryData:
         """The same pairs with a model's log-probabilities, one pair at a time, as reference."""
-        scorer = ResponseLogprobs(model, layout, precision)
-
-        @torch.no_grad()
-        def score(pairs: Sequence[EncodedPair]) -> Tensor:
-            return torch.stack([scorer(collate([pair], layout)).logprobs for pair in pairs])
-
-        own, other = score(self.items), score(self.mismatched(range(len(self))))
+        own = score(model, self.items, layout, precision)
+        other = score(model, self.mismatched(range(len(self))), layout, precision)
         return MemoryData(self.items, torch.stack([own[:, 0], own[:, 1], other[:, 0]]))
 
     def __len__(self) -> int:

@@ -55,11 +55,13 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> 
 
 @dataclass(frozen=True)
 class _Product:
-    """One block of queries with all keys that any of them sees: rows [first, last) against some key ranges."""
+    """One block of queries with all keys that any of them sees: rows [first, last) against some key ranges, the
+    last of which ends with the block's own rows. ``fresh``: no product before this one has seen the last range."""
 
     first: int
     last: int
     keys: tuple[tuple[int, int], ...]
+    fresh: bool
 
     @property
     def width(self) -> int:
@@ -67,15 +69,20 @@ class _Product:
 
 
 def _products(segment: Segment) -> Iterator[_Product]:
-    """The trunk (prompt and chosen) against itself, the rejected branch against prompt and itself, in blocks."""
+    """The trunk (prompt and chosen) against itself, the rejected branch against prompt and itself, in blocks.
+
+    The last block of each comes first: it is the one that sees all keys.
+    """
     trunk = segment.start + segment.prompt + segment.chosen
-    for first in range(segment.start, trunk, _BLOCK):
-        last = min(first + _BLOCK, trunk)
-        yield _Product(first, last, ((segment.start, last),))
-    prompt = (segment.start, segment.start + segment.prompt)
-    for first in range(trunk, trunk + segment.rejected, _BLOCK):
-        last = min(first + _BLOCK, trunk + segment.rejected)
-        yield _Product(first, last, (prompt, (trunk, last)))
+    for first, last in _blocks(segment.start, trunk):
+        yield _Product(first, last, ((segment.start, last),), last == trunk)
+    prompt, end = (segment.start, segment.start + segment.prompt), trunk + segment.rejected
+    for first, last in _blocks(trunk, end):
+        yield _Product(first, last, (prompt, (trunk, last)), last == end)
+
+
+def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
+    return [(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)][::-1]
 
 
 @lru_cache(maxsize=256)
@@ -108,11 +115,25 @@ def _store(target: Tensor, product: _Product, value: Tensor, groups: int) -> Non
 
 
 def _add(target: Tensor, product: _Product, value: Tensor) -> None:
-    """Add [key heads, width, dim] to the rows of a product's keys."""
+    """Add [key heads, width, dim] to the rows of a product's keys; set those that nothing was added to yet."""
     done = 0
-    for start, stop in product.keys:
-        target[start:stop] += value[:, done : done + stop - start].transpose(0, 1)
+    for number, (start, stop) in enumerate(product.keys):
+        part = value[:, done : done + stop - start].transpose(0, 1)
+        if product.fresh and number == len(product.keys) - 1:
+            target[start:stop] = part
+        else:
+            target[start:stop] += part
         done += stop - start
+
+
+def _unfilled(like: Tensor, segments: Segments) -> Tensor:
+    """A tensor whose rows are zero where no segment is, and anything where one is."""
+    made, end = torch.empty_like(like), 0
+    for segment in segments:
+        made[end : segment.start] = 0
+        end = segment.start + segment.length
+    made[end:] = 0
+    return made
 
 
 class _Attention(torch.autograd.Function):
@@ -123,7 +144,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         scale = q.shape[2] ** -0.5
-        out = torch.zeros_like(q)
+        out = _unfilled(q, segments)
         saved = []
         for product in (p for segment in segments for p in _products(segment)):
             count = product.last - product.first
@@ -143,7 +164,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         groups = q.shape[1] // k.shape[1]
         scale = q.shape[2] ** -0.5
-        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_q, grad_k, grad_v = (_unfilled(x, ctx.segments) for x in (q, k, v))
         products = (p for segment in ctx.segments for p in _products(segment))
         for product, weights in zip(products, saved, strict=True):
             grad = _queries(gradients[0], product, groups)

@@ -52,7 +52,8 @@ def parse_prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def parse_pair(row: Mapping[str, Any], source: str = "") -> PreferencePair:
-    """``{"prompt", "chosen", "rejected"}``, each text or messages, as a pair.
+    """``{"prompt", "chosen", "rejected"}``, each text or messages, as a pair, or ``{"prompt", "completion", "label"}``
+    as a pair of which one side is empty: the answer is chosen if the label is true, else rejected.
 
     ``preference_probability`` (0 to 1, default 1) says how sure the preference is.
 
@@ -60,9 +61,12 @@ def parse_pair(row: Mapping[str, Any], source: str = "") -> PreferencePair:
         RowError: a field is missing, of the wrong type or empty, or both responses are the same.
     """
     prompt = _prompt(row)
-    chosen, rejected = _response(row, "chosen"), _response(row, "rejected")
-    if chosen == rejected:
-        raise RowError("rejected", "the same text as chosen")
+    if "completion" in row:
+        chosen, rejected = _labelled(row)
+    else:
+        chosen, rejected = _response(row, "chosen"), _response(row, "rejected")
+        if chosen == rejected:
+            raise RowError("rejected", "the same text as chosen")
     probability = row.get("preference_probability", 1.0)
     number = isinstance(probability, int | float) and not isinstance(probability, bool)
     if not number or not 0 <= probability <= 1:  # also false for NaN
@@ -75,6 +79,17 @@ def _prompt(row: Mapping[str, Any]) -> Messages:
     if messages[-1]["role"] == "assistant":
         raise RowError("prompt", "ends with the assistant's turn; the answer belongs in chosen and rejected")
     return messages
+
+
+def _labelled(row: Mapping[str, Any]) -> tuple[Messages, Messages]:
+    """A single answer on the side that its label says."""
+    if both := [name for name in ("chosen", "rejected") if name in row]:
+        raise RowError("completion", f"stands beside {' and '.join(both)}; give one answer with a label, or a pair")
+    completion, label = _response(row, "completion"), row.get("label")
+    if not isinstance(label, bool):
+        found = "missing" if "label" not in row else f"found {label!r:.40}"
+        raise RowError("label", f"expected true (a good answer) or false (a bad one), {found}")
+    return (completion, ()) if label else ((), completion)
 
 
 def _response(row: Mapping[str, Any], field: str) -> Messages:

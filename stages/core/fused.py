@@ -15,14 +15,18 @@ from torch import Tensor
 
 
 def _norm(hidden: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + eps)
-    return (hidden * scale).to(dtype) * weight.to(dtype), scale
+    width = hidden.shape[-1]
+    scale = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().div_(width).add_(eps).rsqrt_()
+    normal = torch.empty_like(hidden, dtype=dtype)
+    torch.mul(hidden, scale, out=normal)
+    return normal.mul_(weight.to(dtype)), scale
 
 
 def _norm_backward(grad: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
-    weighted = grad.float() * weight
-    normal = hidden * scale
-    return residual + scale * (weighted - normal * (weighted * normal).mean(-1, keepdim=True))
+    """residual + scale * (g - n * mean(g * n)) with g = grad * weight and n = hidden * scale."""
+    weighted = grad * weight
+    share = (weighted * hidden).mean(-1, keepdim=True).mul_(scale.pow(3))
+    return torch.addcmul(residual, weighted, scale).addcmul_(hidden, share, value=-1)
 
 
 class _AddNorm(torch.autograd.Function):

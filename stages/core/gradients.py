@@ -83,6 +83,7 @@ class _Sums:
     """What a worker adds up over its pairs of a step."""
 
     reference: bool
+    coupled: bool
     values: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
@@ -105,8 +106,10 @@ class _Sums:
         }
         for name, column in columns.items():
             self.values[name] = self.values.get(name, 0.0) + weight * float(column.double().sum())
-        finite = torch.isfinite(columns["loss"]).tolist()
-        self.bad += [pair.pair_id for pair, good in zip(pairs, finite, strict=True) if not good and weight]
+        finite = torch.isfinite(torch.stack([chosen, rejected, x.ref_chosen, x.ref_rejected])).all(0)
+        if not self.coupled:  # one pair can spoil another's loss there
+            finite &= torch.isfinite(columns["loss"])
+        self.bad += [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if weight and not good]
         self.values["pairs"] = self.values.get("pairs", 0.0) + weight * len(pairs)
         tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
         self.values["tokens"] = self.values.get("tokens", 0.0) + weight * tokens
@@ -118,12 +121,13 @@ def accumulate(
     """Leave the step's gradient in the parameters.
 
     Returns:
-        The step's metrics over all workers, and the ids of this worker's pairs whose loss is not finite.
+        The step's metrics over all workers, and the ids of this worker's pairs whose loss, or what it is made of,
+        is not finite.
     """
     kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
     # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
     scale = worker.world / len(work.pairs)
-    sums = _Sums(objective.needs_reference)
+    sums = _Sums(objective.needs_reference, objective.coupled)
     slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
     for number, micro in enumerate(work.micro):
         last = number == len(work.micro) - 1

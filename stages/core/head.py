@@ -67,7 +67,8 @@ class FusedHead(torch.autograd.Function):
         (zeros unless ``confident``)."""
         grads = weigh is not None and any(ctx.needs_input_grad[:2])
         of_hidden = torch.zeros_like(hidden) if grads else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if grads and ctx.needs_input_grad[1] else None
+        of_weight = torch.empty_like(weight, dtype=torch.float32) if grads and ctx.needs_input_grad[1] else None
+        fresh = True
         sums = torch.zeros(2, 2 * batch.pairs, dtype=torch.float32, device=hidden.device)
         tokens = batch.tokens_of().clamp(min=1)
         for first, last in _groups(batch.bounds, _ROWS):
@@ -88,7 +89,8 @@ class FusedHead(torch.autograd.Function):
                 if len(chunks) > 1:  # a pair longer than a chunk: its probabilities are worked out again
                     kept = None
                     kept = chunk.compute(None, False)
-                chunk.gradients(kept, slopes[chunk.sequences - 2 * first], of_hidden, of_weight)
+                chunk.gradients(kept, slopes[chunk.sequences - 2 * first], of_hidden, of_weight, fresh)
+                fresh = False
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.dtype = weight.dtype
         logprobs, confidences = sums
@@ -131,9 +133,17 @@ class _Chunk:
         return logits, totals
 
     def gradients(
-        self, kept: tuple[Tensor, Tensor] | None, slopes: Tensor, of_hidden: Tensor, of_weight: Tensor | None
+        self,
+        kept: tuple[Tensor, Tensor] | None,
+        slopes: Tensor,
+        of_hidden: Tensor,
+        of_weight: Tensor | None,
+        fresh: bool,
     ) -> None:
-        """d log p(t) / d h = W[t] - sum_v p(v) W[v]; the sums' 1 / total scales rows of the small matrices."""
+        """d log p(t) / d h = W[t] - sum_v p(v) W[v]; the sums' 1 / total scales rows of the small matrices.
+
+        ``fresh``: ``of_weight`` holds nothing yet.
+        """
         assert kept is not None
         values, totals = kept
         target = self.weight[self.targets].float()
@@ -146,7 +156,7 @@ class _Chunk:
             scaled[: self.count] = (rows * shares).to(scaled.dtype)
             # With out= the product comes row by row, which adds up far quicker than a transposed one.
             product = torch.mm(values.t(), scaled, out=torch.empty_like(self.weight))
-            of_weight.add_(product)
+            of_weight.copy_(product) if fresh else of_weight.add_(product)
             of_weight.index_add_(0, self.targets, slopes[:, None] * rows)
 
 

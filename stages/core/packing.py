@@ -67,7 +67,9 @@ def micro_batches(pairs: Sequence[EncodedPair], layout: Layout, max_tokens: int)
     """
     sizes = [tokens_in(pair, layout) for pair in pairs]
     if layout == "padded":
-        sizes = [2 * (len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids))) for p in pairs]
+        sizes = [2 * _length([pair]) for pair in pairs]
+    else:
+        max_tokens -= max_tokens % _MULTIPLE  # what the row is filled up with has to fit as well
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
@@ -151,8 +153,7 @@ def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
     """All chosen sequences and all rejected ones are there, a missing response leaving the prompt alone. Padding is
     on the right, so that a causal model needs no mask: no token sees one to its right."""
     builder, bounds = _Builder(), [0]
-    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
-    length = longest + -longest % 8
+    length = _length(pairs)
     for number, pair in enumerate(pairs):
         prompt = len(pair.prompt_ids)
         for side, ids, mask in ((0, pair.chosen_ids, pair.chosen_mask), (1, pair.rejected_ids, pair.rejected_mask)):
@@ -161,3 +162,9 @@ def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
         bounds.append(len(builder.rows))
     batch = builder.batch(bounds, None)
     return replace(batch, ids=batch.ids.view(-1, length), positions=batch.positions.view(-1, length))
+
+
+def _length(pairs: Sequence[EncodedPair]) -> int:
+    """Tokens a sequence of the rectangle for ``pairs``."""
+    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    return longest + -longest % 8

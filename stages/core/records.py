@@ -50,7 +50,9 @@ class Judgement:
 @dataclass(frozen=True)
 class PreferencePair:
     """``chosen`` is preferred to ``rejected`` with ``probability``; ``*_ended`` is False for a response that was
-    cut off, whose end-of-turn token is then not trained on. ``source`` says where the pair came from."""
+    cut off, whose end-of-turn token is then not trained on. ``source`` says where the pair came from.
+
+    A single answer that was called good or bad is a pair of which the other side is empty."""
 
     prompt: Messages
     chosen: Messages
@@ -59,6 +61,10 @@ class PreferencePair:
     rejected_ended: bool = True
     probability: float = 1.0
     source: str = ""
+
+    @property
+    def paired(self) -> bool:
+        return bool(self.chosen and self.rejected)
 
     @property
     def pair_id(self) -> str:

@@ -67,7 +67,7 @@ class ChatEncoder:
         return self._encode(messages, generation_prompt=True)
 
     def pair(self, pair: PreferencePair) -> EncodedPair:
-        """Token ids of a pair.
+        """Token ids of a pair; a side that is empty stays so.
 
         The prompt is what prompt, prompt + chosen and prompt + rejected have in common, at most the prompt
         tokenised alone (the last character of a prompt may merge with the response's first).
@@ -76,13 +76,14 @@ class ChatEncoder:
             RowError: the template rewrites the prompt once an answer follows, or a response has no tokens.
         """
         prompt = self.prompt(pair.prompt)
-        chosen = self._encode([*pair.prompt, *pair.chosen])
-        rejected = self._encode([*pair.prompt, *pair.rejected])
-        boundary = min(_common(prompt, chosen), _common(prompt, rejected))
+        chosen, rejected = (
+            self._encode([*pair.prompt, *response]) if response else None for response in (pair.chosen, pair.rejected)
+        )
+        boundary = min(_common(prompt, sequence) for sequence in (chosen, rejected) if sequence is not None)
         if boundary < len(prompt) - 1:
             raise RowError("prompt", "the chat template renders the prompt differently once an answer follows")
-        chosen_ids = self._completion(chosen[boundary:], pair.chosen_ended, "chosen")
-        rejected_ids = self._completion(rejected[boundary:], pair.rejected_ended, "rejected")
+        chosen_ids = self._completion(chosen[boundary:], pair.chosen_ended, "chosen") if chosen else []
+        rejected_ids = self._completion(rejected[boundary:], pair.rejected_ended, "rejected") if rejected else []
         return EncodedPair(
             pair_id=pair.pair_id,
             prompt_ids=prompt[:boundary],

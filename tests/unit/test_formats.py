@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -165,3 +166,29 @@ def test_nan_in_a_file_is_refused() -> None:
     line = b'{"prompt": "a", "chosen": "b", "rejected": "c", "preference_probability": NaN}'
     with pytest.raises(RowError, match="from 0 to 1, found nan"):
         parse_pair(decode_line(line))
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_single_answer_stands_on_the_side_that_its_label_says(label: bool) -> None:
+    pair = parse_pair({"prompt": "Hi", "completion": "Hello", "label": label})
+    answer = ({"role": "assistant", "content": "Hello"},)
+    assert (pair.chosen, pair.rejected) == ((answer, ()) if label else ((), answer))
+    assert not pair.paired
+    assert parse_pair({"prompt": "Hi", "chosen": "a", "rejected": "b"}).paired
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({"prompt": "Hi", "completion": "a"}, "label", "good answer.*missing"),
+        ({"prompt": "Hi", "completion": "a", "label": 1}, "label", "expected true .* found 1"),
+        ({"prompt": "Hi", "completion": "a", "label": "true"}, "label", "found 'true'"),
+        ({"prompt": "Hi", "completion": " ", "label": True}, "completion.content", "empty"),
+        ({"prompt": "Hi", "completion": "a", "chosen": "b", "label": True}, "completion", "stands beside chosen"),
+    ],
+)
+def test_a_single_answer_that_cannot_be_used_says_why(row: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_pair(row)
+    assert caught.value.field == field
+    assert re.search(reason, caught.value.reason)

@@ -1,111 +1,288 @@
+"""Scores of responses: what they are, for which models, and that they do not depend on the company."""
+
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import GraniteConfig, GraniteForCausalLM
 
-from stages.core.batching import Batch, collate
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
-from tests import tiny
-from tests.memory import encoded, random_pairs
+from stages.adapters import wrap
+from stages.catalog import TrainConfig
+from stages.core.logprobs import ResponseLogprobs, agrees, choose_layout, decoder_of, freeze
+from stages.core.loop import Worker, train_steps
+from stages.core.packing import Layout, collate
+from stages.core.templates import EncodedPair
+from tests import zoo
+from tests.memory import MemoryData, random_pairs, score
+
+LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
+GENERIC = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu")
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
-def eager() -> Any:
-    model = tiny.model()
-    model.set_attn_implementation("eager")
-    return model.eval()
+def lora(model: Any, **settings: Any) -> Any:
+    torch.manual_seed(1)
+    return wrap(model, {**LORA, **settings}).eval()
 
 
-def plain(model: Any, batch: Batch) -> Tensor:
-    """The definition, token by token: the sum of log softmax(logits)[next token] over the marked tokens."""
+def prompt_learning(name: str) -> Any:
+    torch.manual_seed(1)
+    model = wrap(zoo.eager(), {"peft_type": name, "num_virtual_tokens": 5}).eval()
     with torch.no_grad():
-        logprobs = model(input_ids=batch.ids).logits.double().log_softmax(-1)
-    rows, length = batch.ids.shape
-    totals = torch.zeros(rows, dtype=torch.float64)
-    for row in range(rows):
-        for at in range(1, length):
-            if batch.mask[row, at]:
-                totals[row] += logprobs[row, at - 1, batch.ids[row, at]]
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(2)
+    return model
+
+
+def plain(model: Any, pairs: list[EncodedPair]) -> Tensor:
+    """The definition, token by token: the sum of log softmax(logits)[next token] over the tokens that count."""
+    totals = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    for row, pair in enumerate(pairs):
+        sides = ((pair.chosen_ids, pair.chosen_mask), (pair.rejected_ids, pair.rejected_mask))
+        for side, (ids, mask) in enumerate(sides):
+            sequence = [*pair.prompt_ids, *ids]
+            logits = model(input_ids=torch.tensor([sequence])).logits[0, -len(sequence) :]
+            logprobs = logits.double().log_softmax(-1)
+            for offset, counts in enumerate(mask):
+                at = len(pair.prompt_ids) + offset
+                if counts:
+                    totals[row, side] += logprobs[at - 1, sequence[at]]
     return totals
 
 
+def some() -> list[EncodedPair]:
+    """With one side missing, and with tokens that do not count."""
+    pairs = random_pairs(6)
+    pairs[1] = replace(pairs[1], rejected_ids=[], rejected_mask=[])
+    pairs[2] = replace(pairs[2], chosen_ids=[], chosen_mask=[])
+    pairs[4] = replace(pairs[4], chosen_mask=[i % 2 == 0 for i in range(len(pairs[4].chosen_ids))])
+    return pairs
+
+
 @torch.no_grad()
-def both(model: Any, batch: Batch, precision: str = "fp32") -> Tensor:
-    return torch.cat(sequence_logprobs(ResponseLogprobs(model), batch, precision))
+def together(model: Any, pairs: list[EncodedPair], layout: Layout, precision: str, pad_id: int = 0) -> Tensor:
+    """Scores [pairs, 2] of all pairs in one forward pass."""
+    scorer = ResponseLogprobs(model, layout, precision)
+    values: Tensor = scorer(collate(pairs, layout, pad_id)).logprobs
+    scorer.release()
+    return values.view(-1, 2)
 
 
-def test_log_probabilities_equal_the_plain_definition() -> None:
-    model, batch = eager(), collate(random_pairs(6), pad_id=0)
-    chosen, rejected = sequence_logprobs(ResponseLogprobs(model), batch, "fp32")
-    assert chosen.shape == rejected.shape == (6,)
-    assert chosen.dtype == torch.float32
-    assert chosen.requires_grad
-    torch.testing.assert_close(torch.cat([chosen, rejected]).double(), plain(model, batch), atol=1e-3, rtol=1e-5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", zoo.LLAMA_LIKE)
+def test_log_probabilities_equal_the_plain_definition(name: str, layout: Layout) -> None:
+    model, pairs = zoo.model(name), some()
+    found = together(model, pairs, layout, "fp32")
+    with torch.no_grad():
+        expected = plain(model, pairs)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-5)
+    assert (expected == 0).tolist() == [[False, False], [False, True], [True, False]] + [[False, False]] * 3
 
 
-def test_models_that_scale_their_logits_get_the_plain_definition_too() -> None:
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, logits_scaling=4.0, initializer_range=0.2,
-    )  # fmt: skip
-    model, batch = GraniteForCausalLM(config).eval(), collate(random_pairs(3), pad_id=0)
-    torch.testing.assert_close(both(model, batch).double(), plain(model, batch), atol=1e-3, rtol=1e-5)
+@pytest.mark.parametrize("name", GENERIC)
+def test_models_of_another_kind_are_padded_and_get_the_plain_definition(name: str) -> None:
+    """Some cap or scale their logits, or see the last few tokens only."""
+    model, pairs = zoo.model(name), some()
+    assert choose_layout(model, "auto") == "padded"
+    assert agrees(model, "padded")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            together(model, pairs, "padded", "fp32").double(), plain(model, pairs), atol=1e-3, rtol=1e-5
+        )
 
 
-def test_tokens_that_are_not_marked_do_not_count() -> None:
-    model, pair = eager(), random_pairs(1)[0]
-    batch = collate([pair], pad_id=0)
-    dropped = Batch(batch.ids, batch.mask.clone())
-    dropped.mask[0, len(pair.prompt_ids)] = False
-    difference = both(model, batch) - both(model, dropped)
-    assert difference[0] < -0.01
-    assert difference[1] == 0
-    nothing = Batch(batch.ids, torch.zeros_like(batch.mask))
-    assert both(model, nothing).tolist() == [0, 0]
+@pytest.mark.parametrize("name", ["PREFIX_TUNING", "PROMPT_TUNING"])
+def test_virtual_tokens_are_seen(name: str) -> None:
+    model, pairs = prompt_learning(name), some()
+    assert choose_layout(model, "auto") == "padded"
+    assert agrees(model, "padded")
+    with torch.no_grad():
+        expected = plain(model, pairs)
+    assert not torch.allclose(expected, plain(zoo.eager(), pairs), atol=0.1)
+    torch.testing.assert_close(together(model, pairs, "padded", "fp32").double(), expected, atol=1e-3, rtol=1e-5)
 
 
-def test_a_mark_on_the_first_token_never_counts() -> None:
-    model, pair = eager(), encoded([5], [6, 7], [8])
-    batch = collate([pair], pad_id=0)
-    marked = Batch(batch.ids, batch.mask.clone())
-    marked.mask[:, 0] = True
-    assert torch.equal(both(model, batch), both(model, marked))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "granite", "cohere"])
+def test_confidences_equal_the_plain_definition(name: str) -> None:
+    """Means over a response's tokens of log p(token) - log sum_v p(v)^2, by the head and by autograd alike."""
+    model, pairs = zoo.model(name), random_pairs(2)
+    layout = choose_layout(model, "auto")
+    scorer = ResponseLogprobs(model, layout, "fp32")
+    with torch.no_grad():
+        found = scorer(collate(pairs, layout), None, True).confidences.view(-1, 2)
+        scorer.release()
+        for pair, row in zip(pairs, found, strict=True):
+            for ids, value in zip((pair.chosen_ids, pair.rejected_ids), row, strict=True):
+                logits = model(input_ids=torch.tensor([[*pair.prompt_ids, *ids]])).logits[
+                    0, len(pair.prompt_ids) - 1 : -1
+                ]
+                p = logits.double().softmax(-1)
+                own = p[torch.arange(len(ids)), ids]
+                expected = (own.log() - p.square().sum(-1).log()).mean()
+                assert float(value) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, untied", "gpt2", "granite", "PROMPT_TUNING", "lora"])
+def test_the_gradient_is_that_of_the_plain_definition(name: str) -> None:
+    """Of a weighted sum of the scores, by everything that is trained."""
+    build = {"PROMPT_TUNING": prompt_learning, "lora": lambda _: lora(zoo.eager(), init_lora_weights=False)}
+    model, pairs = build.get(name, zoo.model)(name), some()
+    slopes = torch.arange(1.0, 13.0) / 10
+    scorer = ResponseLogprobs(model, layout := choose_layout(model, "auto"), "fp32")
+    scorer(collate(pairs, layout), lambda first, last, *_: slopes[2 * first : 2 * last]).handle.backward()
+    scorer.release()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    (plain(model, pairs) * slopes.view(-1, 2)).sum().backward()
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    for n, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            assert (found[n] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-4, n
 
 
 @pytest.mark.parametrize("pad_id", [0, 7])
-def test_neighbours_and_padding_do_not_change_a_value(pad_id: int) -> None:
-    model, pairs = eager(), random_pairs(8, longest=30)
-    together = torch.stack(both(model, collate(pairs, pad_id)).chunk(2), 1)
-    alone = torch.stack([both(model, collate([pair], pad_id=0)) for pair in pairs])
-    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_neighbours_and_padding_do_not_change_a_value(layout: Layout, pad_id: int) -> None:
+    model, pairs = zoo.eager(), random_pairs(8, longest=30)
+    found = together(model, pairs, layout, "fp32", pad_id)
+    torch.testing.assert_close(found, score(model, pairs, layout, "fp32"), atol=1e-4, rtol=1e-5)
 
 
-def test_in_bfloat16_a_value_is_the_same_bit_for_bit_whatever_its_neighbours() -> None:
-    """With plain attention; so that reference and policy agree exactly at step 0 however batches are cut."""
-    model, pairs = eager(), random_pairs(8, longest=30)
-    alone = torch.stack([both(model, collate([pair], pad_id=0), "bf16") for pair in pairs])
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "ia3"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_bfloat16_a_value_is_the_same_bit_for_bit_whatever_its_neighbours(layout: Layout, name: str) -> None:
+    """So that reference and policy agree exactly at step 0 however batches are cut."""
+    model, pairs = zoo.eager(), random_pairs(8, longest=30)
+    if name != "full":
+        own = {"peft_type": "IA3"} if name == "ia3" else {**LORA, "use_dora": name == "dora"}
+        model = wrap(model, own).eval()
+    alone = score(model, pairs, layout, "bf16")
     for group in ([0, 1], [2, 3, 4], [5, 6, 7], list(range(8)), list(range(7, -1, -1))):
-        values = torch.stack(both(model, collate([pairs[i] for i in group], pad_id=0), "bf16").chunk(2), 1)
-        assert torch.equal(values, alone[group])
-    exact = torch.stack([both(model, collate([pair], pad_id=0)) for pair in pairs])
+        assert torch.equal(together(model, [pairs[i] for i in group], layout, "bf16"), alone[group])
+    exact = score(model, pairs, layout, "fp32")
     assert not torch.equal(alone, exact)
     torch.testing.assert_close(alone, exact, atol=0.5, rtol=0.02)
 
 
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_in_bfloat16_a_shared_prompt_gives_the_same_bits_as_one_a_response(adapter: bool) -> None:
+    model, pairs = zoo.eager(), [*some(), *random_pairs(6, seed=2, longest=40)]
+    model = lora(model, init_lora_weights=False) if adapter else model
+    shared, packed = (together(model, pairs, layout, "bf16") for layout in ("shared", "packed"))
+    assert torch.equal(shared, packed)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "precision", "layout"), list(itertools.product([False, True], ["bf16", "fp32"], LAYOUTS))
+)
+def test_the_first_loss_is_ln_2(adapter: bool, precision: Any, layout: Layout) -> None:
+    """The reference scores pairs one by one, the policy all at once; with an adapter its frozen layers are rounded
+    beforehand. In bfloat16 the two agree to the bit."""
+    data = MemoryData(some()).scored_by(freeze(zoo.eager().requires_grad_(False), precision), layout, precision)
+    policy = freeze(lora(zoo.eager()) if adapter else zoo.eager(), precision)
+    model = ResponseLogprobs(policy, layout, precision)
+    config = TrainConfig(loss="kto", batch_size=6, precision=precision, learning_rate=1e-3)
+    assert_start(model, data, config, layout, 10 / 12)  # two of twelve responses are missing, 1/2 each
+    whole = MemoryData(data.items[3:], data.logprobs[:, 3:])
+    config = TrainConfig(batch_size=3, precision=precision, learning_rate=1e-3)
+    assert_start(model, whole, config, layout, math.log(2))
+
+
+def assert_start(model: Any, data: MemoryData, config: TrainConfig, layout: Layout, loss: float) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    config = config.model_copy(update={"max_grad_norm": 1e-30})  # the weights stay as good as they are
+    row = next(train_steps(model, optimizer, data, config, Worker(micro_batch_tokens=150), layout))
+    exact = config.precision == "bf16"
+    assert row["loss"] == pytest.approx(loss, abs=1e-6 if exact else 1e-4)
+    assert row["kl"] == (0 if exact else pytest.approx(0, abs=1e-3))
+    assert row["grad_norm"] > 0.01
+
+
+def test_tokens_that_do_not_count_do_not_count() -> None:
+    model, pair = zoo.eager(), random_pairs(1)[0]
+    hole = replace(pair, chosen_mask=[False, *pair.chosen_mask[1:]])
+    silent = replace(pair, chosen_mask=[False] * len(pair.chosen_ids), rejected_mask=[False] * len(pair.rejected_ids))
+    for layout in LAYOUTS:
+        values = together(model, [pair, hole, silent], layout, "fp32")
+        assert values[0, 0] < values[1, 0] - 0.01
+        torch.testing.assert_close(values[0, 1], values[1, 1])
+        assert values[2].tolist() == [0, 0]
+
+
 def test_sums_are_float32_whatever_the_weights() -> None:
-    model, batch = eager().to(torch.bfloat16), collate(random_pairs(2), pad_id=0)
-    assert both(model, batch).dtype == torch.float32
+    model = zoo.eager().to(torch.bfloat16)
+    assert all(together(model, random_pairs(2), layout, "bf16").dtype == torch.float32 for layout in LAYOUTS)
 
 
 def test_adapters_take_part() -> None:
-    from peft import LoraConfig, get_peft_model
+    pairs = random_pairs(3)
+    adapted = lora(zoo.eager(), init_lora_weights=False)
+    found = together(adapted, pairs, "shared", "fp32")
+    with torch.no_grad():
+        torch.testing.assert_close(found.double(), plain(adapted, pairs), atol=1e-3, rtol=1e-5)
+    assert not torch.allclose(found, together(zoo.eager(), pairs, "shared", "fp32"))
 
-    batch = collate(random_pairs(3), pad_id=0)
-    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    adapted = get_peft_model(eager(), settings).eval()
-    torch.testing.assert_close(both(adapted, batch).double(), plain(adapted, batch), atol=1e-3, rtol=1e-5)
-    assert not torch.allclose(both(adapted, batch), both(eager(), batch))
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_wanted_layout_is_taken_and_auto_is_the_best_one(layout: Layout) -> None:
+    assert choose_layout(zoo.eager(), layout) == layout
+    assert choose_layout(zoo.eager(), "auto") == choose_layout(lora(zoo.eager()), "auto") == "shared"
+
+
+def test_an_attention_of_its_own_is_found_out() -> None:
+    """The parts are Llama's; what they are put together to is not."""
+    model = zoo.eager()
+    assert agrees(model, "shared")
+    model.get_decoder().config.sliding_window = 4
+    assert choose_layout(model, "auto") == "padded"
+    granite = zoo.model("granite")
+    assert not agrees(granite, "shared")
+    assert choose_layout(granite, "auto") == "padded"
+    assert torch.isfinite(granite(torch.tensor([[1, 2]])).logits).all()  # its own forward pass was given back
+
+
+def test_frozen_layers_are_rounded_beforehand_and_nothing_else() -> None:
+    untied = zoo.model("llama, untied").requires_grad_(False)
+    freeze(untied, "bf16")
+    assert untied.lm_head.weight.dtype == torch.bfloat16
+    assert untied.get_input_embeddings().weight.dtype == torch.float32
+    assert untied.model.norm.weight.dtype == torch.float32
+    assert {p.dtype for n, p in untied.named_parameters() if "proj.weight" in n} == {torch.bfloat16}
+    tied = freeze(lora(zoo.eager()), "bf16")
+    assert tied.get_output_embeddings().weight.dtype == torch.float32
+    assert {p.dtype for n, p in tied.named_parameters() if "lora" in n} == {torch.float32}
+    assert {p.dtype for n, p in tied.named_parameters() if "base_layer" in n} == {torch.bfloat16}
+    for model, precision in ((zoo.eager().requires_grad_(False), "fp32"), (zoo.eager(), "bf16")):
+        assert {p.dtype for p in freeze(model, precision).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_activations_that_are_worked_out_again_give_the_same_gradient(name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = zoo.model(name).train()
+        layout: Layout = "padded" if name == "gpt2" else "shared"
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        scorer = ResponseLogprobs(model, layout, "fp32", checkpointing)
+        scorer(
+            collate(random_pairs(3), layout), lambda first, last, *_: torch.ones(2 * (last - first))
+        ).handle.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].norm() > 1
+
+
+def test_the_decoder_is_found_through_any_wrapping() -> None:
+    assert decoder_of(lora(zoo.eager())).layers
+    assert decoder_of(prompt_learning("PROMPT_TUNING")).layers
+    assert decoder_of(zoo.model("gpt2")).h

@@ -1,8 +1,10 @@
+"""Training step by step: the same trajectory however steps are cut up, its metrics, its end."""
+
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,17 +12,21 @@ import torch
 from torch import Tensor
 
 from stages.catalog import TrainConfig
+from stages.core.gradients import MicroBatchError
 from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import Worker, accumulate_gradients, learning_rate_factor, train_steps
-from stages.core.metrics import SUMS
-from tests import tiny
-from tests.memory import MemoryData, encoded, random_pairs
+from stages.core.loop import NotFiniteError, Worker, learning_rate_factor, train_steps
+from stages.core.packing import Layout
+from tests import zoo
+from tests.memory import MemoryData, random_pairs
+from tests.unit import test_gradients as steps
+from tests.workers import Group, Replica
 
 METRICS = {
     "step", "steps", "epoch", "loss", "reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward",
     "chosen_logp", "rejected_logp", "kl", "pairs", "tokens", "grad_norm", "learning_rate", "tokens_per_second",
     "seconds",
 }  # fmt: skip
+Rows = list[dict[str, float]]
 
 
 def fp32(**changes: Any) -> TrainConfig:
@@ -28,140 +34,103 @@ def fp32(**changes: Any) -> TrainConfig:
 
 
 def data(pairs: int = 14) -> MemoryData:
-    return MemoryData(random_pairs(pairs)).scored_by(tiny.model())
+    return MemoryData(random_pairs(pairs)).scored_by(zoo.eager())
+
+
+def scorer(layout: Layout = "shared") -> ResponseLogprobs:
+    return ResponseLogprobs(zoo.eager(), layout, "fp32")
+
+
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1.0)
 
 
 def train(
-    config: TrainConfig, data: MemoryData, tokens: int = 10**6, optimizer: type[Any] = torch.optim.AdamW
-) -> tuple[list[dict[str, float]], Tensor]:
+    config: TrainConfig,
+    data: MemoryData,
+    tokens: int = 10**6,
+    optimizer: type[Any] = torch.optim.AdamW,
+    layout: Layout = "shared",
+) -> tuple[Rows, Tensor]:
     """Metrics of every step, and the trained weights as one vector."""
-    model = ResponseLogprobs(tiny.model()).train()
-    rows = train_steps(model, optimizer(model.parameters(), lr=1.0), data, config, Worker(micro_batch_tokens=tokens))
+    model = scorer(layout)
+    worker = Worker(micro_batch_tokens=tokens)
+    rows = train_steps(model, optimizer(model.parameters(), lr=1.0), data, config, worker, layout)
     return list(rows), flat(model)
+
+
+def train_together(config: TrainConfig, data: MemoryData, world: int, tokens: int) -> list[tuple[Rows, Tensor]]:
+    """The same by several workers, each with its share."""
+    group = Group(world)
+    replicas = [Replica(scorer(), group, rank) for rank in range(world)]
+
+    def work(rank: int) -> tuple[Rows, Tensor]:
+        model, worker = (
+            replicas[rank],
+            Worker(rank, world, micro_batch_tokens=tokens, all_sum=partial(group.all_sum, rank)),
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+        return list(train_steps(model, optimizer, data, config, worker, "shared")), flat(model)
+
+    return group.run(work)
 
 
 def flat(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def gradient(model: torch.nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-class Replica(torch.nn.Module):
-    """Stands where DistributedDataParallel stands, and counts the backward passes that would not communicate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = ResponseLogprobs(tiny.model())
-        self.quiet = 0
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        result: Tensor = self.module(ids, mask)
-        return result
-
-    @contextlib.contextmanager
-    def no_sync(self) -> Iterator[None]:
-        self.quiet += 1
-        yield
-
-
 @pytest.mark.parametrize("tokens", [64, 10**6])
-def test_the_first_loss_is_ln_2_when_the_policy_is_the_reference(tokens: int) -> None:
-    row = train(fp32(epochs=1), data(4), tokens)[0][0]
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+def test_the_first_loss_is_ln_2_when_the_policy_is_the_reference(layout: Layout, tokens: int) -> None:
+    row = train(fp32(epochs=1), data(4), tokens, layout=layout)[0][0]
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert row["kl"] == pytest.approx(0, abs=1e-4)
     assert row["reward_margin"] == pytest.approx(0, abs=1e-5)
 
 
-def test_the_size_of_micro_batches_does_not_change_the_trajectory() -> None:
-    subject, config = data(), fp32(epochs=4)
-    small_rows, small = train(config, subject, tokens=64)
-    large_rows, large = train(config, subject, tokens=10**6)
-    assert len(small_rows) == len(large_rows) == 14
-    for name in ("loss", "grad_norm", "chosen_logp", "rejected_logp"):
-        ratios = [a[name] / b[name] - 1 for a, b in zip(small_rows, large_rows, strict=True)]
-        assert max(map(abs, ratios)) < 1e-4, name
-        assert abs(sum(ratios)) / len(ratios) < 3e-5, name
-    start = flat(ResponseLogprobs(tiny.model()))
-    assert (small - large).norm() < 1e-4 * large.norm()
-    assert (small - large).norm() < 1e-2 * (large - start).norm()
-    assert len({row["loss"] for row in large_rows}) == 14
+TRAJECTORIES = {
+    **{name: (options, False) for name, options in steps.LOSSES.items()},
+    "kto, unpaired": ({"loss": "kto"}, True),
+    "bco, unpaired": ({"loss": "bco"}, True),
+}
 
 
-@pytest.mark.parametrize("tokens", [64, 10**6])
-@pytest.mark.parametrize(
-    ("pairs", "batch_size", "step", "world"),
-    [
-        pytest.param(8, 8, 0, 2, id="even shares"),
-        pytest.param(7, 7, 0, 2, id="one worker has a pair more"),
-        pytest.param(10, 8, 1, 2, id="last, smaller batch"),
-        pytest.param(9, 8, 1, 2, id="a batch smaller than the workers"),
-        pytest.param(10, 8, 1, 4, id="two of four workers have nothing"),
-    ],
-)
-def test_workers_together_have_the_gradient_of_one(
-    pairs: int, batch_size: int, step: int, world: int, tokens: int
-) -> None:
-    """DistributedDataParallel leaves the mean of the workers' gradients; the sums are added up by ``all_sum``."""
-    subject = MemoryData(random_pairs(pairs)).scored_by(tiny.model(seed=1))
-    config = fp32(batch_size=batch_size, beta=0.02)
-    alone = ResponseLogprobs(tiny.model())
-    expected = accumulate_gradients(alone, subject, config, Worker(), step, 0)
-    replicas = [Replica() for _ in range(world)]
-    parts = [
-        accumulate_gradients(replica, subject, config, Worker(rank, world, micro_batch_tokens=tokens), step, 0)
-        for rank, replica in enumerate(replicas)
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
+    """Twenty steps of AdamW in float32: micro-batches, layouts and workers change rounding only. Every epoch ends
+    with a batch of two epochs' pairs, the last one with fewer."""
+    options, unpaired = TRAJECTORIES[name]
+    subject = steps.data(11, unpaired)
+    config = fp32(**options, beta=0.05, epochs=7)
+    expected, weights = train(config, subject)
+    assert [row["pairs"] for row in expected] == [4] * 19 + [1]
+    assert len({row["loss"] for row in expected}) == 20
+    others = [
+        train(config, subject, 60),
+        train(config, subject, layout="packed"),
+        train(config, subject, 90, layout="padded"),
     ]
-    torch.testing.assert_close(torch.stack(parts).sum(0), expected, rtol=1e-5, atol=1e-4)
-    assert expected[SUMS.index("pairs")] == min(batch_size, pairs - step * batch_size)
-    mean = torch.stack([gradient(replica) for replica in replicas]).mean(0)
-    assert gradient(alone).norm() > 1e-3
-    torch.testing.assert_close(mean, gradient(alone), rtol=1e-4, atol=1e-5 * float(gradient(alone).abs().max()))
+    others += train_together(config, subject, 2, 60)
+    start = flat(scorer())
+    assert (weights - start).norm() > 0.02 * start.norm()
+    for rows, other in others:
+        for metric in expected[0].keys() - {"seconds", "tokens_per_second"}:
+            largest = max(abs(row[metric]) for row in expected)
+            for row, mine in zip(expected, rows, strict=True):
+                # Means of rewards and log-ratios pass through zero; the others are held to their own size
+                size = abs(row[metric]) if metric in ("loss", "grad_norm") else largest
+                assert abs(row[metric] - mine[metric]) <= 1e-4 * size + 1e-7, (metric, row["step"])
+        assert (other - weights).norm() < 1e-4 * weights.norm()
+        assert (other - weights).norm() < 1e-2 * (weights - start).norm()
 
 
 def test_a_step_reports_the_sums_over_all_workers() -> None:
     """Rank 0 of two holds two of the four pairs; were there ten workers like it, their step would have 20 pairs."""
-    model = Replica()
+    model = Replica(scorer(), Group(1), 0)
     worker = Worker(0, 2, all_sum=lambda value: 10 * value)
-    row = next(train_steps(model, torch.optim.SGD(model.parameters(), lr=1.0), data(4), fp32(), worker))
+    row = next(train_steps(model, sgd(model), data(4), fp32(), worker, "shared"))
     assert row["pairs"] == 20
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_workers_communicate_once_a_step() -> None:
-    """Rank 0 of two holds four of the eight pairs, here a micro-batch each; only the last one is exchanged."""
-    replica = Replica()
-    accumulate_gradients(replica, data(8), fp32(batch_size=8), Worker(0, 2, micro_batch_tokens=1), 0, 0)
-    assert replica.quiet == 3
-
-
-def test_the_gradient_is_that_of_the_mean_loss_over_the_pairs() -> None:
-    subject = MemoryData(random_pairs(5)).scored_by(tiny.model(seed=1))
-    config = fp32(batch_size=5, beta=0.02)
-    model = ResponseLogprobs(tiny.model())
-    accumulate_gradients(model, subject, config, Worker(micro_batch_tokens=1), 0, 0)
-    whole = gradient(model)
-    parts = []
-    for item in range(5):
-        single = MemoryData([subject.items[item]], subject.chosen[[item]], subject.rejected[[item]])
-        model.zero_grad()
-        accumulate_gradients(model, single, fp32(beta=0.02), Worker(), 0, 0)
-        parts.append(gradient(model))
-    torch.testing.assert_close(whole, torch.stack(parts).mean(0), rtol=1e-4, atol=1e-6)
-
-
-def test_a_pair_preferred_with_probability_zero_is_a_pair_the_other_way_round() -> None:
-    pair = random_pairs(1)[0]
-    reverse = encoded(pair.prompt_ids, pair.rejected_ids, pair.chosen_ids)
-    unsure = encoded(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, p=0.0)
-    gradients = []
-    for item in (unsure, reverse, pair):
-        model = ResponseLogprobs(tiny.model())
-        accumulate_gradients(model, MemoryData([item]).scored_by(tiny.model()), fp32(), Worker(), 0, 0)
-        gradients.append(gradient(model))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(gradients[0], -gradients[2], rtol=1e-3, atol=1e-5)
 
 
 def test_training_lowers_the_loss_and_widens_the_margin() -> None:
@@ -197,7 +166,7 @@ def test_the_last_batch_holds_what_is_left() -> None:
 
 def test_gradients_are_clipped_and_the_optimizer_follows_the_schedule() -> None:
     """Plain gradient descent moves the weights by learning rate * factor * clipped gradient."""
-    start = flat(ResponseLogprobs(tiny.model()))
+    start = flat(scorer())
     config = fp32(learning_rate=0.5, warmup=0.0, max_grad_norm=0.01)
     rows, end = train(config, data(4), optimizer=torch.optim.SGD)
     assert rows[0]["grad_norm"] > 0.1
@@ -207,10 +176,97 @@ def test_gradients_are_clipped_and_the_optimizer_follows_the_schedule() -> None:
 
 def test_a_run_goes_on_at_any_step() -> None:
     subject, config = data(6), fp32(epochs=2)
-    model = ResponseLogprobs(tiny.model())
-    rows = train_steps(model, torch.optim.SGD(model.parameters(), lr=1.0), subject, config, Worker(), first_step=2)
+    model = scorer()
+    rows = train_steps(model, sgd(model), subject, config, Worker(), "shared", first_step=2)
     assert [row["step"] for row in rows] == [3]
-    assert not list(train_steps(model, torch.optim.SGD(model.parameters(), lr=1.0), subject, config, Worker(), 3))
+    assert not list(train_steps(model, sgd(model), subject, config, Worker(), "shared", 3))
+
+
+def test_parts_of_the_objective_are_among_the_metrics() -> None:
+    config = fp32(loss=["sigmoid", "ipo"], sft_weight=0.5, wpo=True)
+    row = train(config, data(4))[0][0]
+    assert set(row) == METRICS | {"loss/sigmoid", "loss/ipo", "sft", "wpo_weight"}
+    assert row["loss/sigmoid"] == pytest.approx(math.log(2), abs=1e-6)
+    assert row["loss/ipo"] == pytest.approx(25, abs=1e-3)
+
+
+def test_without_a_reference_there_is_no_divergence_from_it() -> None:
+    row = train(fp32(loss="simpo"), MemoryData(random_pairs(4), torch.zeros(3, 4)))[0][0]
+    assert set(row) == METRICS - {"kl"}
+
+
+def broken(place: int) -> MemoryData:
+    """Pairs of which one has a reference that is not a number."""
+    subject = data(12)
+    subject.logprobs[0, place] = math.nan
+    return subject
+
+
+def until_the_error(rows: Iterator[dict[str, float]], model: torch.nn.Module) -> tuple[NotFiniteError, list[Tensor]]:
+    """The error, and the weights before every step and when it was raised."""
+    weights = [flat(model)]
+    with pytest.raises(NotFiniteError) as caught:
+        weights.extend(flat(model) for _ in rows)
+    return caught.value, [*weights, flat(model)]
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("loss", ["sigmoid", "aot"])
+def test_a_loss_that_is_not_finite_ends_it_before_the_weights_are_touched(loss: str, layout: Layout) -> None:
+    subject, model = broken(5), scorer(layout)
+    rows = train_steps(model, sgd(model), subject, fp32(loss=loss, epochs=3), Worker(), layout)
+    error, weights = until_the_error(rows, model)
+    assert 1 <= error.step <= 3
+    assert str(error) == f"the loss is not finite at step {error.step}"
+    assert len(weights) == error.step + 1
+    assert torch.equal(weights[-1], weights[-2])
+    assert weights[-1].isfinite().all()
+    assert error.pairs == (subject.items[5].pair_id,)
+
+
+def test_a_gradient_that_is_not_finite_ends_it_too() -> None:
+    model = scorer()
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    error, weights = until_the_error(train_steps(model, sgd(model), data(8), fp32(), Worker(), "shared"), model)
+    assert (str(error), error.step, error.pairs) == ("the gradient is not finite at step 1", 1, ())
+    assert torch.equal(weights[0], weights[1])
+
+
+def test_all_workers_stop_at_a_loss_that_is_not_finite_and_the_one_that_has_the_pair_names_it() -> None:
+    subject, config, group = broken(5), fp32(batch_size=12), Group(2)
+    replicas = [Replica(scorer(), group, rank) for rank in range(2)]
+
+    def work(rank: int) -> NotFiniteError:
+        worker = Worker(rank, 2, all_sum=partial(group.all_sum, rank))
+        rows = train_steps(replicas[rank], sgd(replicas[rank]), subject, config, worker, "shared")
+        return until_the_error(rows, replicas[rank])[0]
+
+    assert sorted(error.pairs for error in group.run(work)) == [(), (subject.items[5].pair_id,)]
+
+
+def test_pairs_that_do_not_fit_in_memory_are_named() -> None:
+    model = steps.Crowded(steps.ERRORS["cuda"])
+    with pytest.raises(MicroBatchError, match="out of memory in a micro-batch of"):
+        list(train_steps(model, sgd(model), data(6), fp32(), Worker(), "shared"))
+
+
+def test_data_that_cannot_be_read_fail_the_training_with_their_own_error() -> None:
+    """Pairs are read ahead, in a thread."""
+    subject = data(12)
+    subject.items[7] = None  # type: ignore[call-overload]
+    model = scorer()
+    with pytest.raises(AttributeError, match="prompt_ids"):
+        list(train_steps(model, sgd(model), subject, fp32(), Worker(), "shared"))
+
+
+def test_a_training_that_is_given_up_leaves_no_thread_behind() -> None:
+    import threading
+
+    model, before = scorer(), threading.active_count()
+    rows = train_steps(model, sgd(model), data(12), fp32(), Worker(), "shared")
+    next(rows)
+    rows.close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(

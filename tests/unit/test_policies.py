@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,12 @@ from stages import policies, promote
 from stages.adapter_types import MERGEABLE, PROMPT_LEARNING, TYPES, prompt_adapter
 from stages.base import Artifact, Resources, StageContext, StageError
 from stages.catalog import LoraConfig, PromoteConfig, TrainConfig
-from stages.core.batching import collate
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
-from stages.core.losses import sigmoid
+from stages.core.logprobs import ResponseLogprobs, choose_layout
+from stages.core.packing import collate
 from stages.layout import ADAPTER, MODEL
 from stages.models import load_model, load_policy
 from tests import tiny
-from tests.memory import random_pairs
+from tests.memory import random_pairs, score
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([random_pairs(1)[0].prompt_ids])
@@ -190,30 +188,31 @@ def test_an_adapters_own_dropout_stays_on_in_training_and_nothing_elses(name: st
     model = tiny.model()
     model.config.attention_dropout = 0.5
     model.save_pretrained(tmp_path / MODEL)
-    batch = collate(random_pairs(2), pad_id=0)
+    pairs = random_pairs(2)
 
     def twice(dropout: dict[str, Any]) -> bool:
         """Whether two passes in training give the same."""
         settings = {"peft_type": name, **SETTINGS[name], **dropout}
         torch.manual_seed(0)
         policy = moved(policies.build_policy(TrainConfig(peft=settings), tmp_path))
-        scorer = policies.without_dropout(ResponseLogprobs(policy))
-        results = [scorer(batch.ids, batch.mask).detach() for _ in range(4)]
+        layout = choose_layout(policy, "auto")
+        scorer = policies.without_dropout(ResponseLogprobs(policy, layout, "fp32"))
+        results = [scorer(collate(pairs, layout)).logprobs for _ in range(4)]
         return all(torch.equal(results[0], other) for other in results[1:])
 
     assert twice({})
     assert not twice(DROPOUTS[name])
 
 
-def test_with_a_fresh_adapter_the_first_loss_is_ln_2(initial: Path) -> None:
-    reference = ResponseLogprobs(load_policy(initial, CPU)).eval()
-    for name in (*MERGEABLE, "dora"):
-        policy = policies.without_dropout(ResponseLogprobs(policies.build_policy(CONFIGS[name], initial)))
-        batch = collate(random_pairs(4), pad_id=0)
-        with torch.no_grad():
-            old, new = (sequence_logprobs(m, batch, "fp32") for m in (reference, policy))
-            losses, *_ = sigmoid(*new, *old, torch.ones(4), beta=0.1)
-        torch.testing.assert_close(losses, torch.full((4,), math.log(2)), atol=1e-5, rtol=0)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", [*MERGEABLE, "dora"])
+def test_a_fresh_adapter_scores_as_the_reference_does(name: str, precision: str, initial: Path) -> None:
+    pairs = random_pairs(4)
+    expected = score(load_policy(initial, CPU), pairs, "shared", precision)
+    policy = policies.without_dropout(policies.build_policy(CONFIGS[name], initial))
+    found = score(policy, pairs, "shared", precision)
+    # DoRA, OFT and VeRA multiply by what is one but for rounding
+    torch.testing.assert_close(found, expected, atol=1e-4 if precision == "fp32" else 0.5, rtol=1e-6)
 
 
 def test_the_optimizer_takes_its_settings() -> None:

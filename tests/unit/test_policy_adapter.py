@@ -16,12 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stages import materialise, policies
 from stages.base import Artifact, Resources, StageContext, StageError
 from stages.catalog import LoraConfig, MaterialiseConfig, TrainConfig
-from stages.core.batching import collate
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
-from stages.core.losses import sigmoid
+from stages.core.logprobs import ResponseLogprobs
+from stages.core.loop import Worker, train_steps
 from stages.models import load_model, load_policy, stored_dtype
 from tests import tiny
-from tests.memory import random_pairs
+from tests.memory import MemoryData, random_pairs, score
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([random_pairs(1)[0].prompt_ids])
@@ -76,15 +75,16 @@ def test_the_bases_precision_and_shards_stay_in_order(tmp_path: Path) -> None:
 def test_dpo_with_a_new_adapter_is_held_against_the_merged_policy(tmp_path: Path) -> None:
     """At step 0 policy and reference are one, and it is not the base: the first loss is ln 2."""
     policy = materialised(tmp_path, tiny.save(tmp_path / "source"), sft(tmp_path / "sft"))
-    batch = collate(random_pairs(4), pad_id=0)
-    trained = policies.without_dropout(ResponseLogprobs(policies.build_policy(TrainConfig(lora=LoraConfig()), policy)))
-    reference = ResponseLogprobs(load_policy(policy, CPU)).eval()
-    base = ResponseLogprobs(tiny.model()).eval()
-    with torch.no_grad():
-        now, ref, before = (sequence_logprobs(model, batch, "fp32") for model in (trained, reference, base))
-    losses, *_ = sigmoid(*now, *ref, torch.ones(4), beta=0.1)
-    torch.testing.assert_close(losses, torch.full((4,), math.log(2)))
-    assert not torch.allclose(ref[0], before[0], atol=0.1)
+    pairs = random_pairs(4)
+    data = MemoryData(pairs).scored_by(load_policy(policy, CPU))
+    layout = "shared"
+    trained = policies.build_policy(TrainConfig(lora=LoraConfig()), policy)
+    model = policies.without_dropout(ResponseLogprobs(trained, layout, "fp32"))
+    config = TrainConfig(precision="fp32", batch_size=4)
+    row = next(train_steps(model, torch.optim.SGD(model.parameters()), data, config, Worker(), layout))
+    assert row["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    before = score(tiny.model(), pairs, layout, "fp32")
+    assert not torch.allclose(data.reference(range(4))[0], before[:, 0], atol=0.1)
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [(48, 2), (32, 3), (32, 1)], ids=["wider", "deeper", "shallower"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -219,3 +220,12 @@ def test_equal_beginnings_of_both_responses_belong_to_the_responses() -> None:
     encoded = encoder().pair(pair(chosen="The sky", rejected="The sea"))
     assert encoder().tokenizer.decode(encoded.chosen_ids) == "The sky<|im_end|>"
     assert encoded.prompt_ids == encoder().prompt(conversation())
+
+
+def test_a_single_answer_leaves_the_other_side_empty() -> None:
+    both = encoder().pair(pair())
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        single = encoder().pair(replace(pair(), **{other: ()}))
+        assert single.prompt_ids == both.prompt_ids
+        assert getattr(single, f"{side}_ids") == getattr(both, f"{side}_ids")
+        assert getattr(single, f"{other}_ids") == getattr(single, f"{other}_mask") == []

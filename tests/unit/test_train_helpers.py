@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,13 @@ import torch
 from peft import PeftModel
 
 from stages import train
+from stages.base import TrainResources
 from stages.catalog import LoraConfig, TrainConfig
-from stages.core.batching import collate
+from stages.core.gradients import MicroBatchError
 from stages.core.logprobs import ResponseLogprobs
+from stages.core.loop import NotFiniteError
+from stages.core.objective import UserFunctionError
+from stages.core.packing import collate
 from stages.layout import ADAPTER, MODEL
 from stages.models import load_model, load_tokenizer, stored_dtype
 from tests import tiny
@@ -83,9 +86,11 @@ def test_the_models_own_dropout_stays_off_in_training(tmp_path: Path) -> None:
     model = tiny.model()
     model.config.attention_dropout = 0.5
     model.save_pretrained(tmp_path / MODEL)
-    policy = train.without_dropout(ResponseLogprobs(train.build_policy(TrainConfig(), tmp_path)))
-    batch = collate(random_pairs(2), pad_id=0)
-    assert torch.equal(policy(batch.ids, batch.mask), policy(batch.ids, batch.mask))
+    policy = ResponseLogprobs(train.build_policy(TrainConfig(), tmp_path), "padded", "fp32").train()
+    batch = collate(random_pairs(2), "padded")
+    assert not torch.equal(policy(batch).logprobs, policy(batch).logprobs)
+    train.without_dropout(policy)
+    assert torch.equal(policy(batch).logprobs, policy(batch).logprobs)
 
 
 def test_a_saved_policy_holds_adapter_and_merged_model_that_agree(initial: Path, tmp_path: Path) -> None:
@@ -147,12 +152,40 @@ def test_the_summary_of_few_steps_is_the_last_one() -> None:
     assert train.summarise([row(0.7, 4)])["loss"] == train.summarise([row(0.7, 4)])["first_loss"] == 0.7
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
-def test_a_step_that_is_not_finite_ends_the_training_with_advice(loss: float, norm: float) -> None:
-    reason = train.diverged({"loss": loss, "grad_norm": norm, "step": 3})
-    assert reason is not None
-    assert "not finite at step 3; lower train.learning_rate" in reason
-    assert train.diverged({"loss": 1.0, "grad_norm": 1.0, "step": 3}) is None
+def test_the_summary_has_no_divergence_where_none_was_measured() -> None:
+    rows = [{name: value for name, value in row(0.5, 4).items() if name != "kl"}]
+    assert set(train.summarise(rows)) == {"steps", "first_loss", "loss", "reward_accuracy", "reward_margin"}
+
+
+@pytest.mark.parametrize("what", ["the loss is", "the gradient is"])
+def test_a_step_that_is_not_finite_ends_the_training_with_advice(what: str) -> None:
+    reason = train.explain(NotFiniteError(3, what, []), TrainResources())
+    assert f"{what} not finite at step 3; lower train.learning_rate" in reason
+    assert "train.precision: fp32" in reason
+    assert "pairs" not in reason
+
+
+def test_the_pairs_whose_loss_is_not_finite_are_named_but_not_all_of_them() -> None:
+    named = train.explain(NotFiniteError(3, "the loss is", ["a", "b"]), TrainResources())
+    assert "at step 3 for the pairs a, b; lower" in named
+    many = train.explain(NotFiniteError(3, "the loss is", [f"p{i}" for i in range(13)]), TrainResources())
+    assert "p0, p1" in many
+    assert "p9 and 3 more; lower" in many
+    assert "p10" not in many
+
+
+def test_a_micro_batch_that_does_not_fit_comes_with_what_to_lower() -> None:
+    error = MicroBatchError("out of memory in a micro-batch of 50 tokens, 1 pairs: a")
+    reason = train.explain(error, TrainResources(micro_batch_tokens=123))
+    assert reason.startswith(str(error))
+    for advice in ("resources.train.micro_batch_tokens (123)", "checkpointing: true", "prepare.max_length"):
+        assert advice in reason
+
+
+def test_a_users_functions_error_is_passed_on_as_it_is() -> None:
+    assert train.explain(UserFunctionError("mine:loss returned a float"), TrainResources()) == (
+        "mine:loss returned a float"
+    )
 
 
 @pytest.mark.parametrize(("content", "kept"), [('{"checkpoint_results": []}', True), ('{"checkpoint_res', False)])
@@ -165,3 +198,20 @@ def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
     train._forget_torn_state(run)
     train._forget_torn_state(tmp_path / "nothing-yet")
     assert run.exists() is kept
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "each"),
+    [
+        (TrainResources(workers=3), 3, {"CPU": 2}),
+        (TrainResources(workers=(1, 3)), (1, 3), {"CPU": 2}),
+        (TrainResources(workers=(2, 2), gpus=0.5), 2, {"CPU": 2, "GPU": 0.5}),
+    ],
+)
+def test_ray_train_is_asked_for_a_number_or_a_range_of_workers(
+    resources: TrainResources, workers: int | tuple[int, int], each: dict[str, float]
+) -> None:
+    scaling = train.scaling(resources, 2)
+    assert scaling.num_workers == workers
+    assert scaling.resources_per_worker == each
+    assert scaling.use_gpu is ("GPU" in each)

@@ -1,0 +1,186 @@
+"""Segmented attention against plain masked softmax attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core import attention
+from stages.core.attention import Segment, Segments, segmented_attention
+
+TREES: dict[str, Segments] = {
+    "one sequence": (Segment(0, 3, 4),),
+    "one tree": (Segment(0, 3, 4, 2),),
+    "several": (Segment(0, 2, 3, 4), Segment(9, 3, 2), Segment(14, 1, 1, 3)),
+    "gaps": (Segment(1, 2, 2, 1), Segment(8, 1, 0, 2)),
+    "long": (Segment(0, 11, 9, 14), Segment(34, 5, 13, 3)),
+}
+HEADS = [(2, 2), (4, 2), (3, 1)]
+"""(heads, key heads)"""
+
+
+def tokens(segments: Segments) -> int:
+    return max(segment.start + segment.length for segment in segments) + 3
+
+
+def random(segments: Segments, heads: tuple[int, int], dim: int = 4, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    shapes = [(tokens(segments), count, dim) for count in (heads[0], heads[1], heads[1])]
+    q, k, v = (torch.randn(shape, **{"dtype": torch.float64, **options}) for shape in shapes)
+    return q, k, v
+
+
+def visible(segments: Segments) -> Tensor:
+    """The definition, token by token: [tokens, tokens], whether the row sees the column."""
+    place = {}
+    for number, s in enumerate(segments):
+        for at in range(s.length):
+            branch = "prompt" if at < s.prompt else "chosen" if at < s.prompt + s.chosen else "rejected"
+            place[s.start + at] = (number, branch)
+    seen = torch.zeros(tokens(segments), tokens(segments), dtype=torch.bool)
+    for row, (tree, branch) in place.items():
+        for column, (other_tree, other) in place.items():
+            seen[row, column] = column <= row and tree == other_tree and other in ("prompt", branch)
+    return seen
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    seen = visible(segments)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
+    weights = scores.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0)
+    return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+@pytest.fixture(params=[256, 4, 1], ids="blocks of {}".format)
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(attention, "_BLOCK", request.param)
+    return int(request.param)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name", TREES)
+def test_it_is_masked_softmax_attention(name: str, heads: tuple[int, int], block: int) -> None:
+    q, k, v = random(TREES[name], heads)
+    found = segmented_attention(q, k, v, TREES[name])
+    torch.testing.assert_close(found, plain(q, k, v, TREES[name]), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name", TREES)
+def test_its_gradients_are_those_of_masked_softmax_attention(name: str, heads: tuple[int, int], block: int) -> None:
+    inputs = random(TREES[name], heads, requires_grad=True)
+    upstream = torch.randn_like(inputs[0])
+    found = torch.autograd.grad(segmented_attention(*inputs, TREES[name]), inputs, upstream)
+    expected = torch.autograd.grad(plain(*inputs, TREES[name]), inputs, upstream)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-12, rtol=1e-10)
+        assert own.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_its_gradients_are_its_slopes(heads: tuple[int, int], block: int) -> None:
+    inputs = random(TREES["several"], heads, dim=2, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda q, k, v: segmented_attention(q, k, v, TREES["several"]), inputs)
+
+
+def test_rows_of_no_segment_come_out_as_zero_and_get_no_gradient(block: int) -> None:
+    segments = TREES["gaps"]
+    inputs = random(segments, (4, 2), requires_grad=True)
+    outside = ~visible(segments).any(1)
+    out = segmented_attention(*inputs, segments)
+    assert outside.tolist() == [True, *[False] * 5, True, True, *[False] * 3, True, True, True]
+    assert out[outside].eq(0).all()
+    out.square().sum().backward()
+    for tensor in inputs:
+        assert tensor.grad is not None
+        assert tensor.grad[outside].eq(0).all()
+        assert tensor.grad[~outside].ne(0).any()
+
+
+def changed(inputs: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
+    """Other queries, keys and values in some rows."""
+    copies = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs)
+    with torch.no_grad():
+        for tensor in copies:
+            tensor[rows] = 5 * torch.randn_like(tensor[rows])
+    return copies
+
+
+TREE = Segment(20, 9, 14, 17)
+NEIGHBOURS = (Segment(0, 5, 8, 7), TREE, Segment(60, 11, 9))
+PARTS = {"prompt": slice(20, 29), "chosen": slice(29, 43), "rejected": slice(43, 60)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (PARTS["rejected"], ["prompt", "chosen"]),
+        (PARTS["chosen"], ["prompt", "rejected"]),
+        (slice(0, 20), ["prompt", "chosen", "rejected"]),
+        (slice(60, 80), ["prompt", "chosen", "rejected"]),
+    ],
+    ids=["rejected", "chosen", "the segment before", "the segment after"],
+)
+def test_nothing_leaks_not_a_bit(change: slice, same: list[str], dtype: torch.dtype, block: int) -> None:
+    """What a token may not see changes neither its value nor the gradient that comes from its value."""
+    inputs = random(NEIGHBOURS, (4, 2), dim=16, dtype=dtype, requires_grad=True)
+    others = changed(inputs, change)
+    out, other = (segmented_attention(*given, NEIGHBOURS) for given in (inputs, others))
+    for part in same:
+        assert torch.equal(out[PARTS[part]], other[PARTS[part]])
+    assert not torch.equal(out[change], other[change])
+    upstream = torch.zeros_like(out)
+    for part in same:
+        upstream[PARTS[part]] = torch.randn_like(upstream[PARTS[part]])
+    gradients = [torch.autograd.grad(value, given, upstream) for value, given in ((out, inputs), (other, others))]
+    for own, changed_one in zip(*gradients, strict=True):
+        for part in same:
+            assert torch.equal(own[PARTS[part]], changed_one[PARTS[part]])
+        assert own[change].eq(0).all()
+
+
+def test_a_token_sees_no_later_one(block: int) -> None:
+    segments = (Segment(0, 6, 9, 7),)
+    inputs = random(segments, (4, 2), dim=16, dtype=torch.float32)
+    out = segmented_attention(*inputs, segments)
+    for at in (3, 10, 18):
+        later = segmented_attention(*changed(inputs, slice(at + 1, 22)), segments)
+        torch.testing.assert_close(out[: at + 1], later[: at + 1], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(out[at + 1 : 22], later[at + 1 : 22], atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_segment_has_the_same_bits_alone_and_among_others(dtype: torch.dtype, block: int) -> None:
+    q, k, v = random(NEIGHBOURS, (4, 2), dim=16, dtype=dtype)
+    among = segmented_attention(q, k, v, NEIGHBOURS)[20:60]
+    alone = segmented_attention(q[20:60], k[20:60], v[20:60], (Segment(0, 9, 14, 17),))
+    assert torch.equal(among, alone)
+
+
+def test_a_shared_prompt_has_the_same_bits_as_one_for_each_branch_in_bfloat16(block: int) -> None:
+    q, k, v = random((TREE,), (4, 2), dim=16, dtype=torch.bfloat16)
+    out = segmented_attention(q, k, v, (TREE,))
+    rejected = torch.cat([torch.arange(20, 29), torch.arange(43, 60)])
+    alone = segmented_attention(q[rejected], k[rejected], v[rejected], (Segment(0, 9, 17),))
+    assert torch.equal(out[43:60], alone[9:])
+    chosen = segmented_attention(q[20:43], k[20:43], v[20:43], (Segment(0, 9, 14),))
+    assert torch.equal(out[20:43], chosen)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_on_other_devices_is_the_same(name: str, heads: tuple[int, int]) -> None:
+    """Not compiled, on CPU: the mask is what is tested."""
+    segments = TREES[name]
+    q, k, v = random(segments, heads, dtype=torch.float32)
+    inside = visible(segments).any(1)
+    found = attention._flex(q, k, v, segments)
+    torch.testing.assert_close(found[inside], plain(q, k, v, segments)[inside], atol=1e-5, rtol=1e-5)
