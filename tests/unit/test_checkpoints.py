@@ -38,7 +38,7 @@ def adapted(seed: int) -> Any:
 
 
 def fresh(build: Any, seed: int = 0) -> TrainState:
-    model = ResponseLogprobs(build(seed)).train()
+    model = ResponseLogprobs(build(seed), "shared", "fp32").train()
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=1.0, weight_decay=CONFIG.weight_decay, fused=True
     )
@@ -47,7 +47,7 @@ def fresh(build: Any, seed: int = 0) -> TrainState:
 
 
 def advance(state: TrainState, data: MemoryData, until: int) -> TrainState:
-    for row in train_steps(state.model, state.optimizer, data, CONFIG, Worker(), state.step):
+    for row in train_steps(state.model, state.optimizer, data, CONFIG, Worker(), "shared", state.step):
         state.step = int(row["step"])
         state.metrics.append(row)
         if state.step == until:
