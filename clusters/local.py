@@ -40,16 +40,15 @@ def unplaceable(spec: PipelineSpec, cluster: LocalCluster) -> Iterator[Fault]:
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     for name in type(spec.resources).model_fields:
         wanted = getattr(spec.resources, name)
-        cpus = wanted.workers * wanted.cpus_per_worker(cluster.total_cpus)
-        if cpus > cluster.total_cpus:
+        fewest, each = wanted.worker_range[0], wanted.cpus_per_worker(cluster.total_cpus)
+        if fewest * each > cluster.total_cpus:
             yield Fault(
                 ("resources", name),
-                f"{wanted.workers} workers with {wanted.cpus_per_worker(cluster.total_cpus)} CPUs each need {cpus}; "
-                f"this machine has {cluster.total_cpus}",
+                f"{fewest} workers with {each} CPUs each need {fewest * each}; this machine has {cluster.total_cpus}",
             )
-        if wanted.workers * wanted.gpus > gpus:
+        if fewest * wanted.gpus > gpus:
             yield Fault(
-                ("resources", name), f"{wanted.workers} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
+                ("resources", name), f"{fewest} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
             )
 
 

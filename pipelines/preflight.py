@@ -48,7 +48,7 @@ def importable_from(folder: Path) -> None:
 def check(values: Mapping[str, Any], base: Path) -> Checked:
     """Check the sections that are valid by themselves against each other and against the files they name."""
     checked = Checked()
-    checked.faults += _batch_divides(values)
+    _workers(values, checked)
     checked.faults += _needs(values)
     checked.faults += _settings(values)
     checked.faults += _installed(values)
@@ -63,19 +63,25 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     return checked
 
 
-def _batch_divides(values: Mapping[str, Any]) -> Iterator[Fault]:
+def _workers(values: Mapping[str, Any], checked: Checked) -> None:
+    """How training is spread over workers."""
     train, resources = values.get("train"), values.get("resources")
     if train is None or resources is None:
         return
-    workers = resources.train.workers
-    if train.batch_size % workers:
-        below = train.batch_size // workers * workers
-        sizes = [size for size in (below, below + workers) if size]
-        yield Fault(
-            ("train", "batch_size"),
-            f"{train.batch_size} pairs do not divide among {workers} workers (resources.train.workers); "
-            f"use {' or '.join(map(str, sizes))}",
+    most = resources.train.worker_range[1]
+    if train.batch_size < most:
+        message = f"{train.batch_size} pairs leave some of {most} workers (resources.train.workers) without work"
+        checked.faults.append(Fault(("train", "batch_size"), f"{message}; use {most} or more"))
+    elif train.batch_size % most:
+        checked.notes.append(
+            f"train.batch_size {train.batch_size} does not divide among {most} workers (resources.train.workers): "
+            "the results are the same, but in every step some workers wait for others"
         )
+    if resources.train.strategy == "fsdp":
+        for name in ("quantization", "optimizer"):
+            if (value := getattr(train, name)) in ("4bit", "8bit", "adamw_8bit"):
+                message = f"{value} cannot be shared out among workers (resources.train.strategy: fsdp); use ddp"
+                checked.faults.append(Fault(("train", name), message))
 
 
 def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
@@ -62,14 +62,24 @@ class Resources(Config):
     gpus: NonNegativeFloat = 0
     """GPUs a worker."""
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        return self.workers, self.workers
+
     def cpus_per_worker(self, total: float) -> int:
         """CPUs of one worker on a cluster of ``total`` CPUs (at least 1)."""
-        return self.cpus or max(1, int(total) // self.workers)
+        return self.cpus or max(1, int(total) // self.worker_range[1])
 
 
 class TrainResources(Resources):
     """Resources of a training step, and how a batch is cut up to fit in memory."""
 
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1  # type: ignore[assignment]
+    """A number, or [fewest, most]: then as many as there is room for, also when machines come and go."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are shared out
+    among the workers, who send each other what they need."""
     micro_batch_tokens: PositiveInt = 4096
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
     checkpointing: bool = False
@@ -79,6 +89,20 @@ class TrainResources(Resources):
     """Optimizer steps between checkpoints: what a crash can cost at most."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often lost workers are replaced before the step fails; -1 is without end."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        numbers = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+            raise ValueError(f"expected a number of workers, at least 1, or [fewest, most], got {value!r}")
+        if numbers[0] > numbers[-1]:
+            raise ValueError(f"the fewest workers come first: [{numbers[1]}, {numbers[0]}], got {value!r}")
+        return value
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
 
 C = TypeVar("C", bound=Config)

@@ -33,7 +33,7 @@ def load_model(path: Path, device: torch.device, quantization: str | None = None
     slightly different values next to different neighbours, plain products do not. So reference and policy agree
     bit for bit at step 0, and it is no slower.
     """
-    attention = "eager" if device.type == "cpu" else "sdpa"
+    attention = "eager" if device_of_worker().type == "cpu" else "sdpa"  # it may be loaded here and moved to a GPU
     model = AutoModelForCausalLM.from_pretrained(
         path / MODEL,
         dtype=torch.float32,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.adapter_types import PROMPT_LEARNING, prompt_adapter
 from stages.adapters import attach, settings_of, wrap
@@ -15,16 +16,29 @@ from stages.layout import ADAPTER, MODEL
 from stages.models import device_of_worker, load_model, load_policy, load_tokenizer, stored_dtype
 
 
-def build_policy(config: TrainConfig, path: Path) -> Any:
-    """The model to train, float32 (but for a quantised base), with an adapter if the configuration asks for one.
+def build_policy(config: TrainConfig, path: Path, device: torch.device | None = None) -> Any:
+    """The model to train, float32 (but for a quantised base), with an adapter if the configuration asks for one, on
+    ``device`` (by default the worker's).
 
-    A policy that has virtual tokens already goes on with these.
+    Weights are drawn on the CPU, so that they are the same wherever the model goes. A policy that has virtual tokens
+    already goes on with these.
     """
-    settings = settings_of(config)
+    settings, cpu, target = settings_of(config), torch.device("cpu"), device or device_of_worker()
     if prompt_adapter(path) is not None:
-        return load_policy(path, device_of_worker(), trainable=True)
-    model = load_model(path, device_of_worker(), config.quantization, config.precision)
-    return model if settings is None else wrap(model, settings)
+        return load_policy(path, cpu, trainable=True).to(target)
+    if config.quantization is not None:  # is made on its device and stays there
+        model = load_model(path, target, config.quantization, config.precision)
+        return model if settings is None else wrap(model, settings)
+    model = load_model(path, cpu)
+    return (model if settings is None else wrap(model, settings)).to(target)
+
+
+def rebuild_policy(config: TrainConfig, path: Path, weights: Mapping[str, Tensor]) -> Any:
+    """The policy in main memory as it was built, but with these trained weights."""
+    policy = build_policy(config, path, torch.device("cpu"))
+    unknown = policy.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+    return policy
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -63,7 +77,8 @@ def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -
         if settings["peft_type"] in PROMPT_LEARNING:
             policy = policy.get_base_model()
         else:  # the base in training is rounded to the products' precision, or quantised
-            base = load_model(initial, device_of_worker(), config.quantization, config.precision)
+            device = next(policy.parameters()).device
+            base = load_model(initial, device, config.quantization, config.precision)
             base = base.dequantize() if config.quantization is not None else base
             policy = attach(base, folder / ADAPTER).merge_and_unload()
     policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
 from stages import checkpoints
@@ -29,7 +30,8 @@ from stages.core.objective import UserFunctionError
 from stages.layout import ADAPTER, METRICS, MODEL
 from stages.memory import keep_freed_memory
 from stages.models import device_of_worker
-from stages.policies import build_optimizer, build_policy, save_policy, without_dropout
+from stages.parallel import distribute, is_sharded, shards, whole_weights
+from stages.policies import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
 from stages.progress import board
 from stages.shards import ShardData
 
@@ -50,7 +52,6 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     assert isinstance(resources, TrainResources)
     _forget_torn_state(context.work / _RUN)
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
-    per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     with board(context.progress) as progress:
         trainer = TorchTrainer(
             train_worker,
@@ -61,10 +62,9 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
                 "paths": {name: str(artifact.path) for name, artifact in inputs.items()},
                 "progress": progress,
                 "scratch": str(context.work),
+                "importable": list(sys.path),
             },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=per_worker
-            ),
+            scaling_config=scaling(resources, cpus),
             run_config=ray.train.RunConfig(
                 name=_RUN,
                 storage_path=str(context.work),
@@ -87,6 +87,18 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
             if (path := Path(folder) / name).exists():
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
     return summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+
+
+def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:
+    """What Ray Train is asked for: with a range of workers it starts as many as there is room for, and anew from the
+    last checkpoint when that changes."""
+    per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    fewest, most = resources.worker_range
+    return ray.train.ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=per_worker,
+    )
 
 
 @contextmanager
@@ -141,6 +153,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     config: TrainConfig = arguments["config"]
     resources: TrainResources = arguments["resources"]
     progress = arguments["progress"]
+    # Ray's workers know the current folder, but not that of the spec, where the user's own losses stand.
+    sys.path += [path for path in arguments["importable"] if path not in sys.path]
     if ray.get(progress.failure.remote()) is not None:
         return  # started again after a worker gave up for a reason that would be the same again
     paths = {name: Path(path) for name, path in arguments["paths"].items()}
@@ -148,17 +162,21 @@ def train_worker(arguments: dict[str, Any]) -> None:
     keep_freed_memory()
     torch.set_num_threads(arguments["cpus"])
     torch.manual_seed(config.seed)
-    policy = build_policy(config, paths["policy"])
+    if torch.cuda.is_available():  # the workers of a machine see all its GPUs
+        torch.cuda.set_device(get_device())
+    device, sharded = device_of_worker(), shards(resources.strategy, world)
+    policy = build_policy(config, paths["policy"], torch.device("cpu") if sharded else device)
     layout = choose_layout(policy, config.layout)
     bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, resources.checkpointing)
-    model = prepare_model(without_dropout(bare))
+    without_dropout(bare)
+    model = distribute(bare, resources.strategy, device)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             state = checkpoints.load(Path(folder), bare, optimizer)
         print(f"continued from step {state.step}", flush=True)
-    worker = Worker(rank, world, device_of_worker(), resources.micro_batch_tokens, _all_sum)
+    worker = Worker(rank, world, device, resources.micro_batch_tokens, _all_sum, sharded)
     data = ShardData(paths["shards"], paths.get("reference"))
     with _given_up(progress, resources):
         for row in train_steps(model, optimizer, data, config, worker, layout, state.step):
@@ -169,7 +187,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 progress.post.remote(state.step, int(row["steps"]), note)
             last = state.step == row["steps"]
             if last or state.step % resources.checkpoint_every == 0:
-                save = partial(save_policy, policy, config, paths["policy"]) if last else None
+                save = partial(_save, policy, config, paths["policy"], sharded) if last else None
                 _report(state, Path(arguments["scratch"]), save)
 
 
@@ -208,9 +226,20 @@ def _all_sum(value: Tensor) -> Tensor:
     return value.cpu()
 
 
+def _save(policy: Any, config: TrainConfig, initial: Path, sharded: bool, folder: Path) -> None:
+    """The finished policy, by worker 0; all workers have to call it."""
+    weights = whole_weights(policy) if sharded else {}
+    if ray.train.get_context().get_world_rank() == 0:
+        whole = rebuild_policy(config, initial, weights) if sharded else policy
+        save_policy(whole, config, initial, folder)
+
+
 def _report(state: TrainState, scratch: Path, save: Callable[[Path], None] | None) -> None:
-    """Hand a checkpoint to Ray Train; the last one also holds the finished policy, which ``save`` writes."""
-    if ray.train.get_context().get_world_rank() != 0:
+    """Hand a checkpoint to Ray Train; the last one also holds the finished policy, which ``save`` writes.
+
+    Ray Train puts together what several workers hand in, and a checkpoint counts when all have done so.
+    """
+    if ray.train.get_context().get_world_rank() != 0 and not is_sharded(state.model):
         ray.train.report({"step": state.step})
         return
     with tempfile.TemporaryDirectory(dir=scratch) as name:

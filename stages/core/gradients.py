@@ -30,42 +30,52 @@ class _MicroBatch(NamedTuple):
     """Where in the step's batch the pairs stand."""
     pairs: list[EncodedPair]
     tensors: Batch
+    weight: float
+    """1, or 0 for one that is only gone through so as to take part in what all workers do together."""
 
 
 @dataclass(frozen=True)
 class StepData:
     """One worker's part of an optimizer step, read and collated.
 
-    ``pairs`` are all pairs of the step, ``reference`` float32 [3, pairs] theirs. ``counted`` is 0 for a worker
-    without a pair of its own, which goes through another's so as to take part in the reductions, else 1.
+    ``pairs`` are all pairs of the step, ``reference`` float32 [3, pairs] theirs.
     """
 
     pairs: list[EncodedPair]
     reference: Tensor
     micro: list[_MicroBatch]
     mismatched: list[_MicroBatch]
-    counted: float
 
 
 def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layout, mismatched: bool) -> StepData:
     """Read what ``worker`` needs of the pairs ``batch``; with ``mismatched`` also the prompts with other answers."""
-    places = list(worker_share(len(batch), worker.rank, worker.world))
-    counted = 1.0
-    if not places:
-        places, counted = [0], 0.0
     pairs = data.pairs(batch)
+    others = _grouped(data.mismatched(batch), worker, layout) if mismatched else []
+    own = _grouped(pairs, worker, layout)
+    return StepData(pairs, data.reference(batch).to(worker.device), own, others)
 
-    def grouped(items: list[EncodedPair]) -> list[_MicroBatch]:
-        groups = micro_batches(items, layout, worker.micro_batch_tokens)
-        return [
-            _MicroBatch([places[i] for i in group], chosen, collate(chosen, layout).to(worker.device))
-            for group in groups
-            for chosen in [[items[i] for i in group]]
-        ]
 
-    others = grouped(data.mismatched([batch[place] for place in places])) if mismatched else []
-    own = grouped([pairs[place] for place in places])
-    return StepData(pairs, data.reference(batch).to(worker.device), own, others, counted)
+def _grouped(pairs: list[EncodedPair], worker: Worker, layout: Layout) -> list[_MicroBatch]:
+    """The micro-batches of ``worker``. In lockstep every worker has as many as the one with the most: each can tell
+    from the pairs' lengths how the others group theirs, and repeats its last one without weight.
+    """
+
+    def groups_of(rank: int) -> list[list[int]]:
+        places = worker_share(len(pairs), rank, worker.world)
+        groups = micro_batches([pairs[place] for place in places], layout, worker.micro_batch_tokens)
+        return [[places[index] for index in group] for group in groups]
+
+    groups = groups_of(worker.rank)
+    count = max(len(groups), 1)  # a worker without a pair of its own goes through another's
+    if worker.lockstep:
+        count = max(len(groups_of(rank)) for rank in range(worker.world))
+    repeats = count - len(groups)
+    weighted = [(group, 1.0) for group in groups] + [((groups or [[0]])[-1], 0.0)] * repeats
+    return [
+        _MicroBatch(group, chosen, collate(chosen, layout).to(worker.device), weight)
+        for group, weight in weighted
+        for chosen in [[pairs[place] for place in group]]
+    ]
 
 
 @dataclass
@@ -77,7 +87,7 @@ class _Sums:
     values: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
-    def add(self, outcome: Outcome, x: LossInput, pairs: Sequence[EncodedPair]) -> None:
+    def add(self, outcome: Outcome, x: LossInput, pairs: Sequence[EncodedPair], weight: float) -> None:
         margin = outcome.chosen_reward - outcome.rejected_reward
         chosen, rejected = x.chosen.detach(), x.rejected.detach()
         # On the training responses: the mean of log pi(y) - log ref(y), the plain (k1) estimate of the divergence.
@@ -95,14 +105,14 @@ class _Sums:
             **outcome.parts,
         }
         for name, column in columns.items():
-            self.values[name] = self.values.get(name, 0.0) + float(column.double().sum())
+            self.values[name] = self.values.get(name, 0.0) + weight * float(column.double().sum())
         finite = torch.isfinite(torch.stack([chosen, rejected, x.ref_chosen, x.ref_rejected])).all(0)
         if not self.coupled:  # one pair can spoil another's loss there
             finite &= torch.isfinite(columns["loss"])
-        self.bad += [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if not good]
-        self.values["pairs"] = self.values.get("pairs", 0.0) + len(pairs)
+        self.bad += [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if weight and not good]
+        self.values["pairs"] = self.values.get("pairs", 0.0) + weight * len(pairs)
         tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-        self.values["tokens"] = self.values.get("tokens", 0.0) + tokens
+        self.values["tokens"] = self.values.get("tokens", 0.0) + weight * tokens
 
 
 def accumulate(
@@ -116,7 +126,7 @@ def accumulate(
     """
     kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
     # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
-    scale = work.counted * worker.world / len(work.pairs)
+    scale = worker.world / len(work.pairs)
     sums = _Sums(objective.needs_reference, objective.coupled)
     slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
     for number, micro in enumerate(work.micro):
@@ -125,18 +135,18 @@ def accumulate(
         def weigh(first: int, stop: int, logprobs: Tensor, confidences: Tensor, micro: _MicroBatch = micro) -> Tensor:
             places = micro.places[first:stop]
             if slopes is not None:
-                return slopes[places].flatten() * scale
+                return slopes[places].flatten() * (micro.weight * scale)
             pairs = micro.pairs[first:stop]
             x = loss_input(pairs, logprobs, confidences, work.reference[:, places], kl)
             outcome, slope = _slopes(objective, x, pairs)
-            sums.add(outcome, x, pairs)
-            return slope.flatten() * scale
+            sums.add(outcome, x, pairs, micro.weight)
+            return slope.flatten() * (micro.weight * scale)
 
         with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model), _named(micro):
             handle = model(micro.tensors, weigh, objective.needs_confidence).handle
             torch.autograd.backward(handle)
     names = list(sums.values)
-    totals = worker.all_sum(work.counted * torch.tensor([sums.values[name] for name in names], dtype=torch.float64))
+    totals = worker.all_sum(torch.tensor([sums.values[name] for name in names], dtype=torch.float64))
     return step_means(dict(zip(names, totals.tolist(), strict=True))), sums.bad
 
 
@@ -186,14 +196,13 @@ def _coupled_slopes(
     for micro in work.micro:
         with _named(micro):
             scored = model(micro.tensors, None, objective.needs_confidence)
-        values[micro.places] = work.counted * torch.cat(
-            [scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1
-        )
+        found = torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
+        values[micro.places] += micro.weight * found
     values = worker.all_sum(values).to(work.reference.device)
     x = loss_input(work.pairs, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
     outcome, slopes = _slopes(objective, x, work.pairs)
-    own = [place for micro in work.micro for place in micro.places]
-    sums.add(_part(outcome, own), _part_of_input(x, own), [work.pairs[place] for place in own])
+    for micro in work.micro:
+        sums.add(_part(outcome, micro.places), _part_of_input(x, micro.places), micro.pairs, micro.weight)
     return slopes
 
 
@@ -215,8 +224,9 @@ def _mismatched_kl(model: torch.nn.Module, work: StepData, worker: Worker) -> Te
     for micro in work.mismatched:
         with _named(micro):
             scored = model(micro.tensors, None, False)
-        total += (scored.logprobs.view(-1, 2)[:, 0] - work.reference[2, micro.places]).sum()
-    return (worker.all_sum(work.counted * total).to(work.reference.device) / len(work.pairs)).clamp(min=0)
+        found = scored.logprobs.view(-1, 2)[:, 0] - work.reference[2, micro.places]
+        total += micro.weight * found.sum()
+    return (worker.all_sum(total).to(work.reference.device) / len(work.pairs)).clamp(min=0)
 
 
 @contextlib.contextmanager
@@ -234,5 +244,9 @@ def _named(micro: _MicroBatch) -> Iterator[None]:
 
 
 def _no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
-    context: contextlib.AbstractContextManager[None] = model.no_sync()
+    """Put the reduction over workers off to the last micro-batch. With sharded weights it is done for each: the
+    gradients of all weights would else have to stand whole on every worker."""
+    context: contextlib.AbstractContextManager[None] = (
+        model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
+    )
     return context

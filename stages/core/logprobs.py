@@ -72,8 +72,9 @@ class ResponseLogprobs(torch.nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _head_weight(self, head: torch.nn.Linear) -> Tensor:
-        """The head's weight in the products' precision; one that is not trained is converted once."""
-        if head.weight.requires_grad:
+        """The head's weight in the products' precision; one that is not trained is converted once (and never held
+        without that: where weights are sharded, their memory is given back after each step)."""
+        if head.weight.requires_grad or head.weight.dtype == self.dtype:
             return head.weight.to(self.dtype)
         if self._frozen_head is None:
             self._frozen_head = head.weight.detach().to(self.dtype)

@@ -40,13 +40,15 @@ class PairData(Protocol):
 
 @dataclass(frozen=True)
 class Worker:
-    """This worker's place among the others. ``all_sum`` adds a tensor up over all of them."""
+    """This worker's place among the others. ``all_sum`` adds a tensor up over all of them. In ``lockstep`` all make
+    the same number of forward passes, which sharded weights need: every one of these is a collective."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_tokens: int = 4096
     all_sum: Callable[[Tensor], Tensor] = lambda value: value
+    lockstep: bool = False
 
 
 class NotFiniteError(Exception):

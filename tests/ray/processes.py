@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ def checkpoints(store: Path) -> list[Path]:
     return [path for path in snapshots if "checkpoint_" in path.read_text()]
 
 
-def long_training(folder: Path, **sections: Any) -> Path:
+def long_training(
+    folder: Path, train: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None, **sections: Any
+) -> Path:
     """A spec that is long enough to be stopped in the middle: 60 steps with a checkpoint every 5."""
     model = tiny.save(folder / "model")
-    train = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 10, "precision": "fp32"}
-    return specs.offline(folder, model, train=train, resources={"train": {"checkpoint_every": 5}}, **sections)
+    settings = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 10, "precision": "fp32", **(train or {})}
+    given = {"train": {"checkpoint_every": 5, **(resources or {})}}
+    return specs.offline(folder, model, train=settings, resources=given, **sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -51,9 +52,11 @@ def test_a_configuration_cannot_be_changed() -> None:
         (Resources, {"workers": 0}),
         (Resources, {"gpus": -1}),
         (TrainResources, {"micro_batch_tokens": 0}),
+        (TrainResources, {"workers": [3, 1]}),
+        (TrainResources, {"strategy": "zero"}),
     ],
 )
-def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(values)
     assert caught.value.errors()[0]["loc"] == tuple(values)
@@ -67,6 +70,7 @@ def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, 
         (Resources(workers=3), 8, 2),
         (Resources(workers=4), 2, 1),
         (Resources(workers=4, cpus=3), 2, 3),
+        (TrainResources(workers=(1, 3)), 8, 2),
     ],
 )
 def test_cores_are_shared_out_among_the_workers(resources: Resources, total: int, each: int) -> None:

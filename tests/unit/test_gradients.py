@@ -180,7 +180,7 @@ def test_a_step_is_read_into_micro_batches_of_the_workers_own_pairs(layout: Layo
         work = load(subject, Worker(rank, 2, micro_batch_tokens=tokens), objective, layout)
         assert work.pairs == subject.items
         assert torch.equal(work.reference, subject.logprobs)
-        assert work.counted == 1
+        assert all(micro.weight == 1 for micro in work.micro)
         for groups, items in ((work.micro, subject.items), (work.mismatched, subject.mismatched(range(9)))):
             places = [place for micro in groups for place in micro.places]
             assert sorted(places) == list(range(rank, 9, 2))
@@ -193,7 +193,7 @@ def test_a_step_is_read_into_micro_batches_of_the_workers_own_pairs(layout: Layo
 def test_a_worker_without_a_pair_goes_through_the_first_and_counts_nothing() -> None:
     subject, objective = data(2), Objective(fp32())
     work = load(subject, Worker(2, 3), objective)
-    assert ([micro.places for micro in work.micro], work.counted) == ([[0]], 0)
+    assert [(micro.places, micro.weight) for micro in work.micro] == [([0], 0)]
     assert not work.mismatched
     model = scorer()
     totals: list[Tensor] = []
@@ -201,6 +201,53 @@ def test_a_worker_without_a_pair_goes_through_the_first_and_counts_nothing() -> 
     accumulate(model, work, objective, worker)
     assert totals[-1].eq(0).all()
     assert gradient(model).eq(0).all()
+
+
+class Counting(Replica):
+    """Counts forward passes."""
+
+    passes = 0
+
+    def forward(self, *arguments: Any) -> Any:
+        self.passes += 1
+        return super().forward(*arguments)
+
+
+@pytest.mark.parametrize(("world", "pairs"), [(2, 9), (3, 2)])
+@pytest.mark.parametrize("name", ["sigmoid", "kto", "bco"])
+def test_workers_in_lockstep_make_equally_many_passes_to_the_same_end(name: str, world: int, pairs: int) -> None:
+    """Sharded weights need it; the gradient and the means are those of a worker alone."""
+    subject, config, alone = data(pairs), fp32(**LOSSES[name]), scorer()
+    long = encoded(range(3, 60), range(60, 90), range(90, 100))  # always a micro-batch of its own
+    subject = MemoryData([long, *subject.items[1:]]).scored_by(nearby())
+    expected, _ = step(alone, subject, config)
+    passes = {}
+    for lockstep in (False, True):
+        group = Group(world)
+        replicas = [Counting(scorer(), group, rank) for rank in range(world)]
+
+        def work(
+            rank: int, group: Group = group, replicas: list[Counting] = replicas, lockstep: bool = lockstep
+        ) -> dict[str, float]:
+            worker = Worker(rank, world, micro_batch_tokens=60, all_sum=partial(group.all_sum, rank), lockstep=lockstep)
+            return step(replicas[rank], subject, config, worker)[0]
+
+        for means in group.run(work):
+            assert means == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        for replica in replicas:
+            assert (gradient(replica) - gradient(alone)).norm() < 1e-4 * gradient(alone).norm()
+        passes[lockstep] = [replica.passes for replica in replicas]
+    assert set(passes[True]) == {max(passes[False])}
+    assert len(set(passes[False])) > 1 or pairs < world
+
+
+def test_a_repeated_micro_batch_names_no_pair_twice() -> None:
+    subject = data(3)
+    subject.logprobs[0, 1] = torch.nan
+    worker = Worker(1, 2, micro_batch_tokens=1, lockstep=True)
+    work = load(subject, worker, Objective(fp32()))
+    assert [micro.places for micro in work.micro] == [[1], [1]]
+    assert step(scorer(), subject, fp32(), worker)[1] == [subject.items[1].pair_id]
 
 
 def test_a_pair_preferred_with_probability_zero_is_a_pair_the_other_way_round() -> None:

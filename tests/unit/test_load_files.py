@@ -126,16 +126,45 @@ def test_many_held_out_prompts_in_training_are_counted(folder: Path) -> None:
 # Sections that have to fit together
 
 
-@pytest.mark.parametrize(("size", "workers", "use"), [(10, 3, "use 9 or 12"), (1, 3, "use 3"), (32, 5, "use 30 or 35")])
-def test_a_batch_that_does_not_divide_among_the_workers_is_refused(
-    folder: Path, size: int, workers: int, use: str
-) -> None:
-    problem = workspace.only(
-        folder, f"{SPEC}train:\n  batch_size: {size}\nresources: {{train: {{workers: {workers}}}}}\n"
-    )
+def spread(size: int, workers: str) -> str:
+    return f"{SPEC}train:\n  batch_size: {size}\nresources: {{train: {{workers: {workers}}}}}\n"
+
+
+@pytest.mark.parametrize(("size", "workers"), [(2, "3"), (1, "3"), (2, "[1, 3]")])
+def test_a_batch_that_leaves_a_worker_without_work_is_refused(folder: Path, size: int, workers: str) -> None:
+    problem = workspace.only(folder, spread(size, workers))
     assert problem.where == "spec.yaml:6 train.batch_size"
     assert f"{size} pairs" in problem.message
-    assert problem.message.endswith(use)
+    assert problem.message.endswith("use 3 or more")
+
+
+@pytest.mark.parametrize(("size", "workers", "noted"), [(10, "3", True), (10, "[2, 4]", True), (9, "[1, 3]", False)])
+def test_a_batch_that_does_not_divide_among_the_workers_is_noted(
+    folder: Path, size: int, workers: str, noted: bool
+) -> None:
+    notes = workspace.loaded(folder, spread(size, workers)).notes
+    assert any(f"train.batch_size {size} does not divide" in note for note in notes) is noted
+
+
+@pytest.mark.parametrize("workers", ["[2, 1]", "[0, 2]", "[1, 2, 3]", "[]", "0", "yes", "1.5", "[1, two]"])
+def test_workers_are_a_number_or_the_fewest_and_the_most(folder: Path, workers: str) -> None:
+    problem = workspace.only(folder, spread(12, workers))
+    assert problem.where == "spec.yaml:7 resources.train.workers"
+    assert "fewest" in problem.message
+    assert "got" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("train", "where"),
+    [
+        ("{optimizer: adamw_8bit}", "train.optimizer"),
+        ("{quantization: 8bit, lora: {rank: 4}}", "train.quantization"),
+    ],
+)
+def test_8_bit_state_is_not_shared_out(folder: Path, train: str, where: str) -> None:
+    found = workspace.refused(folder, f"{SPEC}train: {train}\nresources: {{train: {{strategy: fsdp, workers: 2}}}}\n")
+    problems = [problem for problem in found if "resources.train.strategy: fsdp" in problem.message]
+    assert [problem.where for problem in problems] == [f"spec.yaml:5 {where}"]
 
 
 @pytest.mark.parametrize(

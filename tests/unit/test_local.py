@@ -40,6 +40,12 @@ def test_more_cores_than_there_are_is_a_fault_at_its_key() -> None:
     assert all("this machine has 4" in message for message in found.values())
 
 
+def test_of_a_range_of_workers_the_fewest_have_to_fit() -> None:
+    assert faults(train=TrainResources(workers=(2, 9), cpus=2)) == {}
+    found = faults(train=TrainResources(workers=(3, 9), cpus=2))
+    assert "3 workers with 2 CPUs each need 6" in found["resources", "train"]
+
+
 def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
     found = faults(train=TrainResources(workers=2, gpus=500))
     assert set(found) == {("resources", "train")}

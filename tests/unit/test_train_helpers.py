@@ -217,3 +217,20 @@ def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
     train._forget_torn_state(run)
     train._forget_torn_state(tmp_path / "nothing-yet")
     assert run.exists() is kept
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "each"),
+    [
+        (TrainResources(workers=3), 3, {"CPU": 2}),
+        (TrainResources(workers=(1, 3)), (1, 3), {"CPU": 2}),
+        (TrainResources(workers=(2, 2), gpus=0.5), 2, {"CPU": 2, "GPU": 0.5}),
+    ],
+)
+def test_ray_train_is_asked_for_a_number_or_a_range_of_workers(
+    resources: TrainResources, workers: int | tuple[int, int], each: dict[str, float]
+) -> None:
+    scaling = train.scaling(resources, 2)
+    assert scaling.num_workers == workers
+    assert scaling.resources_per_worker == each
+    assert scaling.use_gpu is ("GPU" in each)
