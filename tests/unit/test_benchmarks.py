@@ -1,0 +1,67 @@
+"""The benchmarks' own arithmetic; nothing here measures."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import limit, train_vs_trl
+from benchmarks.pairs import LENGTHS, pair
+from benchmarks.rondo_side import in_file_order
+from stages.core.batching import batch_indices
+
+SHAPE = limit.Shape(width=4, inner=8, layers=2, vocabulary=10, query=4, key=2)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_pair_depends_on_its_number_alone(lengths: str) -> None:
+    assert pair(3, lengths) == pair(3, lengths)
+    assert len({pair(index, lengths)["prompt"] for index in range(50)}) == 50
+    longest = LENGTHS[lengths]["prompt"][3]
+    assert all(len(pair(index, lengths)["prompt"].split()) <= longest for index in range(50))
+
+
+def test_long_pairs_have_long_prompts_and_short_answers() -> None:
+    row = pair(0, "long")
+    assert len(row["prompt"].split()) == 640
+    assert len(row["chosen"].split()) == len(row["rejected"].split()) == 80
+
+
+def test_the_weights_of_a_model_are_counted() -> None:
+    assert SHAPE.body == 2 * ((4 + 2 + 2 + 4) * 4 + 3 * 4 * 8)
+    assert SHAPE.head == 40
+
+
+def test_the_operations_of_a_pair_are_counted() -> None:
+    """Prompt 3, answers 2 and 1: 6 tokens, 3 of them answered; 21 causal pairs of tokens less 2 between the answers."""
+    products = 2 * (SHAPE.body * 6 + SHAPE.head * 3)
+    attention = 2 * 2 * SHAPE.query * SHAPE.layers * 19
+    assert limit.operations(SHAPE, 3, 2, 1, frozen=False) == 3 * products + 3 * attention
+    assert limit.operations(SHAPE, 3, 2, 1, frozen=True) == 2 * products + 3 * attention
+
+
+def test_the_ideal_is_the_rate_over_the_mean_of_the_operations() -> None:
+    lengths = [(3, 2, 1), (5, 4, 4)]
+    total = sum(limit.operations(SHAPE, *each, frozen=False) for each in lengths)
+    assert limit.ideal(SHAPE, lengths, 1e6)["full"] == pytest.approx(2e6 / total)
+
+
+def test_both_sides_see_the_pairs_in_the_files_order() -> None:
+    order = in_file_order(10, seed=0)
+    seen = [order[index] for step in range(3) for index in batch_indices(step, 10, 4, 1, 0)]
+    assert seen == list(range(10))
+
+
+def test_rates_and_ratios_are_taken_from_the_marks() -> None:
+    settings = {"pairs": 8, "batch_size": 4}
+    slow = {"marks": [0.0, 6.0, 8.0], "losses": [0.7, 0.6], "peak_memory_gib": 4.0, "reference_seconds": 1.0}
+    fast = {**slow, "marks": [0.0, 1.0, 2.0], "peak_memory_gib": 1.0, "response_tokens": 80}
+    assert train_vs_trl.rate(slow, settings) == 1.0
+    assert train_vs_trl.rate(slow, settings, skip=1) == 2.0
+    result = train_vs_trl.compare({"trl": [slow], "rondo": [fast]}, settings)
+    assert (result["speed_ratio"], result["speed_ratio_steady"], result["memory_ratio"]) == (4.0, 2.0, 0.25)
+    assert result["rondo"]["response_tokens_per_second"] == 40.0
+
+
+def test_losses_are_compared_step_by_step() -> None:
+    runs = {"trl": [{"losses": [0.5, 0.25]}], "rondo": [{"losses": [0.5, 0.375]}]}
+    assert train_vs_trl.agreement(runs)["largest_difference"] == 0.125
