@@ -91,6 +91,8 @@ class FusedHead(torch.autograd.Function):
                     kept = chunk.compute(None, False)
                 chunk.gradients(kept, slopes[chunk.sequences - 2 * first], of_hidden, of_weight, fresh)
                 fresh = False
+        if fresh and of_weight is not None:  # no token counted
+            of_weight.zero_()
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.dtype = weight.dtype
         logprobs, confidences = sums

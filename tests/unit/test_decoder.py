@@ -25,7 +25,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"},
     "dora": {"peft_type": "LORA", "r": 4, "use_dora": True, "target_modules": "all-linear"},
     "rslora": {"peft_type": "LORA", "r": 4, "use_rslora": True, "target_modules": "all-linear"},
-    "lora with biases": {"peft_type": "LORA", "r": 4, "lora_bias": True, "target_modules": "all-linear"},
     "ia3": {"peft_type": "IA3"},
     "loha": {"peft_type": "LOHA", "r": 4},
     "oft": {"peft_type": "OFT", "oft_block_size": 8},

@@ -83,9 +83,9 @@ def load(subject: MemoryData, worker: Worker, objective: Objective, layout: Layo
     return load_step(subject, range(len(subject)), worker, layout, objective.needs_kl)
 
 
-def by_definition(subject: MemoryData, config: TrainConfig) -> tuple[float, Tensor]:
+def by_definition(subject: MemoryData, config: TrainConfig, model: Any = None) -> tuple[float, Tensor]:
     """The mean loss and its gradient, by autograd through the model's own forward pass of every sequence alone."""
-    model, objective = zoo.eager(), Objective(config)
+    model, objective = model or zoo.eager(), Objective(config)
     sums, confidences = [], []
     for pair in subject.items:
         for ids in (pair.chosen_ids, pair.rejected_ids):
@@ -130,6 +130,19 @@ def test_rows_with_one_response_count_as_rows(name: str) -> None:
     loss, expected = by_definition(subject, config)
     assert means["loss"] == pytest.approx(loss, rel=1e-4)
     assert means["pairs"] == 6
+    assert (gradient(model) - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["several", "several, coupled"])
+def test_it_is_that_for_models_whose_head_is_more_than_a_product(name: str) -> None:
+    """Granite scales its logits."""
+    subject, config = data(5), fp32(**LOSSES[name])
+    subject = subject.scored_by(zoo.model("granite", seed=1), "padded")
+    subject.logprobs[2] -= 50  # so that KTO's z0 is not 0
+    model = ResponseLogprobs(zoo.model("granite"), "padded", "fp32")
+    means, _ = step(model, subject, config, Worker(micro_batch_tokens=90), "padded")
+    loss, expected = by_definition(subject, config, zoo.model("granite"))
+    assert means["loss"] == pytest.approx(loss, rel=1e-4)
     assert (gradient(model) - expected).norm() < 1e-4 * expected.norm()
 
 
