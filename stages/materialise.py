@@ -37,7 +37,7 @@ def run(config: MaterialiseConfig, inputs: Mapping[str, Artifact], context: Stag
             for file in sorted(source.glob(pattern)):
                 shutil.copyfile(file, output / file.name)
     else:
-        _convert_gguf(source, output)
+        convert_gguf(source, output)
     parameters = _verify(context.output)
     if adapter := inputs.get("adapter"):
         _merge(context.output, adapter.path)
@@ -51,7 +51,7 @@ def _download(config: MaterialiseConfig) -> Path:
     return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=list(_FILES)))
 
 
-def _convert_gguf(file: Path, output: Path) -> None:
+def convert_gguf(file: Path, output: Path) -> None:
     """Dequantise into a plain model of the same class, stored in bfloat16 (the file held 4 to 8 bits).
 
     transformers marks a model from GGUF as quantised and refuses to save it; a fresh one takes its weights.

@@ -28,13 +28,12 @@ from stages.catalog import (
     ReferenceConfig,
     RolloutConfig,
 )
-from stages.core.batching import collate
-from stages.core.logprobs import ResponseLogprobs, sequence_logprobs
 from stages.layout import RECORDS, shard_files
 from stages.models import load_encoder, load_model
 from stages.shards import ShardData, encoded_pairs
 from stages.tables import read_rows, read_table
 from tests import specs
+from tests.memory import score
 from tests.ray import processes
 
 Execute = Callable[..., Artifact]
@@ -110,19 +109,27 @@ def test_replay_adds_a_fixed_share_of_earlier_pairs(execute: Execute, policy: Ar
     assert execute(PREPARE, PrepareConfig(replay=1.0), inputs).summary["pairs"] == 60
 
 
-def test_reference_agrees_with_the_model_row_by_row(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_reference_agrees_with_the_model_row_by_row(
+    layout: str, execute: Execute, policy: Artifact, tmp_path: Path
+) -> None:
     path = specs.jsonl(tmp_path / "pairs.jsonl", specs.pairs(150))
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
     shards = execute(PREPARE, PrepareConfig(shard_rows=100), {"policy": policy, "pairs.0": ingested})
-    config = ReferenceConfig(precision="fp32")
+    config = ReferenceConfig.model_validate({"precision": "fp32", "layout": layout, "mismatched": layout == "auto"})
     two = Resources(workers=2, cpus=1)
     logprobs = execute(REFERENCE, config, {"policy": policy, "shards": shards}, two)
     data = ShardData(shards.path, logprobs.path)
-    model = ResponseLogprobs(load_model(policy.path, torch.device("cpu"))).eval()
-    for index in (0, 63, 64, 99, 100, 149):
-        with torch.no_grad():
-            chosen, rejected = sequence_logprobs(model, collate(data.pairs([index]), 0), "fp32")
-        torch.testing.assert_close((chosen, rejected), data.reference([index]), rtol=1e-5, atol=1e-4)
+    rows = [0, 63, 64, 99, 100, 149]
+    model = load_model(policy.path, torch.device("cpu")).eval()
+    found = data.reference(rows)
+    torch.testing.assert_close(found[:2].T, score(model, data.pairs(rows), "shared", "fp32"), rtol=1e-5, atol=1e-4)
+    if config.mismatched:
+        other = score(model, data.mismatched(rows), "shared", "fp32")[:, 0]
+        torch.testing.assert_close(found[2], other, rtol=1e-5, atol=1e-4)
+        assert other.lt(-1).all()
+    else:
+        assert found[2].eq(0).all()
 
 
 def test_rollouts_record_what_was_sampled_and_how(execute: Execute, policy: Artifact, tmp_path: Path) -> None:

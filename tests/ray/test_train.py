@@ -33,7 +33,7 @@ CONFIG = TrainConfig(learning_rate=1e-3, batch_size=6, epochs=2, precision="fp32
 
 @pytest.fixture
 def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str], dict[str, Artifact]]:
-    """What training takes, with the reference computed in the given precision."""
+    """What training takes, with the reference computed in the given precision, other prompts' answers included."""
     rows = specs.pairs(21)
     rows[3]["preference_probability"] = 0.7
     path = specs.jsonl(tmp_path / "pairs.jsonl", rows)
@@ -42,7 +42,7 @@ def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str],
     shards = execute(PREPARE, PrepareConfig(shard_rows=8), {"policy": policy, "pairs.0": ingested})
 
     def make(precision: str) -> dict[str, Artifact]:
-        config = ReferenceConfig.model_validate({"precision": precision})
+        config = ReferenceConfig.model_validate({"precision": precision, "mismatched": True})
         reference = execute(REFERENCE, config, {"policy": policy, "shards": shards})
         return {"policy": policy, "shards": shards, "reference": reference}
 
@@ -53,26 +53,45 @@ def metrics(artifact: Artifact) -> list[dict[str, float]]:
     return [json.loads(line) for line in (artifact.path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_workers_and_micro_batches_do_not_change_the_trajectory(
+NAMES = ("loss", "reward_margin", "chosen_logp", "kl", "grad_norm", "tokens", "pairs")
+
+
+def assert_same(first: Artifact, other: Artifact) -> None:
+    """The same metrics in every step, and the same weights in the end."""
+    for name in NAMES:
+        expected = [row[name] for row in metrics(first)]
+        assert [row[name] for row in metrics(other)] == pytest.approx(expected, rel=1e-3, abs=1e-4), name
+    weights = [load_file(artifact.path / "model" / "model.safetensors") for artifact in (first, other)]
+    for name, tensor in weights[0].items():
+        assert (weights[1][name] - tensor).abs().max() < 1e-4, name
+
+
+def test_workers_micro_batches_and_layouts_do_not_change_the_trajectory(
     execute: Execute, inputs: Callable[[str], dict[str, Artifact]]
 ) -> None:
     given = inputs("fp32")
-    runs = [
-        execute(TRAIN, CONFIG, given, TrainResources(workers=1, micro_batch_tokens=100_000)),
-        execute(TRAIN, CONFIG, given, TrainResources(workers=1, micro_batch_tokens=1, checkpoint_every=2)),
-        execute(TRAIN, CONFIG, given, TrainResources(workers=2, cpus=1, micro_batch_tokens=400)),
-    ]
-    first = metrics(runs[0])
+    whole = execute(TRAIN, CONFIG, given, TrainResources(workers=1, micro_batch_tokens=100_000))
+    first = metrics(whole)
     assert [row["pairs"] for row in first] == [6] * 7
     assert first[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first[-1]["loss"] < first[0]["loss"] - 0.05
-    for other in runs[1:]:
-        for name in ("loss", "reward_margin", "chosen_logp", "kl", "grad_norm", "tokens", "pairs"):
-            expected = [row[name] for row in first]
-            assert [row[name] for row in metrics(other)] == pytest.approx(expected, rel=1e-3, abs=1e-4), name
-    weights = [load_file(run.path / "model" / "model.safetensors") for run in runs]
-    for name, tensor in weights[0].items():
-        assert (weights[2][name] - tensor).abs().max() < 1e-4, name
+    padded = CONFIG.model_copy(update={"layout": "padded"})
+    small = TrainResources(workers=1, micro_batch_tokens=1, checkpoint_every=2, checkpointing=True)
+    assert_same(whole, execute(TRAIN, padded, given, small))
+    assert_same(whole, execute(TRAIN, CONFIG, given, TrainResources(workers=2, cpus=1, micro_batch_tokens=400)))
+
+
+def test_losses_that_look_across_pairs_or_at_other_answers_see_all_workers(
+    execute: Execute, inputs: Callable[[str], dict[str, Artifact]]
+) -> None:
+    given = inputs("fp32")
+    config = TrainConfig.model_validate({**CONFIG.model_dump(), "loss": ["aot", "kto"], "epochs": 1})
+    runs = [
+        execute(TRAIN, config, given, TrainResources(workers=workers, cpus=1, micro_batch_tokens=400))
+        for workers in (1, 2)
+    ]
+    assert {"loss/aot", "loss/kto"} < metrics(runs[0])[0].keys()
+    assert_same(*runs)
 
 
 def test_an_adapter_in_bf16_starts_at_ln_2_and_is_saved_apart_and_merged(
@@ -96,7 +115,7 @@ def test_an_adapter_in_bf16_starts_at_ln_2_and_is_saved_apart_and_merged(
 def test_a_training_that_diverges_says_so(execute: Execute, inputs: Callable[[str], dict[str, Artifact]]) -> None:
     given = inputs("fp32")
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
-    with pytest.raises(StageError, match=r"not finite at step \d+; lower train\.learning_rate"):
+    with pytest.raises(StageError, match=r"not finite at step \d+(?: for the pairs .+)?; lower train\.learning_rate"):
         execute(TRAIN, config, given, TrainResources(max_failures=0))
 
 

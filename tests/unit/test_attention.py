@@ -83,10 +83,11 @@ def test_its_gradients_are_those_of_masked_softmax_attention(name: str, heads: t
         assert own.abs().max() > 0.01
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", [(2, 2), (2, 1)])
 def test_its_gradients_are_its_slopes(heads: tuple[int, int], block: int) -> None:
-    inputs = random(TREES["several"], heads, dim=2, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k, v: segmented_attention(q, k, v, TREES["several"]), inputs)
+    segments = (Segment(0, 2, 1, 2), Segment(5, 1, 2))
+    inputs = random(segments, heads, dim=2, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda q, k, v: segmented_attention(q, k, v, segments), inputs)
 
 
 def test_rows_of_no_segment_come_out_as_zero_and_get_no_gradient(block: int) -> None:

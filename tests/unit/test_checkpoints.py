@@ -14,31 +14,33 @@ from stages.catalog import TrainConfig
 from stages.checkpoints import TrainState
 from stages.core.logprobs import ResponseLogprobs
 from stages.core.loop import Worker, train_steps
-from tests import tiny
+from stages.policies import without_dropout
+from tests import zoo
 from tests.memory import MemoryData, random_pairs
+from tests.workers import Group, Replica
 
 CONFIG = TrainConfig(precision="fp32", batch_size=2, learning_rate=1e-2, weight_decay=0.1)
 STEPS = 6
 
 
 def data() -> MemoryData:
-    return MemoryData(random_pairs(12)).scored_by(tiny.model())
+    return MemoryData(random_pairs(12, longest=12)).scored_by(zoo.eager())
 
 
 def full(seed: int) -> Any:
-    return tiny.model(seed)
+    return zoo.eager(seed)
 
 
 def adapted(seed: int) -> Any:
     """With dropout, so that going on needs the random state too. The base is always the same; the adapter is not."""
-    model = tiny.model()
+    model = zoo.eager()
     torch.manual_seed(seed)
     settings = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     return get_peft_model(model, settings)
 
 
 def fresh(build: Any, seed: int = 0) -> TrainState:
-    model = ResponseLogprobs(build(seed), "shared", "fp32").train()
+    model = without_dropout(ResponseLogprobs(build(seed), "shared", "fp32"))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=1.0, weight_decay=CONFIG.weight_decay, fused=True
     )
@@ -55,21 +57,52 @@ def advance(state: TrainState, data: MemoryData, until: int) -> TrainState:
     return state
 
 
-@pytest.mark.parametrize("build", [full, adapted])
-def test_a_continued_run_equals_an_unbroken_one_bit_for_bit(build: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unbroken() -> dict[Any, TrainState]:
     subject = data()
-    unbroken = advance(fresh(build), subject, STEPS)
-    checkpoints.save(advance(fresh(build), subject, 3), tmp_path)
+    return {build: advance(fresh(build), subject, STEPS) for build in (full, adapted)}
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+@pytest.mark.parametrize("build", [full, adapted])
+def test_a_run_continued_at_any_step_equals_an_unbroken_one_bit_for_bit(
+    build: Any, stop: int, unbroken: dict[Any, TrainState], tmp_path: Path
+) -> None:
+    subject = data()
+    checkpoints.save(advance(fresh(build), subject, stop), tmp_path)
+    torch.manual_seed(99)  # another process draws from another state
     other = fresh(build, seed=5)
     continued = checkpoints.load(tmp_path, other.model, other.optimizer)
-    assert continued.step == 3
+    assert continued.step == stop
     advance(continued, subject, STEPS)
-    expected, found = unbroken.model.state_dict(), continued.model.state_dict()
+    expected, found = unbroken[build].model.state_dict(), continued.model.state_dict()
     assert set(expected) == set(found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    losses = [[row["loss"] for row in state.metrics] for state in (unbroken, continued)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == STEPS
+    assert results(continued) == results(unbroken[build])
+    assert len(continued.metrics) == STEPS
+
+
+def results(state: TrainState) -> list[dict[str, float]]:
+    """The metrics without the times."""
+    times = ("seconds", "tokens_per_second")
+    return [{name: value for name, value in row.items() if name not in times} for row in state.metrics]
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_by_every_worker() -> None:
+    """Were it not, going on would be the same bit for bit for the wrong reason."""
+    subject = MemoryData(data().items[:1] * 2, torch.zeros(3, 2))
+    config = CONFIG.model_copy(update={"learning_rate": 1e-30, "epochs": 3, "weight_decay": 0.0})
+    state = fresh(adapted)
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    seen = set()
+    for rank in (0, 1):
+        model = Replica(state.model, Group(1), 0)
+        rows = train_steps(model, state.optimizer, subject, config, Worker(rank, 2), "shared")
+        seen |= {row["loss"] for row in rows}
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize("build", [full, adapted])

@@ -25,6 +25,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"},
     "dora": {"peft_type": "LORA", "r": 4, "use_dora": True, "target_modules": "all-linear"},
     "rslora": {"peft_type": "LORA", "r": 4, "use_rslora": True, "target_modules": "all-linear"},
+    "lora with biases": {"peft_type": "LORA", "r": 4, "lora_bias": True, "target_modules": "all-linear"},
     "ia3": {"peft_type": "IA3"},
     "loha": {"peft_type": "LOHA", "r": 4},
     "oft": {"peft_type": "OFT", "oft_block_size": 8},
@@ -216,3 +217,27 @@ def test_the_models_own_forward_pass_is_given_back() -> None:
 def test_models_that_are_built_otherwise_are_told_apart(name: str) -> None:
     """(Granite has Llama's parts and other numbers; ``agrees`` finds it out.)"""
     assert not is_llama_like(decoder_of(zoo.model(name)))
+
+
+@pytest.mark.parametrize("place", ["", "layers.1", "layers.1.self_attn", "layers.1.mlp"])
+def test_a_part_too_many_or_one_missing_anywhere_is_noticed(place: str) -> None:
+    inside = decoder_of(zoo.model("llama"))
+    inside.get_submodule(place).add_module("extra", torch.nn.Identity())
+    assert not is_llama_like(inside)
+    del inside.get_submodule(place).extra
+    assert is_llama_like(inside)
+    inside.get_submodule(place)._modules.popitem()
+    assert not is_llama_like(inside)
+
+
+def test_gradients_of_a_weight_that_two_micro_batches_use_add_up() -> None:
+    model = zoo.model("llama")
+    once = gradients(model, packed(model, "shared"))
+    model.zero_grad()
+    for _ in range(2):
+        hidden = packed(model, "shared")
+        generator = torch.Generator().manual_seed(3)
+        (hidden * torch.randn(hidden.shape, generator=generator)).sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in once:
+            torch.testing.assert_close(parameter.grad, 2 * once[name])

@@ -105,11 +105,7 @@ def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
     expected, weights = train(config, subject)
     assert [row["pairs"] for row in expected] == [4] * 19 + [1]
     assert len({row["loss"] for row in expected}) == 20
-    others = [
-        train(config, subject, 60),
-        train(config, subject, layout="packed"),
-        train(config, subject, 90, layout="padded"),
-    ]
+    others = [train(config, subject, 60, layout="packed"), train(config, subject, 90, layout="padded")]
     others += train_together(config, subject, 2, 60)
     start = flat(scorer())
     assert (weights - start).norm() > 0.02 * start.norm()
@@ -120,8 +116,8 @@ def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
                 # Means of rewards and log-ratios pass through zero; the others are held to their own size
                 size = abs(row[metric]) if metric in ("loss", "grad_norm") else largest
                 assert abs(row[metric] - mine[metric]) <= 1e-4 * size + 1e-7, (metric, row["step"])
-        assert (other - weights).norm() < 1e-4 * weights.norm()
-        assert (other - weights).norm() < 1e-2 * (weights - start).norm()
+        assert (other - weights).norm() < 1e-5 * weights.norm()
+        assert (other - weights).norm() < 1e-3 * (weights - start).norm()
 
 
 def test_a_step_reports_the_sums_over_all_workers() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from stages.core.records import LOGPROBS, SHARD
 from stages.layout import QUARANTINE, shard_name
@@ -60,9 +61,12 @@ def test_an_empty_quarantine_is_a_file_too(tmp_path: Path) -> None:
 
 
 def write_shards(folder: Path, sizes: list[int], reverse: bool = False) -> tuple[Path, Path]:
-    """Shards with some pairs each, and log-probabilities -i and -i - 0.5 of the i-th pair."""
+    """Shards with some pairs each, and log-probabilities -i, -i - 0.5 and -i - 0.25 of the i-th pair."""
     pairs = random_pairs(sum(sizes))
-    scores = [{"pair_id": p.pair_id, "chosen": -float(i), "rejected": -i - 0.5} for i, p in enumerate(pairs)]
+    scores = [
+        {"pair_id": p.pair_id, "chosen": -float(i), "rejected": -i - 0.5, "mismatched": -i - 0.25}
+        for i, p in enumerate(pairs)
+    ]
     shards, reference = folder / "shards", folder / "reference"
     shards.mkdir()
     reference.mkdir()
@@ -81,9 +85,27 @@ def test_pairs_are_found_by_index_across_shards(tmp_path: Path) -> None:
     assert len(data) == 24
     indices = [23, 0, 7, 7, 2]
     assert data.pairs(indices) == [random_pairs(24)[i] for i in indices]
-    chosen, rejected = data.reference(indices)
-    assert chosen.tolist() == [-23, 0, -7, -7, -2]
-    assert rejected.tolist() == [-23.5, -0.5, -7.5, -7.5, -2.5]
+    reference = data.reference(indices)
+    assert reference.dtype == torch.float32
+    assert reference.tolist() == [
+        [-23, 0, -7, -7, -2],
+        [-23.5, -0.5, -7.5, -7.5, -2.5],
+        [-23.25, -0.25, -7.25, -7.25, -2.25],
+    ]
+
+
+def test_without_a_reference_log_probabilities_are_zero(tmp_path: Path) -> None:
+    shards, _ = write_shards(tmp_path, [3, 2])
+    assert ShardData(shards).reference([4, 0]).tolist() == [[0, 0]] * 3
+
+
+def test_a_prompt_is_given_the_answer_of_the_next_pair(tmp_path: Path) -> None:
+    pairs = random_pairs(5)
+    for found, index in zip(ShardData(*write_shards(tmp_path, [3, 2])).mismatched([2, 4, 0]), (2, 4, 0), strict=True):
+        following = pairs[(index + 1) % 5]
+        assert found.prompt_ids == pairs[index].prompt_ids
+        assert (found.chosen_ids, found.chosen_mask) == (following.chosen_ids, following.chosen_mask)
+        assert found.rejected_ids == found.rejected_mask == []
 
 
 def test_log_probabilities_of_other_pairs_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from stages import train
 from stages.base import TrainResources
 from stages.catalog import LoraConfig, TrainConfig
 from stages.core.gradients import MicroBatchError
-from stages.core.logprobs import ResponseLogprobs
+from stages.core.logprobs import ResponseLogprobs, freeze
 from stages.core.loop import NotFiniteError
 from stages.core.objective import UserFunctionError
 from stages.core.packing import collate
@@ -127,6 +127,25 @@ def test_weights_are_stored_in_the_initial_policys_precision(tmp_path: Path, con
     train.save_policy(train.build_policy(config, initial), config, initial, tmp_path)
     assert stored_dtype(tmp_path) == torch.bfloat16
     torch.testing.assert_close(logits(load_model(tmp_path, CPU)), logits(load_model(initial, CPU)))
+
+
+def test_what_the_adapter_leaves_alone_keeps_its_full_precision(tmp_path: Path) -> None:
+    """The frozen base is rounded to bfloat16 while it is trained on, but the policy is merged into the base as it is
+    stored, here float32 weights that bfloat16 does not hold."""
+    initial, config = tiny.save(tmp_path / "initial" / MODEL).parent, lora(target_modules=("q_proj",))
+    assert config.precision == "bf16"
+    policy = freeze(train.build_policy(config, initial), config.precision)
+    rounded = [p for n, p in policy.named_parameters() if p.dtype == torch.bfloat16]
+    assert rounded
+    train.save_policy(moved(policy), config, initial, tmp_path)
+    before, after = (load_model(folder, CPU).state_dict() for folder in (initial, tmp_path))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == torch.float32
+        assert torch.equal(tensor, after[name]) is ("q_proj" not in name), name
+        assert not torch.equal(tensor, tensor.bfloat16().float()) or tensor.dim() == 1
+    change = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.linalg.matrix_rank(change.double(), rtol=1e-4) == 4
 
 
 def row(loss: float, pairs: float, **others: float) -> dict[str, float]:

