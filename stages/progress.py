@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Progress = tuple[int, int, str]
 
@@ -36,7 +37,8 @@ class Board:
 @contextmanager
 def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iterator[Any]:
     """An actor to hand to workers: what they ``post`` to it is passed on to ``report`` until the block ends."""
-    actor = ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # not lost with another machine
     stop = threading.Event()
 
     def watch() -> None:
