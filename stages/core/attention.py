@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_WHOLE = 384
+"""A tree of at most so many tokens is one product: the few large ones cost less than what they leave out is worth."""
 _BLOCK = 256
-"""Queries a block: the keys after a block's last query are left out of its products."""
+"""In longer ones, queries a block: the keys after a block's last query are left out of its products."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> 
 @dataclass(frozen=True)
 class _Product:
     """One block of queries with all keys that any of them sees: rows [first, last) against some key ranges, the
-    last of which ends with the block's own rows. ``fresh``: no product before this one has seen the last range."""
+    last of which ends with the block's own rows. ``fresh``: no product before this one has seen the last range.
+    ``apart``: at the end of the rows are so many of the rejected branch, and before them so many of the chosen one
+    that these do not see."""
 
     first: int
     last: int
     keys: tuple[tuple[int, int], ...]
     fresh: bool
+    apart: tuple[int, int] = (0, 0)
 
     @property
     def width(self) -> int:
@@ -73,6 +78,10 @@ def _products(segment: Segment) -> Iterator[_Product]:
 
     The last block of each comes first: it is the one that sees all keys.
     """
+    if segment.length <= _WHOLE:
+        first, last = segment.start, segment.start + segment.length
+        yield _Product(first, last, ((first, last),), True, (segment.chosen, segment.rejected))
+        return
     trunk = segment.start + segment.prompt + segment.chosen
     for first, last in _blocks(segment.start, trunk):
         yield _Product(first, last, ((segment.start, last),), last == trunk)
@@ -85,10 +94,13 @@ def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
     return [(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)][::-1]
 
 
-@lru_cache(maxsize=256)
-def _causal(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of ``rows`` queries whose last one sees all ``width`` keys."""
+@lru_cache(maxsize=64)
+def _bias(rows: int, width: int, apart: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of ``rows`` queries, the last rows of ``width`` keys. Kept for the next layers."""
     hidden = torch.ones(rows, width, dtype=torch.bool).triu_(width - rows + 1)
+    chosen, rejected = apart
+    if rejected:
+        hidden[rows - rejected :, width - rejected - chosen : width - rejected] = True
     return torch.zeros(rows, width, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
@@ -143,19 +155,19 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         groups = q.shape[1] // k.shape[1]
-        scale = q.shape[2] ** -0.5
+        scaled = q * q.shape[2] ** -0.5
         out = _unfilled(q, segments)
         saved = []
         for product in (p for segment in segments for p in _products(segment)):
             count = product.last - product.first
-            bias = _causal(count, product.width, q.dtype)
-            query, key, value = _queries(q, product, groups) * scale, _keys(k, product), _keys(v, product)
+            bias = _bias(count, product.width, product.apart, q.dtype)
+            query, key, value = _queries(scaled, product, groups), _keys(k, product), _keys(v, product)
             weights = torch.bmm(query, key.transpose(1, 2))
             weights.view(-1, groups, count, product.width).add_(bias)
             torch.softmax(weights, -1, out=weights)
             _store(out, product, torch.bmm(weights, value), groups)
             saved.append(weights)
-        ctx.save_for_backward(q, k, v, *saved)
+        ctx.save_for_backward(scaled, k, v, *saved)
         ctx.segments = segments
         return out
 
@@ -163,18 +175,17 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *saved = ctx.saved_tensors
         groups = q.shape[1] // k.shape[1]
-        scale = q.shape[2] ** -0.5
         grad_q, grad_k, grad_v = (_unfilled(x, ctx.segments) for x in (q, k, v))
         products = (p for segment in ctx.segments for p in _products(segment))
         for product, weights in zip(products, saved, strict=True):
             grad = _queries(gradients[0], product, groups)
-            query, key, value = _queries(q, product, groups) * scale, _keys(k, product), _keys(v, product)
+            query, key, value = _queries(q, product, groups), _keys(k, product), _keys(v, product)
             _add(grad_v, product, torch.bmm(weights.transpose(1, 2), grad))
             grad = torch.bmm(grad, value.transpose(1, 2))
             grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
             _add(grad_k, product, torch.bmm(grad.transpose(1, 2), query))
-            _store(grad_q, product, torch.bmm(grad, key) * scale, groups)
-        return grad_q, grad_k, grad_v, None
+            _store(grad_q, product, torch.bmm(grad, key), groups)
+        return grad_q.mul_(q.shape[2] ** -0.5), grad_k, grad_v, None
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

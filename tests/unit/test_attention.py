@@ -60,6 +60,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
 @pytest.fixture(params=[256, 4, 1], ids="blocks of {}".format)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(attention, "_BLOCK", request.param)
+    monkeypatch.setattr(attention, "_WHOLE", 0)
     return int(request.param)
 
 
