@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--model", type=Path, help="folder in Hugging Face format; default: SmolLM2-135M-Instruct")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="Rondo's, as resources.train has it")
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="Rondo's, as resources.train has it")
     parser.add_argument("--trl-micro-batch", type=int, default=2, help="TRL's pairs a forward pass")
     parser.add_argument("--trl-python", default=sys.executable, help="an interpreter in which trl can be imported")
     parser.add_argument("--agree", action="store_true", help="compare the losses of every step, in float32")

@@ -80,7 +80,7 @@ class TrainResources(Resources):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are shared out
     among the workers, who send each other what they need."""
-    micro_batch_tokens: PositiveInt = 4096
+    micro_batch_tokens: PositiveInt = 2048
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
     checkpointing: bool = False
     """Activation checkpointing: keep only the layers' inputs and work the rest out again, a third more time for

@@ -23,7 +23,7 @@ from stages.shards import ShardData
 from stages.tables import read_table, write_table
 
 _SLICE = 64
-_TOKENS = 4096
+_TOKENS = 2048
 
 
 def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:

@@ -46,7 +46,7 @@ class Worker:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = 2048
     all_sum: Callable[[Tensor], Tensor] = lambda value: value
     lockstep: bool = False
 

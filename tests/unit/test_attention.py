@@ -57,10 +57,11 @@ def plain(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
-@pytest.fixture(params=[256, 4, 1], ids="blocks of {}".format)
+@pytest.fixture(params=[384, 256, 4, 1], ids="blocks of {}".format)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The largest is for trees in one product."""
     monkeypatch.setattr(attention, "_BLOCK", request.param)
-    monkeypatch.setattr(attention, "_WHOLE", 0)
+    monkeypatch.setattr(attention, "_WHOLE", 384 if request.param == 384 else 0)
     return int(request.param)
 
 
