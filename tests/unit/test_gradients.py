@@ -275,6 +275,24 @@ def test_a_pair_preferred_with_probability_zero_is_a_pair_the_other_way_round() 
     torch.testing.assert_close(gradients[0], -gradients[2], rtol=1e-3, atol=1e-5)
 
 
+def test_what_a_loss_sees_by_hand() -> None:
+    """Of two pairs: chosen and rejected in turn."""
+    first = replace(encoded([1], [2, 3], [4]), chosen_mask=[False, True])
+    second = encoded([1], [2, 3], [4, 5, 6], p=0.25)
+    reference = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    x = loss_input([first, second], torch.arange(4.0), 10 + torch.arange(4.0), reference, torch.tensor(0.5))
+    assert (x.chosen.tolist(), x.rejected.tolist()) == ([0, 2], [1, 3])
+    assert (x.ref_chosen.tolist(), x.ref_rejected.tolist()) == ([1, 2], [3, 4])
+    assert (x.chosen_tokens.tolist(), x.rejected_tokens.tolist()) == ([1, 2], [1, 3])
+    assert x.chosen_confidence is not None
+    assert x.rejected_confidence is not None
+    assert (x.chosen_confidence.tolist(), x.rejected_confidence.tolist()) == ([10, 12], [11, 13])
+    assert x.probability.tolist() == [1, 0.25]
+    assert x.kl == 0.5
+    assert x.chosen.requires_grad
+    assert x.chosen.is_leaf
+
+
 def test_parts_of_the_objective_are_reported() -> None:
     config = fp32(loss=[{"use": "sigmoid", "weight": 2.0}, {"use": "hinge", "weight": 0.5}], sft_weight=0.25)
     means, _ = step(scorer(), data(6), config, Worker(micro_batch_tokens=60))

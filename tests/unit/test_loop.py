@@ -120,6 +120,21 @@ def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
         assert (other - weights).norm() < 1e-3 * (weights - start).norm()
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "kto", "several, coupled"])
+def test_a_step_is_that_of_the_objective_by_definition(name: str) -> None:
+    subject, config = steps.data(5), fp32(**steps.LOSSES[name], beta=0.05, batch_size=5)
+    row = train(config, subject)[0][0]
+    loss, gradient = steps.by_definition(subject, config)
+    assert row["loss"] == pytest.approx(loss, rel=1e-4)
+    assert row["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+
+
+def test_no_gradient_is_left_for_the_next_step() -> None:
+    model = scorer()
+    next(train_steps(model, sgd(model), data(8), fp32(), Worker(), "shared"))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_a_step_reports_the_sums_over_all_workers() -> None:
     """Rank 0 of two holds two of the four pairs; were there ten workers like it, their step would have 20 pairs."""
     model = Replica(scorer(), Group(1), 0)
