@@ -228,7 +228,7 @@ class PromoteConfig(Config):
 
 
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
-INGEST = Stage("ingest", 1, IngestConfig, ("files",), "records", "stages.ingest:run")
+INGEST = Stage("ingest", 2, IngestConfig, ("files",), "records", "stages.ingest:run")
 PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
 TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
