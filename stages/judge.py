@@ -12,7 +12,7 @@ from pathlib import Path
 from stages import judges
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import JudgeStageConfig
-from stages.core.records import JUDGEMENTS, Judgement, Rollout
+from stages.core.records import JUDGEMENTS, Judgement, Rollout, messages_of
 from stages.layout import RECORDS
 from stages.tables import read_rows, write_rows
 
@@ -21,7 +21,8 @@ _PROMPTS = 16
 
 def read_rollouts(folder: Path) -> list[Rollout]:
     names = Rollout.__dataclass_fields__
-    return [Rollout(**{name: row[name] for name in names}) for row in read_rows(folder / RECORDS)]
+    rows = ({**row, "messages": messages_of(row["messages"])} for row in read_rows(folder / RECORDS))
+    return [Rollout(**{name: row[name] for name in names}) for row in rows]
 
 
 def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:

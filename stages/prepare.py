@@ -11,7 +11,7 @@ import pyarrow as pa
 from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.catalog import PrepareConfig
 from stages.core.formats import RowError
-from stages.core.records import PAIRS, SHARD, PreferencePair
+from stages.core.records import SHARD, pair_of
 from stages.core.truncation import truncated
 from stages.layout import RECORDS, shard_name
 from stages.models import load_encoder
@@ -95,7 +95,7 @@ def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
     for row in read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist():
         if not _kept(row["pair_id"], task["keep"]):
             continue
-        pair = PreferencePair(**{name: row[name] for name in PAIRS.names[1:]})
+        pair = pair_of(row)
         try:
             cut = truncated(encoder.pair(pair), task["max_length"], task["truncation"])
             rows.append({**vars(cut.pair), **{name: getattr(cut, name) for name in _CUTS}})

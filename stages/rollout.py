@@ -12,7 +12,7 @@ import pyarrow as pa
 from stages import engines
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import RolloutConfig, choose_engine
-from stages.core.records import ROLLOUTS
+from stages.core.records import ROLLOUTS, messages_of
 from stages.layout import RECORDS
 from stages.models import load_encoder
 from stages.raydata import map_actors
@@ -80,7 +80,7 @@ class Generator:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for task in batch.to_pylist():
             rows = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist()
-            ids = [self.encoder.prompt(row["messages"]) for row in rows]
+            ids = [self.encoder.prompt(messages_of(row["messages"])) for row in rows]
             fits = [len(prompt) <= self.config.max_length - self.config.max_tokens for prompt in ids]
             room = [prompt for prompt, ok in zip(ids, fits, strict=True) if ok]
             answers = iter(self.engine.generate(room) if room else [])

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 
 
 class Message(TypedDict):
+    """``tool_calls`` is the JSON text of a list of calls, as chat templates take them; only an assistant makes any."""
+
     role: str
     content: str
+    tool_calls: NotRequired[str]
 
 
 Messages = Sequence[Message]
+
+
+class Vote(TypedDict):
+    """One annotator's vote on a pair: 1 for chosen, 0 for rejected, 0.5 for a tie, None for an abstention."""
+
+    annotator: str
+    preference: float | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,11 @@ class PreferencePair:
     """``chosen`` is preferred to ``rejected`` with ``probability``; ``*_ended`` is False for a response that was
     cut off, whose end-of-turn token is then not trained on. ``source`` says where the pair came from.
 
-    A single answer that was called good or bad is a pair of which the other side is empty."""
+    A single answer that was called good or bad is a pair of which the other side is empty.
+
+    ``weight`` multiplies the pair's loss. ``kind`` is the user's name for what the pair is about (factuality,
+    safety). ``tools`` is the JSON text of the tool definitions that the chat template is given. ``votes``, if there
+    are any, decide the probability later (``stages.curate``)."""
 
     prompt: Messages
     chosen: Messages
@@ -61,6 +75,10 @@ class PreferencePair:
     rejected_ended: bool = True
     probability: float = 1.0
     source: str = ""
+    weight: float = 1.0
+    kind: str = ""
+    tools: str = ""
+    votes: tuple[Vote, ...] = ()
 
     @property
     def paired(self) -> bool:
@@ -68,7 +86,8 @@ class PreferencePair:
 
     @property
     def pair_id(self) -> str:
-        return content_id([list(self.prompt), list(self.chosen), list(self.rejected)])
+        content: list[object] = [list(self.prompt), list(self.chosen), list(self.rejected)]
+        return content_id([*content, self.tools] if self.tools else content)
 
 
 def content_id(value: object) -> str:
@@ -82,7 +101,8 @@ def prompt_key(messages: Messages) -> str:
     return content_id([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
 
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())]))
+_VOTES = pa.list_(pa.struct([("annotator", pa.string()), ("preference", pa.float64())]))
 _IDS = pa.list_(pa.int32())
 _MASK = pa.list_(pa.bool_())
 
@@ -97,8 +117,23 @@ PAIRS = pa.schema(
         ("rejected_ended", pa.bool_()),
         ("probability", pa.float64()),
         ("source", pa.string()),
+        ("weight", pa.float64()),
+        ("kind", pa.string()),
+        ("tools", pa.string()),
+        ("votes", _VOTES),
     ]
 )
+SELECTION = pa.schema(
+    [
+        ("input", pa.int32()),
+        ("row", pa.int64()),
+        ("probability", pa.float64()),
+        ("weight", pa.float64()),
+        ("task", pa.string()),
+        ("heldout", pa.bool_()),
+    ]
+)
+"""Which rows of which input files are used, in that order, and with what label; a row may stand more than once."""
 SHARD = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -108,6 +143,9 @@ SHARD = pa.schema(
         ("rejected_ids", _IDS),
         ("rejected_mask", _MASK),
         ("probability", pa.float64()),
+        ("weight", pa.float64()),
+        ("task", pa.string()),
+        ("source", pa.string()),
     ]
 )
 LOGPROBS = pa.schema(
@@ -133,6 +171,18 @@ JUDGEMENTS = pa.schema(
 def pair_row(pair: PreferencePair) -> dict[str, object]:
     """A pair as a row of ``PAIRS``."""
     return {"pair_id": pair.pair_id, **{name: getattr(pair, name) for name in PAIRS.names[1:]}}
+
+
+def pair_of(row: Mapping[str, Any]) -> PreferencePair:
+    """A row of ``PAIRS`` as a pair."""
+    values = {name: row[name] for name in PAIRS.names[1:]}
+    values |= {name: messages_of(row[name]) for name in ("prompt", "chosen", "rejected")}
+    return PreferencePair(**{**values, "votes": tuple(row["votes"] or ())})
+
+
+def messages_of(value: Iterable[Mapping[str, Any]]) -> Messages:
+    """Messages from an Arrow table, where every message has every field."""
+    return tuple({name: text for name, text in message.items() if text is not None} for message in value)  # type: ignore[misc]
 
 
 def prompt_row(prompt: Prompt, source: str) -> dict[str, object]:

@@ -20,7 +20,8 @@ _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as token ids. Masks mark the response's tokens that count; the prompt's never do."""
+    """A pair as token ids. Masks mark the response's tokens that count; the prompt's never do. The rest is as in
+    ``PreferencePair``; ``task`` names the source's place in the mixture."""
 
     pair_id: str
     prompt_ids: list[int]
@@ -29,6 +30,9 @@ class EncodedPair:
     rejected_ids: list[int]
     rejected_mask: list[bool]
     probability: float = 1.0
+    weight: float = 1.0
+    task: str = ""
+    source: str = ""
 
 
 def mismatched(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
@@ -92,6 +96,8 @@ class ChatEncoder:
             rejected_ids=rejected_ids,
             rejected_mask=[True] * len(rejected_ids),
             probability=pair.probability,
+            weight=pair.weight,
+            source=pair.source,
         )
 
     def _completion(self, ids: list[int], ended: bool, field: str) -> list[int]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
@@ -9,7 +11,10 @@ from stages.core.records import (
     Message,
     PreferencePair,
     Prompt,
+    Vote,
     content_id,
+    messages_of,
+    pair_of,
     pair_row,
     prompt_key,
     prompt_row,
@@ -76,15 +81,26 @@ def test_a_pair_id_depends_on_all_texts_and_on_nothing_else() -> None:
 
 
 def test_a_pair_comes_back_from_its_row() -> None:
-    pair = PreferencePair([user("q")], [assistant("a")], [assistant("b")], False, True, 0.75, "file:1")
+    call = Message(role="assistant", content="", tool_calls='[{"name": "add"}]')
+    votes = (Vote(annotator="ann", preference=1.0), Vote(annotator="bob", preference=None))
+    pair = PreferencePair(
+        (user("q"), call), (assistant("a"),), (assistant("b"),), False, True, 0.75, "file:1",
+        weight=0.5, kind="safety", tools="[]", votes=votes,
+    )  # fmt: skip
     row = pa.Table.from_pylist([pair_row(pair)], schema=PAIRS).to_pylist()[0]
-    identity = row.pop("pair_id")
-    back = PreferencePair(**row)
+    back = pair_of(row)
     assert back == pair
-    assert identity == back.pair_id
+    assert row["pair_id"] == back.pair_id
+
+
+def test_the_tools_belong_to_what_a_pair_is() -> None:
+    pair = PreferencePair((user("q"),), (assistant("a"),), (assistant("b"),))
+    assert replace(pair, tools="[]").pair_id != pair.pair_id
 
 
 def test_a_prompt_comes_back_from_its_row() -> None:
     prompt = Prompt("id", [user("q")])
     row = pa.Table.from_pylist([prompt_row(prompt, "file:1")], schema=PROMPTS).to_pylist()[0]
-    assert row == {"prompt_id": "id", "messages": [user("q")], "source": "file:1"}
+    assert {**row, "messages": messages_of(row["messages"])} == {
+        "prompt_id": "id", "messages": (user("q"),), "source": "file:1",
+    }  # fmt: skip

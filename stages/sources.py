@@ -1,0 +1,90 @@
+"""How the rows of a source become pairs, and what becomes of the pairs before they are tokenised: configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from stages.base import Config, Plugin
+
+FormatName = Literal[
+    "auto", "preference", "transcript", "labelled", "sharegpt", "scored", "ranked", "votes", "choice", "alpaca_eval"
+]
+"""Shapes of rows (``stages.core.formats``); ``auto`` tells them apart row by row."""
+
+Action = Literal["keep", "drop"] | Annotated[float, Field(gt=0, lt=1)]
+"""What becomes of a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
+
+
+class FormatConfig(Config):
+    """How a row becomes pairs. Part of the identity of what is read."""
+
+    format: FormatName | Plugin = "auto"
+    """A shape's name, or the user's own function ``use: "module:function"`` from a row to pairs."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Where the row's fields stand, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
+    strategy: Literal["best_vs_worst", "adjacent", "all"] = "best_vs_worst"
+    """Which answers of a ranked list make pairs: the two ends, each with the next, or every two."""
+    min_margin: NonNegativeFloat = 0.0
+    """Smallest difference of scores that makes a pair; equal scores never do."""
+
+
+class MixConfig(Config):
+    """A source's place in the mixture."""
+
+    task: str = ""
+    """Name under which its pairs are counted and measured."""
+    weight: PositiveFloat = 1.0
+    """How often its pairs are seen: 2 takes each twice, 0.5 a fixed half of them (chosen by their content)."""
+    max_pairs: PositiveInt | None = None
+    """At most so many of its pairs (a fixed choice by their content, so that more data changes it little)."""
+
+
+class LabelsConfig(Config):
+    """How several annotators' votes become the probability that chosen is preferred."""
+
+    aggregate: Literal["share", "dawid_skene", "bradley_terry"] = "share"
+    """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
+    (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
+    min_votes: PositiveInt = 1
+    """Pairs with fewer votes, abstentions not counted, are left out."""
+    ties: Literal["drop", "keep"] = "drop"
+    """What becomes of pairs whose probability is one half."""
+
+
+class FilterConfig(Config):
+    """What becomes of pairs that the quality report would name."""
+
+    duplicates: Action = "drop"
+    """The same prompt, chosen and rejected as an earlier pair."""
+    near_duplicates: Action = "keep"
+    """Nearly the same words as an earlier pair (MinHash)."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """From which Jaccard similarity of word 5-grams on two pairs are nearly the same."""
+    contradictory: Action = "keep"
+    """The same prompt and answers as another pair, preferred the other way round."""
+    contaminated: Action = "keep"
+    """The prompt shares an n-gram of words with a held-out prompt."""
+    ngram: PositiveInt = 13
+    """Words of that n-gram; a shorter prompt counts when it is the same."""
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
+    """Keep only pairs whose chosen response is in one of these languages (ISO 639-1); empty keeps all."""
+    max_words: PositiveInt | None = None
+    """Drop pairs of which prompt and one response together have more words."""
+    max_length_ratio: Annotated[float, Field(gt=1)] | None = None
+    """Drop pairs of which one response has so many times the words of the other."""
+
+
+class CurateConfig(Config):
+    """From all pairs of all files to those that are trained on, and those that are held out.
+
+    ``mix`` has one entry a source, ``source_of`` the source of each input file.
+    """
+
+    mix: tuple[MixConfig, ...]
+    source_of: tuple[int, ...]
+    labels: LabelsConfig = LabelsConfig()
+    filters: FilterConfig = FilterConfig()
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
