@@ -325,7 +325,8 @@ def test_tasks_are_measured_apart() -> None:
 
 def test_parts_of_the_objective_are_reported() -> None:
     config = fp32(loss=[{"use": "sigmoid", "weight": 2.0}, {"use": "hinge", "weight": 0.5}], sft_weight=0.25)
-    means, _ = step(scorer(), data(6), config, Worker(micro_batch_tokens=60))
+    plain = MemoryData([replace(pair, weight=1.0) for pair in data(6).items]).scored_by(nearby())
+    means, _ = step(scorer(), plain, config, Worker(micro_batch_tokens=60))
     parts = 2 * means["loss/sigmoid"] + 0.5 * means["loss/hinge"] + 0.25 * means["sft"]
     assert means["loss"] == pytest.approx(parts)
     assert "wpo_weight" in step(scorer(), data(2), fp32(wpo=True))[0]
