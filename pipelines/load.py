@@ -17,8 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines import preflight, yamlfile
-from pipelines.preflight import KeyPath
-from pipelines.problems import Problem, SpecError
+from pipelines.problems import Fault, KeyPath, Problem, SpecError
 from pipelines.spec import PipelineSpec, explain_type
 from stages.base import Config
 from stages.objectives import UNKNOWN_NAME
@@ -100,21 +99,21 @@ def _override(raw: dict[str, Any], text: str) -> list[Problem]:
     return []
 
 
-def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[preflight.Fault]]:
+def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[Fault]]:
     """Validate section by section, so that sound sections can be checked although others are not.
 
     Returns the valid sections (defaults filled in) and the faults of the others.
     """
     values: dict[str, Any] = {}
     faults = [
-        preflight.Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
+        Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
         for key in raw
         if key not in PipelineSpec.model_fields
     ]
     for name, field in PipelineSpec.model_fields.items():
         if name not in raw:
             if field.is_required():
-                faults.append(preflight.Fault((name,), "required, but missing"))
+                faults.append(Fault((name,), "required, but missing"))
             else:
                 values[name] = field.get_default()
             continue
@@ -129,7 +128,7 @@ def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[p
     return values, faults
 
 
-def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[preflight.Fault]:
+def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Fault]:
     for item in error.errors(include_url=False):
         path, models = _real_path((section, *item["loc"]), raw)
         kind = item["type"]
@@ -148,7 +147,7 @@ def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Ite
             message = plain or item["msg"].removeprefix("Value error, ")
             if kind != "value_error":
                 message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(item['input'])}"
-        yield preflight.Fault(path, message)
+        yield Fault(path, message)
 
 
 def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:

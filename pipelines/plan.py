@@ -14,11 +14,12 @@ from stages.base import Config, Resources, Stage
 
 @dataclass(frozen=True)
 class Source:
-    """A user's file or folder. Its identity is its content."""
+    """A user's file or folder. Its identity is its content. One that is not on a local disk has a ``uri``."""
 
     key: str
     path: Path
     fingerprint: str
+    uri: str = ""
 
 
 @dataclass(frozen=True)

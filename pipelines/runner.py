@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from stages.readers import DataFile, identity
+
 from pipelines.artifacts import ArtifactStore
 from pipelines.fingerprint import hash_path
 from pipelines.plan import Source, Step
@@ -114,17 +116,22 @@ class Runner:
     def _check_sources(self, step: Step) -> None:
         """What was read has to be what was hashed when the plan was made."""
         for value in step.inputs.values():
-            if isinstance(value, Source) and hash_path(value.path) != value.fingerprint:
-                error = StageError(f"{value.path} was changed while it was being read; run the same command again")
+            if isinstance(value, Source) and _identity(value) != value.fingerprint:
+                place = value.uri or value.path
+                error = StageError(f"{place} was changed while it was being read; run the same command again")
                 raise StepFailed(step, error) from error
 
     def _inputs(self, step: Step) -> dict[str, Artifact]:
         return {
-            name: Artifact(value.path, value.fingerprint)
+            name: Artifact(value.path, value.fingerprint, uri=value.uri, key=value.key)
             if isinstance(value, Source)
             else self.store.open(value.fingerprint)
             for name, value in step.inputs.items()
         }
+
+
+def _identity(source: Source) -> str:
+    return identity(DataFile.at(source.uri)) if source.uri else hash_path(source.path)
 
 
 def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:

@@ -11,6 +11,8 @@ ADAPTER = "adapter"
 which cannot be (``stages.adapter_types.prompt_adapter``)."""
 RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
+TOKENISED = "tokens.arrow"
+SELECTION = "selection.arrow"
 METRICS = "metrics.jsonl"
 """In a trained policy: one row of metrics an optimizer step."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from stages.base import Config, Plugin
 
@@ -13,14 +13,24 @@ FormatName = Literal[
 ]
 """Shapes of rows (``stages.core.formats``); ``auto`` tells them apart row by row."""
 
-Action = Literal["keep", "drop"] | Annotated[float, Field(gt=0, lt=1)]
+
+def _action(value: str | float) -> str | float:
+    if value in ("keep", "drop") or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"expected keep, drop or a number between 0 and 1, got {value!r}")
+
+
+Action = Annotated[str | float, AfterValidator(_action)]
 """What becomes of a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
 
 
 class FormatConfig(Config):
     """How a row becomes pairs. Part of the identity of what is read."""
 
-    format: FormatName | Plugin = "auto"
+    format: Annotated[
+        Annotated[FormatName, Tag("name")] | Annotated[Plugin, Tag("custom")],
+        Discriminator(lambda value: "custom" if isinstance(value, dict | Plugin) else "name"),
+    ] = "auto"
     """A shape's name, or the user's own function ``use: "module:function"`` from a row to pairs."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Where the row's fields stand, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
@@ -88,3 +98,5 @@ class CurateConfig(Config):
     filters: FilterConfig = FilterConfig()
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The stage fails when more of a source's rows are in quarantine."""

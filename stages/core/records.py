@@ -148,6 +148,8 @@ SHARD = pa.schema(
         ("source", pa.string()),
     ]
 )
+TOKENS = pa.schema([*SHARD, ("row", pa.int64())])
+"""Tokenised pairs of one file, ``row`` being the pair's place in it."""
 LOGPROBS = pa.schema(
     [("pair_id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32()), ("mismatched", pa.float32())]
 )
