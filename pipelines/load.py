@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pipelines import preflight, yamlfile
 from pipelines.problems import Fault, KeyPath, Problem, SpecError
-from pipelines.spec import PipelineSpec, explain_type
+from pipelines.spec import PipelineSpec, SourceSpec, explain_type
 from stages.base import Config
 from stages.objectives import UNKNOWN_NAME
 
@@ -77,6 +77,27 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise SpecError(problems)
     spec = PipelineSpec.model_construct(**values)
     return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes))
+
+
+def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:
+    """Preference files without a spec: what a ``preferences`` entry says, its keys given as overrides.
+
+    Returns the source, with its path relative to the current folder, and notes.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    raw: dict[str, Any] = {"path": location}
+    problems = [problem for text in overrides for problem in _override(raw, text)]
+    preflight.importable_from(Path.cwd())
+    values, invalid = validate({"preferences": [raw]}, Path.cwd())
+    checked = preflight.Checked()
+    preflight.check_data({"preferences": values.get("preferences")}, Path.cwd(), checked)
+    faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] == "preferences"]
+    problems += [Problem(".".join(map(str, fault.path[2:])) or location, fault.message) for fault in faults]
+    if problems:
+        raise SpecError(problems)
+    return values["preferences"][0], tuple(checked.notes)
 
 
 def _override(raw: dict[str, Any], text: str) -> list[Problem]:

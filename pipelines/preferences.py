@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.readers import DataFile, files, identity
 
 from pipelines.plan import Source, Step
-from pipelines.spec import PipelineSpec
+from pipelines.spec import PipelineSpec, SourceSpec
 from stages.catalog import CURATE, ENCODE, INGEST, EncodeConfig, IngestConfig
 from stages.sources import CurateConfig, FormatConfig, MixConfig
 
@@ -30,27 +30,31 @@ def preferences(spec: PipelineSpec, folder: Path, base: Step) -> Preferences | N
     """From the files that the spec's preferences name to what ``prepare`` takes; None where there are none."""
     if not spec.preferences:
         return None
-    records: list[Step] = []
-    source_of: list[int] = []
-    for number, each in enumerate(spec.preferences):
-        ingest = IngestConfig(kind="pairs", **{name: getattr(each, name) for name in FormatConfig.model_fields})
-        for key, source in _sources(each.path, folder):
-            records.append(Step(f"preferences/{key}", INGEST, ingest, {"files.0": source}))
-            source_of.append(number)
+    made, source_of = records(spec.preferences, folder)
     mix = [MixConfig(**{name: getattr(each, name) for name in MixConfig.model_fields}) for each in spec.preferences]
-    inputs: dict[str, Step] = {f"pairs.{index}": step for index, step in enumerate(records)}
+    inputs: dict[str, Step] = {f"pairs.{index}": step for index, step in enumerate(made)}
     if spec.prompts.heldout:
         inputs["heldout"] = prompts("heldout", spec.prompts.heldout, folder)
     data = spec.data
     config = CurateConfig(
-        mix=tuple(mix), source_of=tuple(source_of), labels=data.labels, filters=data.filters, heldout=data.heldout,
+        mix=tuple(mix), source_of=source_of, labels=data.labels, filters=data.filters, heldout=data.heldout,
         max_bad_share=data.max_bad_share,
     )  # fmt: skip
     selection = Step("preferences/curate", CURATE, config, inputs)
-    tokens = {
-        f"selected.{index}": encoded(f"{step.key}/encode", step, base, spec) for index, step in enumerate(records)
-    }
-    return Preferences(tuple(records), selection, {"selection": selection, **tokens})
+    tokens = {f"selected.{index}": encoded(f"{step.key}/encode", step, base, spec) for index, step in enumerate(made)}
+    return Preferences(tuple(made), selection, {"selection": selection, **tokens})
+
+
+def records(sources: Sequence[SourceSpec], folder: Path) -> tuple[list[Step], tuple[int, ...]]:
+    """The pairs of every file that the sources name, and the source of each file."""
+    made: list[Step] = []
+    source_of: list[int] = []
+    for number, each in enumerate(sources):
+        config = IngestConfig(kind="pairs", **{name: getattr(each, name) for name in FormatConfig.model_fields})
+        for key, source in _sources(each.path, folder):
+            made.append(Step(f"preferences/{key}", INGEST, config, {"files.0": source}))
+            source_of.append(number)
+    return made, tuple(source_of)
 
 
 def encoded(key: str, pairs: Step, base: Step, spec: PipelineSpec) -> Step:
