@@ -16,7 +16,7 @@ from stages.readers import DataFile, ReadError, files, rows
 from pipelines.problems import Checked, Fault, KeyPath
 from stages import objectives
 from stages.core.formats import NoPair, RowError, RowParser, parse_prompt
-from stages.core.records import prompt_key
+from stages.core.records import Messages, prompt_key
 from stages.sources import FormatConfig
 
 _SHOWN = 5
@@ -33,8 +33,8 @@ class _Found:
     """Where each prompt stands first, by its normalised content."""
     good: int = 0
     bad: list[str] = field(default_factory=list)
-    single: list[str] = field(default_factory=list)
-    """Rows with one answer and a label."""
+    single: dict[str, list[str]] = field(default_factory=lambda: {"true": [], "false": []})
+    """Rows with one answer, by its label."""
     skipped: Counter[str] = field(default_factory=Counter)
     whole: bool = True
 
@@ -105,10 +105,10 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> None:
         try:
             if isinstance(row.value, RowError):
                 raise row.value
-            for messages, paired in _usable(row.value, place, parser):
+            for messages, label in _usable(row.value, place, parser):
                 found.good += 1
-                if not paired:
-                    found.single.append(place)
+                if label:
+                    found.single[label].append(place)
                 excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
                 found.keys.setdefault(prompt_key(messages), f"{place} {excerpt}")
         except NoPair as why:
@@ -118,13 +118,13 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> None:
     found.whole &= read < most
 
 
-def _usable(value: Mapping[str, Any], place: str, parser: RowParser | None) -> Iterator[tuple[Any, bool]]:
-    """A row's prompts, each with whether it is not a single answer with a label."""
+def _usable(value: Mapping[str, Any], place: str, parser: RowParser | None) -> Iterator[tuple[Messages, str]]:
+    """A row's prompts, each with the label if it has a single answer."""
     if parser is None:
-        yield parse_prompt(value).messages, True
+        yield parse_prompt(value).messages, ""
         return
     for pair in parser.pairs(value, place):
-        yield pair.prompt, pair.paired
+        yield pair.prompt, "" if pair.paired else "true" if pair.chosen else "false"
 
 
 def _nothing(name: str, found: _Found, pairs: bool) -> str:
@@ -136,14 +136,20 @@ def _nothing(name: str, found: _Found, pairs: bool) -> str:
 
 
 def _single(found: _Found, needs_pairs: bool, where: KeyPath, checked: Checked) -> None:
-    if found.single and needs_pairs:
+    good, bad = found.single["true"], found.single["false"]
+    first, count = next(iter([*good, *bad]), None), len(good) + len(bad)
+    if not count:
+        return
+    if needs_pairs:
         message = (
-            f"{len(found.single)} rows have one answer with a label (first: {found.single[0]}) and train.loss needs "
-            "pairs; use loss: kto or bco, or give chosen and rejected"
+            f"{count} rows have one answer with a label (first: {first}) and train.loss needs pairs; use loss: kto or "
+            "bco, or give chosen and rejected"
         )
         checked.faults.append(Fault(where, message))
-    elif found.single:
-        checked.notes.append(f"{len(found.single)} rows are single answers with a label; first: {found.single[0]}")
+        return
+    checked.notes.append(f"{count} rows are single answers with a label; first: {first}")
+    if count == found.good and not (good and bad):
+        checked.notes.append(f"all of them are labelled {'true' if good else 'false'}: there is nothing to tell apart")
 
 
 def _overlap(heldout: _Found, training: _Found) -> str:

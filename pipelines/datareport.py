@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from stages.quality.text import as_text
+
 from pipelines import console, load, preferences
 from pipelines.artifacts import ArtifactStore
 from pipelines.execute import reason
@@ -20,7 +22,6 @@ from pipelines.runner import Runner, StepFailed
 from pipelines.spec import PipelineSpec
 from stages.catalog import QUALITY, QualityConfig
 from stages.layout import REPORT_HTML, REPORT_JSON
-from stages.quality.text import as_text
 
 
 @dataclass(frozen=True)

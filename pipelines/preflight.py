@@ -18,6 +18,8 @@ from stages import objectives
 from stages.base import Plugin, resolve
 from stages.catalog import CustomJudge, RulesJudge, SentimentJudge, TrainConfig
 
+_LEAST_SIMPO_BETA = 0.5
+
 
 def importable_from(folder: Path) -> None:
     """Make the user's own modules beside the spec and in the current folder importable."""
@@ -35,6 +37,7 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += _installed(values)
     checked.faults += _adapters(values)
     checked.faults += _objective(values.get("train"))
+    checked.notes += _advice(values.get("train"))
     for path, plugin, arguments in _plugins(values):
         checked.faults += _plugin_imports(path, plugin, arguments)
     if (policy := values.get("policy")) is not None:
@@ -139,6 +142,15 @@ def _adapters(values: Mapping[str, Any]) -> Iterator[Fault]:
 def _objective(train: TrainConfig | None) -> Iterator[Fault]:
     if train is not None:
         yield from (Fault(("train", key), message) for key, message in objectives.conflicts(train))
+
+
+def _advice(train: TrainConfig | None) -> Iterator[str]:
+    """Settings that work and are hardly meant."""
+    if train is not None and train.beta < _LEAST_SIMPO_BETA and any(loss.use == "simpo" for loss in train.loss):
+        yield (
+            f"train.beta {train.beta} is far below what simpo is used with (2 to 10): its log-probabilities are means "
+            "a token"
+        )
 
 
 def _plugins(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Plugin, tuple[str, ...]]]:

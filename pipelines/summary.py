@@ -103,8 +103,8 @@ def tasks_table(rounds: Sequence[dict[str, Any]]) -> Table | None:
     for name in ("held out", "loss", "accuracy", "margin"):
         result.add_column(name, justify="right")
     for row in rounds:
-        heldout = row["heldout"] or {}
-        trained = [(name, "-", found) for name, found in row["tasks"].items()]
+        heldout = row.get("heldout") or {}
+        trained = [(name, "-", found) for name, found in row.get("tasks", {}).items()]
         measured = {**({"all": heldout} if heldout else {}), **heldout.get("tasks", {})}
         groups = [*trained, *((name, str(found["pairs"]), found) for name, found in measured.items())]
         for name, count, found in groups:
