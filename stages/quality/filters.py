@@ -31,6 +31,16 @@ class Detector(Protocol):
     def see(self, row: Row) -> None: ...
 
 
+class Finder(Detector, Protocol):
+    """A detector that says for every row that it saw whether it is one of those that it looks for."""
+
+    def found(self) -> Flags: ...
+
+
+def quiet(*_: object) -> None:
+    """Progress that nobody looks at."""
+
+
 @dataclass(frozen=True)
 class Found:
     """``factors`` has a float32 array a file, one number a row: 0 for a dropped pair, 1 for one that is kept, between
@@ -58,13 +68,13 @@ class Filters:
         if config.languages:
             Languages(config.languages)  # a mistake is said before the work
 
-    def examine(self, files: Sequence[Path], progress: Progress = lambda done, total, note: None) -> Found:
-        """Go over all rows of records files once, and of near duplicates again over those that look alike."""
+    def examine(self, files: Sequence[Path], progress: Progress = quiet) -> Found:
+        """Go over all rows of records files once, and for near duplicates again over those that look alike."""
         records = Records(files)
         detectors = self._detectors()
         look(records, [detector for _, _, detector in detectors], progress)
         factors = np.ones(len(records), np.float32)
-        reasons = [(name, action, _flags(detector, records)) for name, action, detector in detectors]
+        reasons = [(name, action, _flags(detector, records, progress)) for name, action, detector in detectors]
         dropped = {}
         for name, action, flags in reasons:
             if action == "drop":
@@ -75,11 +85,12 @@ class Filters:
             if action != "drop":
                 down_weighted[name] = int((flags & (factors > 0)).sum())
                 factors[flags] *= np.float32(action)
-        return Found(np.split(factors, np.cumsum(records.sizes)[:-1]), dropped, down_weighted)
+        parts = np.split(factors, np.cumsum(records.sizes))[:-1]  # the last is what is left, nothing
+        return Found(parts, dropped, down_weighted)
 
-    def _detectors(self) -> list[tuple[str, Action, Detector]]:
+    def _detectors(self) -> list[tuple[str, Action, Finder | NearDuplicates]]:
         config = self._config
-        found: list[tuple[str, Action, Detector]] = []
+        found: list[tuple[str, Action, Finder | NearDuplicates]] = []
         if config.duplicates != "keep":
             found.append(("duplicates", config.duplicates, Duplicates()))
         if config.near_duplicates != "keep":
@@ -109,9 +120,9 @@ def look(records: Records, detectors: Sequence[Detector], progress: Progress) ->
             progress(row.number, len(records), "looking")
 
 
-def _flags(detector: Detector, records: Records) -> Flags:
+def _flags(detector: Finder | NearDuplicates, records: Records, progress: Progress) -> Flags:
     if isinstance(detector, NearDuplicates):
         flags = np.zeros(len(records), np.bool_)
-        flags[[link.row for link in detector.links(records) if not link.flipped]] = True
+        flags[[link.row for link in detector.links(records, progress) if not link.flipped]] = True
         return flags
     return detector.found()

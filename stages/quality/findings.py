@@ -19,8 +19,9 @@ Finding = dict[str, Any]
 _EXCERPT = 160
 _NOTE = 120
 _BIASED = 0.6
-"""Share from which the longer answer wins too often, or from 1 minus it too rarely, when the whole interval is there."""
+"""From this share on the longer answer wins too often (below 1 minus it too rarely), if the whole interval says so."""
 _NOISY = 0.1
+_FOREIGN = 0.01
 _THIN = 0.5
 """A kind is thin that has less than this of an equal share."""
 
@@ -41,9 +42,9 @@ MEANING = {
         "filters.contradictory: drop, or look at the rows: one of each two is wrong, or both answers are as good",
     ),
     "same_answers": (
-        "Chosen is rejected",
+        "Chosen = rejected",
         "Both answers are the same but for case and white space. There is nothing to learn from them.",
-        "take them out of the file: no filter is needed where whole answers are the same, they never become pairs",
+        "take these rows out of their file (rows whose answers are the same letter by letter went to quarantine)",
     ),
     "length_bias": (
         "Length bias",
@@ -91,10 +92,10 @@ def _finding(
     numbers: Iterable[int],
     says: str,
     *,
-    note: Callable[[Row], str] = lambda row: "",
+    note: Callable[[Row], str] | None = None,
     level: str | None = None,
     of: int | None = None,
-    **measures: Any,
+    measures: dict[str, Any] | None = None,
 ) -> Finding:
     """``numbers`` are the rows that it is about; some of them are named, the others counted."""
     rows = list(numbers)
@@ -111,9 +112,13 @@ def _finding(
         "count": len(rows),
         "of": of,
         "share": len(rows) / of if of else 0.0,
-        "measures": {key: _rounded(value) for key, value in measures.items()},
+        "measures": {key: _rounded(value) for key, value in (measures or {}).items()},
         "rows": [
-            {"source": cut(row.source, _NOTE), "excerpt": cut(_last(row), _EXCERPT), "note": cut(note(row), _NOTE)}
+            {
+                "source": cut(row.source, _NOTE),
+                "excerpt": cut(_last(row), _EXCERPT),
+                "note": cut(note(row), _NOTE) if note else "",
+            }
             for row in named
         ],
         "more": len(rows) - len(named),
@@ -136,7 +141,7 @@ def _near_duplicates(survey: Survey) -> Finding:
         survey, "near_duplicates", links,
         f"{_rows(len(links))} with nearly the same words as an earlier one{_of_sample(survey)}",
         note=lambda row: "like " + _source(survey, links[row.number].first),
-        of=survey.sampled, similarity=survey.config.similarity,
+        of=survey.sampled, measures={"similarity": survey.config.similarity},
     )  # fmt: skip
 
 
@@ -173,7 +178,7 @@ def _length_bias(survey: Survey) -> Finding:
         note=lambda row: " against ".join(str(n) for n in sorted(lengths[place[row.number], 1:].tolist())[::-1])
         + f" {survey.unit}",
         level="look" if biased else "fine" if bias.pairs else "unknown", of=bias.pairs,
-        **bias._asdict(),
+        measures=bias._asdict(),
     )  # fmt: skip
 
 
@@ -192,7 +197,8 @@ def _contamination(survey: Survey) -> Finding:
     return _finding(
         survey, "contamination", numbers,
         f"{_rows(len(numbers))} share text with {touched:,} of {len(found.sources):,} held-out prompts",
-        note=note, heldout_prompts=len(found.sources), heldout_touched=touched, ngram=survey.config.ngram,
+        note=note,
+        measures={"heldout_prompts": len(found.sources), "heldout_touched": touched, "ngram": survey.config.ngram},
     )  # fmt: skip
 
 
@@ -220,17 +226,16 @@ def _label_noise(survey: Survey) -> Finding:
         if rate is None
         else f"about {rate:.1%} of the labels are wrong, from "
         + ", ".join(
-            f"{_NAMES[name]} ({p.disagreeing:,.0f} of {p.comparisons:,})" for name, p in parts.items() if p.comparisons
+            f"{name.replace('_', ' ')} ({part.disagreeing:,.0f} of {part.comparisons:,} disagree)"
+            for name, part in parts.items()
+            if part.comparisons
         )
     )
     return _finding(
         survey, "label_noise", numbers, says, note=note,
         level="unknown" if rate is None else "look" if rate >= _NOISY else "fine",
-        rate=rate, **{name: part._asdict() for name, part in parts.items()},
+        measures={"rate": rate, **{name: part._asdict() for name, part in parts.items()}},
     )  # fmt: skip
-
-
-_NAMES = {"votes": "votes", "repeated_rows": "repeated rows", "near_duplicates": "near duplicates"}
 
 
 def _languages(survey: Survey) -> Finding:
@@ -246,7 +251,9 @@ def _languages(survey: Survey) -> Finding:
     return _finding(
         survey, "languages", numbers,
         f"mostly {sure[0]}, {_rows(len(numbers))} in {len(sure) - 1} other languages{_of_sample(survey)}",
-        note=lambda row: spoken[row.number], of=survey.sampled,
+        note=lambda row: f"{spoken[row.number]}: {row.answer[:_NOTE]}", of=survey.sampled,
+        level="look" if len(numbers) >= _FOREIGN * survey.sampled else "fine",
+        measures={"main": sure[0]},
     )  # fmt: skip
 
 
@@ -269,7 +276,7 @@ def _balance(survey: Survey) -> Finding:
     return _finding(
         survey, "balance", numbers, says, level="look" if thin or outside else "fine",
         note=lambda row: f"kind {row.values['kind']}" if row.values["kind"] else "no kind",
-        thin=thin, expected=equal,
+        measures={"thin": [cut(kind, _NOTE) for kind in thin], "equal_share": equal},
     )  # fmt: skip
 
 

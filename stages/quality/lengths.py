@@ -148,4 +148,3 @@ def _wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]
     reach = z * float(np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)))
     scale = 1 + z * z / trials
     return (middle - reach) / scale, (middle + reach) / scale
-

@@ -85,7 +85,7 @@ class NearDuplicates:
         self._numbers.append(row.number)
         self._bands.extend(keys.tolist())
 
-    def links(self, records: Records, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Link]:
+    def links(self, records: Records, progress: Callable[[int, int, str], None]) -> list[Link]:
         """Every row that is nearly the same as an earlier one, in order."""
         numbers = np.asarray(self._numbers, np.int64)
         before = self._before()
@@ -106,7 +106,7 @@ class NearDuplicates:
                 links.append(found)
                 repeated[index] = not found.flipped
             if index % 1000 == 0:
-                progress(index, len(numbers))
+                progress(index, len(numbers), "comparing what looks alike")
         return links
 
     def _before(self) -> NDArray[np.int32]:

@@ -18,6 +18,7 @@ from stages.quality.text import cut
 Report = dict[str, Any]
 _SIDES = ("prompt", "chosen", "rejected")
 _SHOWN = 3
+_NAME = 120
 _MARKS = {"fine": "ok  ", "look": "look", "unknown": "?   "}
 
 
@@ -29,6 +30,7 @@ def report(survey: Survey) -> Report:
     listed = counts.files(config.tasks)
     tasks: dict[str, int] = {}
     for file in listed:
+        file |= {"file": cut(file["file"], _NAME), "task": cut(file["task"], _NAME)}
         tasks[file["task"]] = tasks.get(file["task"], 0) + file["rows"]
     return {
         "rows": rows,
@@ -37,9 +39,9 @@ def report(survey: Survey) -> Report:
         "prompts": counts.prompts(),
         "unit": survey.unit,
         "sample": {"rows": survey.sampled, "complete": survey.sampled == rows},
-        "files": [{**file, "file": cut(file["file"], 120)} for file in listed],
+        "files": listed,
         "tasks": tasks if any(tasks) else {},
-        "kinds": {cut(kind, 120): count for kind, count in sorted(counts.kinds.items(), key=lambda i: (-i[1], i[0]))},
+        "kinds": {cut(kind, _NAME): count for kind, count in sorted(counts.kinds.items(), key=lambda i: (-i[1], i[0]))},
         "languages": language_counts(survey),
         "lengths": {
             side: distribution(lengths[lengths[:, index] > 0, index]) for index, side in enumerate(_SIDES)
@@ -51,14 +53,13 @@ def report(survey: Survey) -> Report:
 def html(value: Report) -> str:
     """One file that loads nothing. Its policy lets no script run and no style but its own; all text is escaped."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     style = _resource("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_resource("report.jinja"))
     charts = [_chart(value["lengths"][side]["histogram"]) for side in _SIDES]
-    return template.render(report=value, style=Markup(style), digest=digest, charts=dict(zip(_SIDES, charts, strict=True)))
+    return template.render(report=value, style=style, digest=digest, charts=dict(zip(_SIDES, charts, strict=True)))
 
 
 def text(value: Report, page: Path | None = None) -> str:

@@ -131,4 +131,6 @@ def _text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _answer_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    return content_id([[" ".join(m["content"].casefold().split()), m["tool_calls"]] for m in messages]) if messages else ""
+    if not messages:
+        return ""
+    return content_id([[" ".join(m["content"].casefold().split()), m["tool_calls"]] for m in messages])

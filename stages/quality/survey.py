@@ -83,7 +83,5 @@ def survey(
         Sample(languages, limit), lengths if count is None else Sample(lengths, limit),
     ]  # fmt: skip
     look(records, [*everything, *([found.contamination] if found.contamination else [])], progress)
-    links = near.links(records, lambda done, total: progress(done, total, "comparing what looks alike"))
+    links = near.links(records, progress)
     return replace(found, links=links, sampled=sample.rows)
-
-
