@@ -68,7 +68,7 @@ class SameAnswers:
 
     def see(self, row: Row) -> None:
         chosen, rejected = row.answer_keys
-        self._found.append(row.paired and chosen == rejected)
+        self._found.append(chosen == rejected)
 
     def found(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return np.asarray(self._found, np.bool_)

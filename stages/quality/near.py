@@ -92,7 +92,8 @@ class NearDuplicates:
         repeated = np.zeros(len(numbers), np.bool_)
         sets = lru_cache(maxsize=_CACHED)(lambda number: _sets(records.row(number)))
         links = []
-        for index in np.flatnonzero((before >= 0).any(axis=1)).tolist():
+        alike = np.flatnonzero((before >= 0).any(axis=1)).tolist()
+        for done, index in enumerate(alike):
             here = sets(int(numbers[index]))
             found = None
             for other in _candidates(index, before, repeated):
@@ -105,8 +106,8 @@ class NearDuplicates:
             if found:
                 links.append(found)
                 repeated[index] = not found.flipped
-            if index % 1000 == 0:
-                progress(index, len(numbers), "comparing what looks alike")
+            if done % 1000 == 0:
+                progress(done, len(alike), "comparing what looks alike")
         return links
 
     def _before(self) -> NDArray[np.int32]:

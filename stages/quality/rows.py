@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from stages.core.records import PAIRS, content_id, prompt_key
+from stages.core.records import content_id, prompt_key
 from stages.quality.text import words
 from stages.tables import read_table
 
@@ -96,9 +97,11 @@ class Row:
 
 
 class Records:
-    """All rows of some files, one after the other. The files are memory-mapped."""
+    """All rows of some files, one after the other. Single rows are fetched from memory-mapped files; what is streamed
+    is read batch by batch instead, since the pages of a mapped file stay and count as memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
         self._tables = [read_table(file) for file in files]
         self.sizes = [int(table.num_rows) for table in self._tables]
         self._starts = np.cumsum([0, *self.sizes])
@@ -108,12 +111,18 @@ class Records:
 
     def stream(self, columns: Iterable[str]) -> Iterator[Row]:
         """Every row in order, with these columns."""
-        names = [name for name in PAIRS.names if name in set(columns)]
-        for table, start in zip(self._tables, self._starts.tolist(), strict=False):
-            part = table.select(names)
-            for at in range(0, part.num_rows, _SLICE):
-                for index, values in enumerate(part.slice(at, _SLICE).to_pylist(), start + at):
-                    yield Row(index, values)
+        wanted = set(columns)
+        number = 0
+        for file, table in zip(self._files, self._tables, strict=True):
+            fields = [index for index, name in enumerate(table.schema.names) if name in wanted]
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            with pa.OSFile(str(file), "rb") as source, pa.ipc.open_file(source, options=options) as reader:
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    for at in range(0, batch.num_rows, _SLICE):
+                        for values in batch.slice(at, _SLICE).to_pylist():
+                            yield Row(number, values)
+                            number += 1
 
     def row(self, number: int) -> Row:
         """One row with all its columns."""

@@ -83,6 +83,25 @@ def test_nearly_the_same_words_are_found_and_the_first_stays(tmp_path: Path) -> 
     assert factors(tmp_path, pairs, near_duplicates=0.5, similarity=1.0) == [1, 1, 1, 1, 1, 0.5]
 
 
+def test_what_is_like_a_repetition_but_not_like_its_first_stays(tmp_path: Path) -> None:
+    words = sentence(1, 44).split()  # 40 shingles; three other words at an end make three others
+    second = [*words[:41], "x", "y", "z"]
+    third = ["x", "y", "z", *second[3:]]
+    pairs = [pair("Q", " ".join(answer), "no") for answer in (words, second, third, third)]
+    assert factors(tmp_path, pairs, near_duplicates="drop") == [1, 0, 1, 0]
+
+
+def test_the_same_words_with_another_preference_or_a_short_other_prompt_stay(tmp_path: Path) -> None:
+    good, bad = sentence(1, 100), sentence(2, 100)
+    pairs = [
+        pair(sentence(3, 8), good, bad),
+        pair(sentence(4, 8), good, bad),
+        pair(sentence(3, 8), good, bad, probability=0.1),
+        pair(sentence(3, 8), bad, good, probability=0.1),
+    ]
+    assert factors(tmp_path, pairs, near_duplicates="drop") == [1, 1, 1, 0]
+
+
 def test_near_duplicates_are_told_apart_in_a_crowd_that_looks_alike(tmp_path: Path) -> None:
     """A long prompt that all share must neither make duplicates of other answers nor hide real ones."""
     prompt = sentence(0, 400)

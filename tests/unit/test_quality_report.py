@@ -92,10 +92,10 @@ def test_duplicates_name_the_row_that_they_repeat(tmp_path: Path) -> None:
 
 
 def test_contradictions_name_the_other_row(tmp_path: Path) -> None:
-    texts = [("Q", "yes", "no"), ("Q", "maybe", "no"), ("Q", "NO", "yes"), ("R", "no", "yes")]
+    texts = [("Q", "yes", "no"), ("Q", "maybe", "no"), ("Q", "NO", "yes"), ("R", "no", "yes"), ("q", "yes", "no")]
     pairs = lined("a", [pair(*text) for text in texts])
     found = finding(report(tmp_path, pairs), "contradictory")
-    assert named(found) == [("a:1", "against a:3"), ("a:3", "against a:1")]
+    assert named(found) == [("a:1", "against a:3"), ("a:3", "against a:1"), ("a:5", "against a:3")]
     assert found["level"] == "look"
 
 
