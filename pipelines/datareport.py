@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stages.quality.text import as_text
+from stages.quality.report import text
+from stages.sources import FilterConfig
 
 from pipelines import console, load, preferences
 from pipelines.artifacts import ArtifactStore
@@ -19,7 +20,7 @@ from pipelines.models import base_step
 from pipelines.plan import Step, walk
 from pipelines.problems import Problem, SpecError
 from pipelines.runner import Runner, StepFailed
-from pipelines.spec import PipelineSpec
+from pipelines.spec import SourceSpec
 from stages.catalog import QUALITY, QualityConfig
 from stages.layout import REPORT_HTML, REPORT_JSON
 
@@ -45,8 +46,7 @@ def plan(argument: str, overrides: Sequence[str]) -> DataPlan:
     if argument in load.recipes() or Path(argument).suffix in (".yaml", ".yml"):
         return _of_spec(load.load(argument, overrides))
     source, notes = load.source(argument, overrides)
-    made, _ = preferences.records([source], Path.cwd())
-    return DataPlan(_report(made, {}, None), notes)
+    return DataPlan(_report([source], Path.cwd(), {}, FilterConfig()), notes)
 
 
 def _of_spec(loaded: load.Loaded) -> DataPlan:
@@ -54,15 +54,16 @@ def _of_spec(loaded: load.Loaded) -> DataPlan:
     if not spec.preferences:
         message = "no preferences to look at; the pairs of this spec are made while it runs"
         raise SpecError([Problem(loaded.path.name, message)])
-    made, _ = preferences.records(spec.preferences, folder)
     others: dict[str, Step] = {"policy": base_step(spec.policy, folder)}
     if spec.prompts.heldout:
         others["heldout"] = preferences.prompts("heldout", spec.prompts.heldout, folder)
-    return DataPlan(_report(made, others, spec), loaded.notes)
+    return DataPlan(_report(spec.preferences, folder, others, spec.data.filters), loaded.notes)
 
 
-def _report(made: Sequence[Step], others: Mapping[str, Step], spec: PipelineSpec | None) -> Step:
-    config = QualityConfig() if spec is None else QualityConfig.of(spec.data.filters)
+def _report(sources: Sequence[SourceSpec], folder: Path, others: Mapping[str, Step], filters: FilterConfig) -> Step:
+    made, source_of = preferences.records(sources, folder)
+    tasks = tuple(sources[number].task for number in source_of)
+    config = QualityConfig(tasks=tasks if any(tasks) else (), similarity=filters.similarity, ngram=filters.ngram)
     pairs = {f"pairs.{index}": step for index, step in enumerate(made)}
     return Step("data/report", QUALITY, config, {**pairs, **others})
 
@@ -95,7 +96,7 @@ def execute(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json:
             page = Path(shutil.copyfile(page, html))
         report = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
         if not as_json:
-            say(f"{as_text(report)}\nreport    {page}")
+            say(text(report, page))
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     return 0

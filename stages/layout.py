@@ -13,6 +13,8 @@ RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENISED = "tokens.arrow"
 SELECTION = "selection.arrow"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
 METRICS = "metrics.jsonl"
 """In a trained policy: one row of metrics an optimizer step."""
 

@@ -100,3 +100,20 @@ class CurateConfig(Config):
     """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The stage fails when more of a source's rows are in quarantine."""
+
+
+class QualityConfig(Config):
+    """What the quality report looks for, and how closely."""
+
+    tasks: tuple[str, ...] = ()
+    """The task of each input file, as in the mixture; empty where there are none."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of pairs that there should be equally many of, such as factuality and safety; empty takes those that
+    there are."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    ngram: PositiveInt = 13
+    """Both as in ``FilterConfig``."""
+    sample: PositiveInt = 100_000
+    """Of more rows than these, a fixed sample by the prompt's content is looked at where all would take too long."""
+    named: PositiveInt = 20
+    """Rows that a finding names at most."""
