@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stages.quality.report import text
-from stages.sources import FilterConfig
-
 from pipelines import console, load, preferences
 from pipelines.artifacts import ArtifactStore
 from pipelines.execute import reason
@@ -21,8 +18,10 @@ from pipelines.plan import Step, walk
 from pipelines.problems import Problem, SpecError
 from pipelines.runner import Runner, StepFailed
 from pipelines.spec import SourceSpec
-from stages.catalog import QUALITY, QualityConfig
+from stages.catalog import QUALITY
 from stages.layout import REPORT_HTML, REPORT_JSON
+from stages.quality.report import text
+from stages.sources import FilterConfig, QualityConfig
 
 
 @dataclass(frozen=True)

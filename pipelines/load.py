@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines import preflight, yamlfile
-from pipelines.problems import Fault, KeyPath, Problem, SpecError
+from pipelines.datacheck import check_data
+from pipelines.problems import Checked, Fault, KeyPath, Problem, SpecError
 from pipelines.spec import PipelineSpec, SourceSpec, explain_type
 from stages.base import Config
 from stages.objectives import UNKNOWN_NAME
@@ -91,8 +92,8 @@ def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tu
     problems = [problem for text in overrides for problem in _override(raw, text)]
     preflight.importable_from(Path.cwd())
     values, invalid = validate({"preferences": [raw]}, Path.cwd())
-    checked = preflight.Checked()
-    preflight.check_data({"preferences": values.get("preferences")}, Path.cwd(), checked)
+    checked = Checked()
+    check_data({"preferences": values.get("preferences")}, Path.cwd(), checked)
     faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] == "preferences"]
     problems += [Problem(".".join(map(str, fault.path[2:])) or location, fault.message) for fault in faults]
     if problems:

@@ -97,16 +97,17 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
 
 def tasks_table(rounds: Sequence[dict[str, Any]]) -> Table | None:
     """Held-out pairs, and the tasks of a mixture in training and held out; None where there are neither."""
-    result = Table(title="Pairs by task", title_justify="left")
+    result = Table(title="Held-out pairs and tasks", title_justify="left")
     result.add_column("round", justify="right")
-    result.add_column("pairs of")
-    for name in ("held out", "loss", "accuracy", "margin"):
+    result.add_column("task")
+    result.add_column("pairs")
+    for name in ("loss", "accuracy", "margin"):
         result.add_column(name, justify="right")
     for row in rounds:
         heldout = row.get("heldout") or {}
-        trained = [(name, "-", found) for name, found in row.get("tasks", {}).items()]
+        trained = [(name, "training", found) for name, found in row.get("tasks", {}).items()]
         measured = {**({"all": heldout} if heldout else {}), **heldout.get("tasks", {})}
-        groups = [*trained, *((name, str(found["pairs"]), found) for name, found in measured.items())]
+        groups = [*trained, *((name, f"{found['pairs']} held out", found) for name, found in measured.items())]
         for name, count, found in groups:
             accuracy, margin = _number(found["reward_accuracy"], 2), _number(found["reward_margin"])
             result.add_row(str(row["round"]), name, count, _number(found["loss"]), accuracy, margin)
