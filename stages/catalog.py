@@ -21,6 +21,7 @@ from pydantic import (
 from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
 from stages.base import Config, Plugin, Stage, plain
 from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
+from stages.sources import CurateConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
@@ -229,6 +230,7 @@ class PromoteConfig(Config):
 
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
 INGEST = Stage("ingest", 2, IngestConfig, ("files",), "records", "stages.ingest:run")
+CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.curate:run")
 PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
 TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
@@ -239,5 +241,5 @@ EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluat
 PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.promote:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE,
+    MATERIALISE, INGEST, CURATE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE,
 )  # fmt: skip

@@ -88,3 +88,5 @@ class CurateConfig(Config):
     filters: FilterConfig = FilterConfig()
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The stage fails when more of a source's rows are in quarantine."""
