@@ -21,7 +21,7 @@ from pydantic import (
 from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
 from stages.base import Config, Plugin, Stage, plain
 from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
-from stages.sources import CurateConfig
+from stages.sources import CurateConfig, QualityConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
@@ -239,7 +239,8 @@ JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages
 PAIR = Stage("pair", 1, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
 EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.evaluate:run")
 PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.promote:run")
+QUALITY = Stage("quality", 1, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, CURATE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE,
+    MATERIALISE, INGEST, CURATE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE, QUALITY,
 )  # fmt: skip

@@ -36,9 +36,9 @@ class MixConfig(Config):
     task: str = ""
     """Name under which its pairs are counted and measured."""
     weight: PositiveFloat = 1.0
-    """How often its pairs are seen: 2 takes each twice, 0.5 a fixed half of them (chosen by their content)."""
+    """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
     max_pairs: PositiveInt | None = None
-    """At most so many of its pairs (a fixed choice by their content, so that more data changes it little)."""
+    """At most so many of its pairs, before the weight: a fixed choice by their content, which more data changes little."""
 
 
 class LabelsConfig(Config):
@@ -48,7 +48,7 @@ class LabelsConfig(Config):
     """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
     (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
     min_votes: PositiveInt = 1
-    """Pairs with fewer votes, abstentions not counted, are left out."""
+    """Pairs that annotators were asked about and that have fewer votes, abstentions not counted, are left out."""
     ties: Literal["drop", "keep"] = "drop"
     """What becomes of pairs whose probability is one half."""
 
@@ -90,3 +90,20 @@ class CurateConfig(Config):
     """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The stage fails when more of a source's rows are in quarantine."""
+
+
+class QualityConfig(Config):
+    """What the quality report looks for, and how closely."""
+
+    tasks: tuple[str, ...] = ()
+    """The task of each input file, as in the mixture; empty where there are none."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of pairs that there should be equally many of, such as factuality and safety; empty takes those that
+    there are."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    ngram: PositiveInt = 13
+    """Both as in ``FilterConfig``."""
+    sample: PositiveInt = 100_000
+    """Of more rows than these, a fixed sample by the prompt's content is looked at where all would take too long."""
+    named: PositiveInt = 20
+    """Rows that a finding names at most."""

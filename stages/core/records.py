@@ -104,6 +104,8 @@ def id_numbers(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     Raises:
         pyarrow.ArrowInvalid: one of them has not 16 characters.
     """
+    if not len(ids):
+        return np.zeros(0, np.uint64)
     written = ids.cast(pa.binary(16)).combine_chunks()
     text = np.frombuffer(written.buffers()[1], np.uint8)[16 * written.offset :][: 16 * len(written)]
     digits = np.where(text >= ord("a"), text - ord("a") + 10, text - ord("0")).astype(np.uint8)
