@@ -38,7 +38,7 @@ class MixConfig(Config):
     weight: PositiveFloat = 1.0
     """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
     max_pairs: PositiveInt | None = None
-    """At most so many of its pairs, before the weight (a fixed choice by their content; more data changes it little)."""
+    """At most so many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
 
 
 class LabelsConfig(Config):
