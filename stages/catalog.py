@@ -21,7 +21,7 @@ from pydantic import (
 from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
 from stages.base import Config, Plugin, Stage, plain
 from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
-from stages.sources import FormatConfig, QualityConfig
+from stages.sources import CurateConfig, FormatConfig, QualityConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
@@ -250,6 +250,7 @@ class PromoteConfig(Config):
 
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
 INGEST = Stage("ingest", 2, IngestConfig, ("files",), "records", "stages.ingest:run")
+CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.curate:run")
 ENCODE = Stage("encode", 1, EncodeConfig, ("policy", "pairs"), "tokens", "stages.encode:run")
 PREPARE = Stage(
     "prepare", 2, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.prepare:run"
@@ -265,6 +266,6 @@ PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluati
 QUALITY = Stage("quality", 1, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, HELDOUT, EVALUATE, PROMOTE,
+    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, HELDOUT, EVALUATE, PROMOTE,
     QUALITY,
 )  # fmt: skip

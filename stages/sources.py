@@ -46,9 +46,9 @@ class MixConfig(Config):
     task: str = ""
     """Name under which its pairs are counted and measured."""
     weight: PositiveFloat = 1.0
-    """How often its pairs are seen: 2 takes each twice, 0.5 a fixed half of them (chosen by their content)."""
+    """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
     max_pairs: PositiveInt | None = None
-    """At most so many of its pairs (a fixed choice by their content, so that more data changes it little)."""
+    """At most so many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
 
 
 class LabelsConfig(Config):
@@ -58,7 +58,7 @@ class LabelsConfig(Config):
     """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
     (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
     min_votes: PositiveInt = 1
-    """Pairs with fewer votes, abstentions not counted, are left out."""
+    """Pairs that annotators were asked about and that have fewer votes, abstentions not counted, are left out."""
     ties: Literal["drop", "keep"] = "drop"
     """What becomes of pairs whose probability is one half."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,17 @@ def read_table(path: Path) -> pa.Table:
     """A memory-mapped Arrow IPC file."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def stream_columns(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of an Arrow IPC file, a few rows at a time. Nothing is mapped: what was read is freed again, and
+    the other columns are not read at all."""
+    with pa.OSFile(str(path), "rb") as source:
+        schema = pa.ipc.open_file(source).schema
+        wanted = [schema.get_field_index(name) for name in columns]
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)])
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
