@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,12 @@ import pyarrow as pa
 
 from stages.core.records import content_id, prompt_key
 from stages.quality.text import words
+from stages.readers import Place
 from stages.tables import read_table
 
 _SLICE = 1000
 TEXTS = ("prompt", "chosen", "rejected")
 LABELS = ("probability", "votes")
-_LINE = re.compile(r"(:\d+)+$")
 
 
 class Row:
@@ -92,8 +91,8 @@ class Row:
 
     @property
     def file(self) -> str:
-        """The source without its line."""
-        return _LINE.sub("", self.source)
+        """The source without its line or row."""
+        return Place.parse(self.source).file
 
 
 class Records:
