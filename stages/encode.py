@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from stages.base import Artifact, StageContext, Summary
 from stages.catalog import EncodeConfig
+from stages.core.encoding import encode_records
 from stages.core.formats import RowError
-from stages.core.records import TOKENS, pair_of
-from stages.core.truncation import truncated
+from stages.core.records import SHARD, TOKENS
 from stages.layout import RECORDS, TOKENISED
 from stages.models import load_encoder
 from stages.raydata import map_tasks
@@ -22,6 +22,7 @@ from stages.tables import Quarantine, read_table, write_table
 _SLICE = 1000
 _CUTS = ("prompt", "response")
 """What may have been cut of a row."""
+_SCHEMA = pa.schema([*TOKENS, *Quarantine.SCHEMA, *((name, pa.bool_()) for name in _CUTS)])
 
 
 def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -51,16 +52,18 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
 
 
 def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """Some rows of a pairs file as rows of ``TOKENS``, with a reason for those that cannot be used."""
+    """Some rows of a pairs file as rows of ``TOKENS``; then those that cannot be used, each with a reason."""
     encoder = load_encoder(Path(task["policy"]))
-    schema = pa.schema([*TOKENS, *Quarantine.SCHEMA, *((name, pa.bool_()) for name in _CUTS)])
-    rows = []
-    table = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"])
-    for number, row in enumerate(table.to_pylist(), task["start"]):
-        pair = pair_of(row)
-        try:
-            cut = truncated(encoder.pair(pair), task["max_length"], task["truncation"])
-            rows.append({**vars(cut.pair), "row": number, **{name: getattr(cut, name) for name in _CUTS}})
-        except RowError as error:
-            rows.append(Quarantine.row(pair.source, error, pair.prompt[-1]["content"]))
-    yield pa.Table.from_pylist(rows, schema=schema)
+    records = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"])
+    found = encode_records(encoder, records, task["max_length"], task["truncation"])
+    columns = {name: found.table[name] for name in SHARD.names}
+    columns |= {"row": found.rows + task["start"], "prompt": found.prompt_cut, "response": found.response_cut}
+    missing = {name: pa.nulls(found.table.num_rows, kind) for name, kind in Quarantine.SCHEMA}
+    yield pa.table({**columns, **missing}, schema=_SCHEMA)
+    if found.errors:
+        yield pa.Table.from_pylist([_rejected(records, row, error) for row, error in found.errors], schema=_SCHEMA)
+
+
+def _rejected(records: pa.Table, row: int, error: RowError) -> dict[str, str]:
+    (record,) = records.slice(row, 1).to_pylist()
+    return Quarantine.row(record["source"], error, record["prompt"][-1]["content"] or "")

@@ -63,7 +63,7 @@ CLEAN = [pair(sentence(3 * i), sentence(3 * i + 1), sentence(3 * i + 2)) for i i
 
 def test_rows_are_counted_by_file_task_and_kind(tmp_path: Path) -> None:
     first = lined("a.jsonl", [pair("A", "b", "c", kind="style"), pair("a", "b", "d"), pair("B", "c", "")])
-    second = [pair("B", "c", "d", source="b.parquet:0:7", kind="style")]
+    second = [pair("B", "c", "d", source="b.parquet:group 0 row 7", kind="style")]
     value = report(tmp_path, first, second, tasks=("chat", "code"))
     assert [value[name] for name in ("rows", "paired", "unpaired", "prompts")] == [4, 3, 1, 2]
     assert value["files"] == [
