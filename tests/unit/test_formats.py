@@ -89,7 +89,7 @@ def test_text_and_the_message_it_stands_for_are_the_same_prompt() -> None:
         (None, "", "missing"),
         (7, "", "expected text or a list of messages, found a number"),
         (True, "", "found a boolean"),
-        ({"role": "user", "content": "x"}, "", "found an object"),
+        ({"speaker": "user", "content": "x"}, ".role", "expected one of system, user, assistant, tool, found None"),
         ([], "", "no messages"),
         ("", ".content", "empty"),
         (" \n\t", ".content", "empty"),
@@ -100,7 +100,9 @@ def test_text_and_the_message_it_stands_for_are_the_same_prompt() -> None:
         ([{"content": "x"}], "[0].role", "found None"),
         ([{"role": ["user"], "content": "x"}], "[0].role", "expected one of"),
         ([{"role": "assistant"}], "[0].content", "expected text, found nothing"),
-        ([{"role": "assistant", "content": ["x"]}], "[0].content", "expected text, found a list"),
+        ([{"role": "assistant", "content": {}}], "[0].content", "expected text, found an object"),
+        ([{"role": "assistant", "content": [7]}], "[0].content[0]", "expected a part {type: text, text}"),
+        ([{"role": "assistant", "content": [{"type": "image_url"}]}], "[0].content[0]", "only text can be used"),
         ([{"role": "assistant", "content": " "}], "[0].content", "empty"),
         ([{"role": "assistant", "content": "\udc00"}], "[0].content", "surrogate"),
     ],
@@ -113,8 +115,8 @@ def test_a_bad_field_is_named_with_the_reason(field: str, value: Any, where: str
 
 
 def test_a_missing_field_names_the_fields_that_are_there() -> None:
-    error = pair_error(prompt=..., question="Name a colour.")
-    assert all(name in error.reason for name in ("chosen", "rejected", "question"))
+    error = pair_error(prompt=..., topic="Name a colour.")
+    assert all(name in error.reason for name in ("chosen", "rejected", "topic"))
     with pytest.raises(RowError, match="no fields"):
         parse_prompt({})
 
@@ -156,7 +158,7 @@ def test_a_preference_probability_is_kept(value: float) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [-0.01, 1.01, float("nan"), float("inf"), pytest.param(10**400, id="huge"), True, False, "0.5", None, [0.5], {}],
+    [-0.01, 1.01, float("nan"), float("inf"), pytest.param(10**400, id="huge"), True, False, "0.5", [0.5], {}],
 )
 def test_a_preference_probability_that_is_none_is_refused(value: Any) -> None:
     assert pair_error(preference_probability=value).field == "preference_probability"
@@ -181,8 +183,9 @@ def test_a_single_answer_stands_on_the_side_that_its_label_says(label: bool) -> 
     ("row", "field", "reason"),
     [
         ({"prompt": "Hi", "completion": "a"}, "label", "good answer.*missing"),
-        ({"prompt": "Hi", "completion": "a", "label": 1}, "label", "expected true .* found 1"),
-        ({"prompt": "Hi", "completion": "a", "label": "true"}, "label", "found 'true'"),
+        ({"prompt": "Hi", "completion": "a", "label": 2}, "label", "expected true .* found 2"),
+        ({"prompt": "Hi", "completion": "a", "label": "perhaps"}, "label", "found 'perhaps'"),
+        ({"prompt": "Hi", "completion": "a", "label": [True]}, "label", "found .True."),
         ({"prompt": "Hi", "completion": " ", "label": True}, "completion.content", "empty"),
         ({"prompt": "Hi", "completion": "a", "chosen": "b", "label": True}, "completion", "stands beside chosen"),
     ],
