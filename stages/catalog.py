@@ -249,7 +249,7 @@ class PromoteConfig(Config):
 
 
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
-INGEST = Stage("ingest", 2, IngestConfig, ("files",), "records", "stages.ingest:run")
+INGEST = Stage("ingest", 3, IngestConfig, ("files",), "records", "stages.ingest:run")
 CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.curate:run")
 ENCODE = Stage("encode", 1, EncodeConfig, ("policy", "pairs"), "tokens", "stages.encode:run")
 PREPARE = Stage(
@@ -259,7 +259,7 @@ REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logpro
 TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
 ROLLOUT = Stage("rollout", 1, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.rollout:run")
 JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge:run")
-PAIR = Stage("pair", 1, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
+PAIR = Stage("pair", 2, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
 HELDOUT = Stage("heldout", 1, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.heldout:run")
 EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.evaluate:run")
 PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.promote:run")
