@@ -80,7 +80,7 @@ class _Elements:
                 self._expect(b":", f"behind the key {key:.40}")
                 if self.next() == b"[" and self._holds_objects():
                     if listed:
-                        raise Broken(f"rows stand under {listed:.40} and under {key:.40}; only the first were read. Put "
+                        raise Broken(f"rows stand under {listed:.40} and under {key:.40}; only the first are read. Put "
                                      "them in two files, or one object a line (.jsonl)")  # fmt: skip
                     listed = key
                     yield from self.array()
@@ -132,7 +132,7 @@ class _Elements:
         return True
 
     def _value(self, most: int) -> tuple[bytes, bool]:
-        """The bytes of the value that begins here, and whether all of them: at most ``most`` and an excerpt are kept."""
+        """The bytes of the value that begins here, and whether all: at most ``most``, or an excerpt, are kept."""
         first = self.next()
         if first and first not in b'"[{':
             return self._scalar(most)

@@ -34,7 +34,7 @@ def parquet(source: Any, file: str, limits: Limits) -> Iterator[Row]:
         row = 0
         try:
             about = table.metadata.row_group(group)
-            _bomb(about, limits)
+            _bomb(about, source.size(), limits)
             size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
             for batch in table.iter_batches(size, row_groups=[group], use_threads=False):
                 for value in _values(batch, limits):
@@ -47,15 +47,12 @@ def parquet(source: Any, file: str, limits: Limits) -> Iterator[Row]:
             yield Row(Place(file, row_group=group, row=row + 1), RowError("", reason))
 
 
-def _bomb(group: Any, limits: Limits) -> None:
-    """Pages are decompressed whole, so a bomb has to be known by what the file says of itself."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        out, stored = column.total_uncompressed_size, column.total_compressed_size
-        if out > limits.ratio_from and out > limits.max_ratio * stored:
-            raise RowError(
-                column.path_in_schema, f"decompresses to {out // max(1, stored)} times its size: a decompression bomb"
-            )
+def _bomb(group: Any, stored: int, limits: Limits) -> None:
+    """Pages are decompressed whole, so a bomb has to be known by what the file says of itself. (Not by column: over
+    damaged statistics of a column pyarrow ends the process.)"""
+    out = group.total_byte_size
+    if out > limits.ratio_from and out > limits.max_ratio * stored:
+        raise RowError("", f"decompresses to {out // max(1, stored)} times the file's size: a decompression bomb")
 
 
 def arrow(source: Any, file: str, limits: Limits, broken: str | None = None) -> Iterator[Row]:
@@ -81,40 +78,62 @@ def arrow(source: Any, file: str, limits: Limits, broken: str | None = None) -> 
 
 
 def _sliced(batch: Any, limits: Limits) -> Iterator[dict[str, Any] | RowError]:
-    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    """Offsets are checked before anything is read by them: the library trusts them, and would read any memory."""
+    sound = _sound(batch)
+    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
     for start in range(0, batch.num_rows, size):
-        yield from _values(batch.slice(start, size), limits)
+        yield from _values(batch.slice(start, size), limits, sound)
 
 
-def _values(batch: Any, limits: Limits) -> Iterator[dict[str, Any] | RowError]:
-    """Rows as Python values. Offsets and UTF-8 are checked before: the library would trust them."""
-    if batch.nbytes <= limits.max_row_bytes:
+def _sound(batch: Any) -> bool:
+    """False if the rows have to be checked one by one.
+
+    Raises:
+        pyarrow.ArrowInvalid: not even that can be done.
+    """
+    try:
+        batch.validate(full=True)
+    except _FAULTS:
+        batch.validate()
+        if not all(_flat(column.type) for column in batch.columns):
+            raise  # a row's part of a nested column cannot be checked by itself
+        return False
+    return True
+
+
+def _flat(kind: Any) -> bool:
+    return kind.num_fields == 0 and not pa.types.is_dictionary(kind)
+
+
+def _values(batch: Any, limits: Limits, sound: bool = True) -> Iterator[dict[str, Any] | RowError]:
+    """Rows as Python values: all at once, or one by one if they are large or something is wrong with one of them."""
+    if sound and batch.nbytes <= limits.max_row_bytes:
         try:
-            batch.validate(full=True)
             values = batch.to_pylist()
         except _FAULTS:
-            pass  # then a row at a time: which is it?
+            pass
         else:
             yield from values
             return
     for index in range(batch.num_rows):
-        yield _one(batch.slice(index, 1), limits)
+        yield _one(batch.slice(index, 1), limits, sound)
 
 
-def _one(row: Any, limits: Limits) -> dict[str, Any] | RowError:
+def _one(row: Any, limits: Limits, sound: bool) -> dict[str, Any] | RowError:
+    value: dict[str, Any] = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            column.validate(full=True)
+            if not sound:
+                column.validate(full=True)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()  # else all its values would count
+            if column.nbytes > limits.max_row_bytes:
+                return RowError(name, f"longer than {limits.max_row_bytes:,} bytes")
+            value[name] = column[0].as_py()
+        except UnicodeDecodeError:
+            return RowError(name, "not UTF-8 text")
         except _FAULTS as error:
             return RowError(name, f"damaged: {_first(error)}")
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()  # else all its values would count
-        if column.nbytes > limits.max_row_bytes:
-            return RowError(name, f"longer than {limits.max_row_bytes:,} bytes")
-    try:
-        value: dict[str, Any] = row.to_pylist()[0]
-    except _FAULTS as error:
-        return RowError("", f"cannot be read: {_first(error)}")
     return value
 
 

@@ -107,7 +107,8 @@ def _json(blocks: Blocks, begins: bytes, suffix: str, limits: Limits) -> bytes:
         return b"lines" if follows.strip() or (many and begins == b"{") else b"json"
     # a first line that is no JSON: damaged, or the first of many that are one text together
     alone = not follows.strip()
-    return b"lines" if begins == b"{" and (follows.startswith(b"{") or (many and alone)) else b"json"
+    ended = follows.startswith(b"{") and not line.rstrip().endswith((b",", b":", b"[", b"{"))
+    return b"lines" if begins == b"{" and (ended or (many and alone)) else b"json"
 
 
 def _whole(line: bytes) -> bool:

@@ -89,7 +89,7 @@ class Place:
         match = _PLACE.fullmatch(text)
         if match is None:
             return cls(text)
-        numbers = {name: match[name] and int(match[name]) for name in ("line", "row_group", "row")}
+        numbers = {name: int(match[name]) if match[name] else None for name in ("line", "row_group", "row")}
         return cls(match["file"], **numbers)
 
 

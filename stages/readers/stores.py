@@ -135,7 +135,7 @@ def opened(file: DataFile) -> Iterator[Handle]:
     """
     if not file.remote:
         try:
-            handle = open(file.uri, "rb")
+            handle = open(file.uri, "rb")  # noqa: SIM115 (closed below, with those of other stores)
         except OSError as error:
             raise ReadError(f"{file.uri} cannot be read: {error.strerror}") from error
     else:
