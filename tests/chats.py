@@ -75,7 +75,8 @@ class Family:
 
 
 FAMILIES = {
-    "plain chatml": Family("bytes", _PLAIN, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"], "<|im_start|>", "<|im_end|>"),
+    "plain chatml": Family("bytes", _PLAIN, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>",
+                           "<|im_end|>"),
     "chatml": Family("bytes", _CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", "<|im_end|>",
                      [AddedToken("<tool_call>", normalized=False), AddedToken("</tool_call>", normalized=False),
                       AddedToken("\n\n", normalized=False)]),
@@ -88,7 +89,8 @@ FAMILIES = {
                       "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"], "<s>", "</s>"),
     "phi": Family("prepend", _PHI, ["<unk>", "<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>",
                   "<|tool|>", "<|end|>"], "<s>", "<|endoftext|>", rstrip=True),
-    "zephyr": Family("metaspace", _PHI, ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"], "<s>", "</s>"),
+    "zephyr": Family("metaspace", _PHI, ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"], "<s>",
+                     "</s>"),
     "unigram": Family("unigram", _PHI, ["<unk>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"], "</s>", "</s>",
                       lossless=False),
     "wordpiece": Family("wordpiece", _BERT, ["[UNK]", "[CLS]", "[SEP]", "[MASK]"], "[CLS]", "[SEP]", lossless=False),

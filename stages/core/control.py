@@ -30,8 +30,7 @@ class ControlTokens:
         if backend is None:
             raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: save the model with a tokenizer.json")
         settings = json.loads(backend.to_str())
-        added = settings["added_tokens"]
-        tokens = [token for token in added if is_control(token["content"], token["special"])]
+        tokens = [token for token in settings["added_tokens"] if is_control(token["content"], token["special"])]
         characters = sorted({character for token in tokens for character in token["content"]})
         if len(tokens) + len(characters) > _LAST - _FIRST:
             raise ValueError(f"the tokenizer has {len(tokens)} control tokens, more than can be told apart")
@@ -39,11 +38,8 @@ class ControlTokens:
         self._characters = {stand_in: character for character, stand_in in self._stand_ins.items()}
         self._names = {token["content"]: chr(_FIRST + i) for i, token in enumerate(tokens)}
         self._glued = {token["content"] for token in tokens if token["lstrip"] or token["content"][0].isspace()}
-        ids = {self._names.get(token["content"], token["content"]): token["id"] for token in added}
         _rename(settings, self._names)
         self._copy = backend.from_str(json.dumps(settings))
-        now = {self._copy.token_to_id(token): index for token, index in ids.items()}  # gaps between ids are closed
-        self._renumbered = {new: old for new, old in now.items() if new != old}
 
         self._pattern = re.compile(f"({_any_of(self._names) or '(?!)'})")
         self._overlapping = re.compile(f"(?s)(?={self._pattern.pattern})(.)")
@@ -122,10 +118,7 @@ class ControlTokens:
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
         """Token ids of each piece, by the Rust tokenizer's threads."""
-        found = [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
-        if new := self._renumbered:
-            return [[new.get(i, i) for i in ids] for ids in found]
-        return found
+        return [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
 
     def _differing(self, tokenizer: Any) -> set[str]:
         """Control tokens that the copy does not read as the tokenizer itself does, between words and within them."""
