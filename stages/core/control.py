@@ -30,20 +30,16 @@ class ControlTokens:
         if backend is None:
             raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: save the model with a tokenizer.json")
         settings = json.loads(backend.to_str())
-        added = settings["added_tokens"]
-        tokens = [token for token in added if is_control(token["content"], token["special"])]
+        tokens = [token for token in settings["added_tokens"] if is_control(token["content"], token["special"])]
         characters = sorted({character for token in tokens for character in token["content"]})
         if len(tokens) + len(characters) > _LAST - _FIRST:
             raise ValueError(f"the tokenizer has {len(tokens)} control tokens, more than can be told apart")
         self._stand_ins = {character: chr(_LAST - i) for i, character in enumerate(characters)}
         self._characters = {stand_in: character for character, stand_in in self._stand_ins.items()}
         self._names = {token["content"]: chr(_FIRST + i) for i, token in enumerate(tokens)}
-        ids = {token["content"]: token["id"] for token in tokens}
+        self._glued = {token["content"] for token in tokens if token["lstrip"] or token["content"][0].isspace()}
         _rename(settings, self._names)
         self._copy = backend.from_str(json.dumps(settings))
-        named = {self._copy.token_to_id(name): ids[token] for token, name in self._names.items()}
-        self._renumbered = {new: old for new, old in named.items() if new != old}
-        self._glued = {token["content"] for token in tokens if token["lstrip"] or token["content"][0].isspace()}
 
         self._pattern = re.compile(f"({_any_of(self._names) or '(?!)'})")
         self._overlapping = re.compile(f"(?s)(?={self._pattern.pattern})(.)")
@@ -72,10 +68,9 @@ class ControlTokens:
             text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
         stripped = text.strip()
         tail, head = stripped[-self._longest :], stripped[: self._longest]
-        if not self._firsts.isdisjoint(tail):
-            start = next((i for i in range(len(tail)) if tail[i:] in self._beginnings), None)
-            if start is not None:
-                text = self._replaced(text, len(text.rstrip()) - len(tail) + start)
+        # What would go on after the text has its last character, and what began before it the first.
+        if not self._firsts.isdisjoint(tail) and any(tail[at:] in self._beginnings for at in range(len(tail))):
+            text = self._replaced(text, len(text.rstrip()) - 1)
         if not self._lasts.isdisjoint(head) and any(head[:end] in self._endings for end in range(1, len(head) + 1)):
             text = self._replaced(text, len(text) - len(text.lstrip()))
         return text
@@ -123,10 +118,7 @@ class ControlTokens:
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
         """Token ids of each piece, by the Rust tokenizer's threads."""
-        found = [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
-        if new := self._renumbered:
-            return [[new.get(i, i) for i in ids] for ids in found]
-        return found
+        return [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
 
     def _differing(self, tokenizer: Any) -> set[str]:
         """Control tokens that the copy does not read as the tokenizer itself does, between words and within them."""

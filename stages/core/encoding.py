@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -15,10 +15,14 @@ from stages.core.records import SHARD, pair_of
 from stages.core.templates import ChatEncoder, encoded_pair
 from stages.core.truncation import Cut, truncated
 
+_BATCH = 256
+"""Records whose texts are tokenised together: enough for the Rust threads, few enough for the processor's caches and
+for Python's garbage collector, which walks through every list of ids."""
+
 
 class Encoded(NamedTuple):
-    """``table`` has the schema ``SHARD`` and one row for each usable record, in the records' order; the rest of that
-    length goes with it. ``task`` is empty: it is the mixture's to give."""
+    """``table`` has the schema ``SHARD`` and a row for each usable record, in the records' order; the arrays have its
+    length. ``task`` is empty: it is the mixture's to give."""
 
     table: pa.Table
     rows: NDArray[np.int64]
@@ -32,32 +36,34 @@ class Encoded(NamedTuple):
 def encode_records(encoder: ChatEncoder, records: pa.Table, max_length: int, truncation: str) -> Encoded:
     """Encode records of the schema ``PAIRS`` and fit them into ``max_length`` tokens of prompt and response.
 
-    Everything is held in memory, some 10 KB a record: give it a slice of a thousand, not a file.
-
     Args:
         truncation: the policy, as ``stages.core.truncation`` has it.
     """
-    pairs = [pair_of(row) for row in records.to_pylist()]
-    names = records["pair_id"].to_pylist()
-    cuts: list[Cut] = []
-    rows: list[int] = []
+    tables, rows, cut = [SHARD.empty_table()], [], []
     errors: list[tuple[int, RowError]] = []
-    for row, (pair, name, ids) in enumerate(zip(pairs, names, encoder.ids(pairs), strict=True)):
+    for start in range(0, records.num_rows, _BATCH):
+        good: list[Cut] = []
+        for row, found in enumerate(_cuts(encoder, records.slice(start, _BATCH), max_length, truncation), start):
+            if isinstance(found, RowError):
+                errors.append((row, found))
+            else:
+                good.append(found)
+                rows.append(row)
+                cut.append((found.prompt, found.response))
+        tables.append(_table(good))
+    cuts = np.array(cut, np.bool_).reshape(-1, 2)
+    table = pa.concat_tables(tables).combine_chunks()
+    return Encoded(table, np.array(rows, np.int64), cuts[:, 0], cuts[:, 1], errors)
+
+
+def _cuts(encoder: ChatEncoder, records: pa.Table, max_length: int, truncation: str) -> Iterator[Cut | RowError]:
+    pairs = [pair_of(row) for row in records.to_pylist()]
+    names = records["pair_id"].to_pylist()  # as PreferencePair.pair_id has it, which would hash the texts again
+    for pair, name, ids in zip(pairs, names, encoder.ids(pairs), strict=True):
         try:
-            if isinstance(ids, RowError):
-                raise ids
-            cuts.append(truncated(encoded_pair(name, ids, pair), max_length, truncation))
+            yield ids if isinstance(ids, RowError) else truncated(encoded_pair(name, ids, pair), max_length, truncation)
         except RowError as error:
-            errors.append((row, error))
-        else:
-            rows.append(row)
-    return Encoded(
-        _table(cuts),
-        np.array(rows, np.int64),
-        np.array([cut.prompt for cut in cuts], np.bool_),
-        np.array([cut.response for cut in cuts], np.bool_),
-        errors,
-    )
+            yield error
 
 
 def _table(cuts: Sequence[Cut]) -> pa.Table:

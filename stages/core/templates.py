@@ -140,6 +140,10 @@ class ChatEncoder:
 
     def _chats(self, pair: PreferencePair, tools: list[dict[str, Any]] | None) -> list[_Chat]:
         """The prompt alone, and with each answer there is."""
+        if not pair.prompt:
+            raise RowError("prompt", "has no messages")
+        if not pair.chosen and not pair.rejected:
+            raise RowError("chosen", "there is neither a chosen nor a rejected answer")
         prompt = self._messages(pair.prompt)
         answers = [self._messages(answer) for answer in (pair.chosen, pair.rejected) if answer]
         return [_Chat(prompt, tools, True), *(_Chat([*prompt, *answer], tools, False) for answer in answers)]
