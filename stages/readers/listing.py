@@ -47,7 +47,7 @@ def files(location: str, base: Path) -> list[DataFile]:
     """
     if is_remote(location):
         return _remote(location)
-    path = os.path.abspath(base / Path(location).expanduser())
+    path = os.path.abspath(base / os.path.expanduser(location))
     if os.path.isfile(path):
         return [_named(path)]
     if os.path.isdir(path):
