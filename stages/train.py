@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from stages.checkpoints import TrainState
 from stages.core.gradients import MicroBatchError
 from stages.core.logprobs import ResponseLogprobs, choose_layout, freeze
 from stages.core.loop import NotFiniteError, Worker, train_steps
+from stages.core.metrics import BY_TASK
 from stages.core.objective import UserFunctionError
 from stages.layout import ADAPTER, METRICS, MODEL
 from stages.memory import keep_freed_memory
@@ -136,13 +137,21 @@ def _plain(error: Exception) -> StageError:
 
 
 def summarise(metrics: list[dict[str, float]]) -> Summary:
-    """The first loss, and the means over the last fifth of the steps (one step alone is noise)."""
+    """The first loss, and the means over the last fifth of the steps (one step alone is noise), also by task."""
     last = metrics[-max(1, len(metrics) // 5) :]
-    pairs = sum(row["pairs"] for row in last)
     wanted = ("loss", "reward_accuracy", "reward_margin", "kl")
-    names: list[str] = [name for name in wanted if name in metrics[0]]
-    means = {name: sum(row[name] * row["pairs"] for row in last) / pairs for name in names}
-    return {"steps": len(metrics), "first_loss": metrics[0]["loss"], **means}
+    means = {name: _mean(last, name, "pairs") for name in wanted if name in metrics[0]}
+    tasks = sorted({name[5:-6] for row in last for name in row if name.startswith("task/") and name.endswith("/pairs")})
+    by_task = {
+        task: {name: _mean(last, f"task/{task}/{name}", f"task/{task}/pairs") for name in BY_TASK} for task in tasks
+    }
+    return {"steps": len(metrics), "first_loss": metrics[0]["loss"], **means, **({"tasks": by_task} if tasks else {})}
+
+
+def _mean(rows: Sequence[Mapping[str, float]], name: str, count: str) -> float:
+    """Mean over the pairs of some steps; a step may have none of a task."""
+    total = sum(row.get(count, 0.0) for row in rows)
+    return sum(row.get(name, 0.0) * row.get(count, 0.0) for row in rows) / total
 
 
 # In the workers

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.core.batching import worker_share
 from stages.core.loss_input import LossInput
-from stages.core.metrics import step_means
+from stages.core.metrics import BY_TASK, step_means
 from stages.core.objective import Objective, Outcome
 from stages.core.packing import Batch, Layout, collate, micro_batches
 from stages.core.templates import EncodedPair
@@ -80,10 +80,12 @@ def _grouped(pairs: list[EncodedPair], worker: Worker, layout: Layout) -> list[_
 
 @dataclass
 class _Sums:
-    """What a worker adds up over its pairs of a step."""
+    """What a worker adds up over its pairs of a step. ``tasks`` are those of all its pairs, whoever has them: every
+    worker adds up the same names."""
 
     reference: bool
     coupled: bool
+    tasks: tuple[str, ...] = ()
     values: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
@@ -104,12 +106,16 @@ class _Sums:
             **({"kl": kl} if self.reference else {}),
             **outcome.parts,
         }
+        for task in self.tasks:
+            own = torch.tensor([float(pair.task == task) for pair in pairs], device=margin.device)
+            columns[f"task/{task}/pairs"] = own
+            columns |= {f"task/{task}/{name}": columns[name] * own for name in BY_TASK}
         for name, column in columns.items():
             self.values[name] = self.values.get(name, 0.0) + weight * float(column.double().sum())
         finite = torch.isfinite(torch.stack([chosen, rejected, x.ref_chosen, x.ref_rejected])).all(0)
         if not self.coupled:  # one pair can spoil another's loss there
             finite &= torch.isfinite(columns["loss"])
-        self.bad += [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if weight and not good]
+        self.bad += [pair.name for pair, good in zip(pairs, finite.tolist(), strict=True) if weight and not good]
         self.values["pairs"] = self.values.get("pairs", 0.0) + weight * len(pairs)
         tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
         self.values["tokens"] = self.values.get("tokens", 0.0) + weight * tokens
@@ -121,13 +127,14 @@ def accumulate(
     """Leave the step's gradient in the parameters.
 
     Returns:
-        The step's metrics over all workers, and the ids of this worker's pairs whose loss, or what it is made of,
+        The step's metrics over all workers, and the names of this worker's pairs whose loss, or what it is made of,
         is not finite.
     """
     kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
     # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
     scale = worker.world / len(work.pairs)
-    sums = _Sums(objective.needs_reference, objective.coupled)
+    tasks = tuple(sorted({pair.task for pair in work.pairs} - {""}))
+    sums = _Sums(objective.needs_reference, objective.coupled, tasks)
     slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
     for number, micro in enumerate(work.micro):
         last = number == len(work.micro) - 1
@@ -237,7 +244,7 @@ def _named(micro: _MicroBatch) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
             raise
-        tokens, ids = micro.tensors.ids.numel(), ", ".join(pair.pair_id for pair in micro.pairs[:10])
+        tokens, ids = micro.tensors.ids.numel(), ", ".join(pair.name for pair in micro.pairs[:10])
         raise MicroBatchError(
             f"out of memory in a micro-batch of {tokens} tokens, {len(micro.pairs)} pairs: {ids}"
         ) from error

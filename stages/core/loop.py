@@ -54,7 +54,7 @@ class Worker:
 class NotFiniteError(Exception):
     """A step's loss or gradient is not a finite number; the weights are still those from before the step.
 
-    ``pairs`` are the ids of this worker's pairs whose loss is not finite; empty when they are another worker's, or
+    ``pairs`` name this worker's pairs whose loss is not finite; empty when they are another worker's, or
     when only the gradient is not finite.
     """
 

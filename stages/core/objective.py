@@ -38,7 +38,7 @@ class Rewards(NamedTuple):
 @dataclass(frozen=True)
 class Outcome:
     losses: Tensor
-    """What each pair adds to the sum that is minimised, [pairs], with graph."""
+    """What each pair adds to the sum that is minimised, its weight included, [pairs], with graph."""
     chosen_reward: Tensor
     """Detached, [pairs], like all that follows."""
     rejected_reward: Tensor
@@ -63,10 +63,10 @@ class Objective:
 
     Of each pair it is
 
-        wpo_weight * sum_i weight_i * loss_i  +  sft_weight * nll  +  sum_j weight_j * constraint_j
+        weight * (wpo_weight * sum_i weight_i * loss_i  +  sft_weight * nll  +  sum_j weight_j * constraint_j)
 
-    with nll the preferred response's mean negative log-likelihood a token (RPO, Pang et al., arXiv:2404.19733), in
-    expectation over the label. Rewards are those of the first loss.
+    with the pair's own weight before all, and nll the preferred response's mean negative log-likelihood a token (RPO,
+    Pang et al., arXiv:2404.19733), in expectation over the label. Rewards are those of the first loss.
 
     Attributes:
         needs_reference: the reference's log-probabilities are read; without it they may be zeros.
@@ -131,6 +131,8 @@ class Objective:
             _check(penalty, str(term.own), x, pairs)
             losses = losses + term.weight * penalty
             parts[term.label] = penalty
+        weights = torch.tensor([pair.weight for pair in pairs], dtype=losses.dtype, device=losses.device)
+        losses = losses * weights
         detached = {name: value.detach() for name, value in parts.items()}
         return Outcome(losses, rewards.chosen.detach(), rewards.rejected.detach(), detached)
 
@@ -224,5 +226,5 @@ def _check(value: Any, use: str, x: LossInput, pairs: Sequence[EncodedPair]) -> 
     finite = value.detach().isfinite()
     if not bool(finite.all()):
         index = int((~finite).nonzero()[0])
-        found = f"{value[index].item()} for the pair {pairs[index].pair_id}"
+        found = f"{value[index].item()} for the pair {pairs[index].name}"
         raise UserFunctionError(f"{use} returned {found}; expected finite numbers")

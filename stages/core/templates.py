@@ -34,6 +34,11 @@ class EncodedPair:
     task: str = ""
     source: str = ""
 
+    @property
+    def name(self) -> str:
+        """The pair for people: its id and, if known, where it came from."""
+        return f"{self.pair_id} ({self.source})" if self.source else self.pair_id
+
 
 def mismatched(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
     """A pair's prompt with the answer to another prompt, as ``chosen``; nothing is rejected."""

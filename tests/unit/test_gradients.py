@@ -51,6 +51,8 @@ def nearby(seed: int = 7) -> Any:
 
 def data(count: int, unpaired: bool = False) -> MemoryData:
     pairs = random_pairs(count, longest=12)
+    weights, tasks = (1.0, 0.25, 2.0), ("", "maths", "safety")
+    pairs = [replace(pair, weight=weights[i % 3], task=tasks[i % 3]) for i, pair in enumerate(pairs)]
     if unpaired:
         nothing: dict[str, Any] = {"chosen_ids": [], "chosen_mask": []}
         pairs[1::4] = [replace(pair, **nothing) for pair in pairs[1::4]]
@@ -293,9 +295,38 @@ def test_what_a_loss_sees_by_hand() -> None:
     assert x.chosen.is_leaf
 
 
+def test_a_pair_of_weight_two_is_the_pair_twice() -> None:
+    subject, config = data(3), fp32()
+    doubled = MemoryData([replace(p, weight=w) for p, w in zip(subject.items, (1, 2, 1), strict=True)])
+    twice = MemoryData([replace(subject.items[i], weight=1) for i in (0, 1, 1, 2)])
+    models = [scorer(), scorer()]
+    losses = []
+    for model, each in zip(models, (doubled, twice), strict=True):
+        means, _ = step(model, each.scored_by(nearby()), config)
+        losses.append(means["loss"] * len(each))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    expected = gradient(models[1]) * 4 / 3  # means over four pairs and over three
+    assert (gradient(models[0]) - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_tasks_are_measured_apart() -> None:
+    subject, config = data(6), fp32(beta=2.0)
+    means, _ = step(scorer(), subject, config)
+    for task in ("maths", "safety"):
+        own = [index for index, pair in enumerate(subject.items) if pair.task == task]
+        alone = MemoryData([subject.items[index] for index in own], subject.logprobs[:, own])
+        expected, _ = step(scorer(), alone, config)
+        assert means[f"task/{task}/pairs"] == expected["pairs"] == 2
+        for name in ("loss", "reward_accuracy", "reward_margin"):
+            assert means[f"task/{task}/{name}"] == pytest.approx(expected[name], rel=1e-4)
+    assert not any(name.startswith("task//") for name in means)
+    assert means["task/maths/loss"] != means["task/safety/loss"]
+
+
 def test_parts_of_the_objective_are_reported() -> None:
     config = fp32(loss=[{"use": "sigmoid", "weight": 2.0}, {"use": "hinge", "weight": 0.5}], sft_weight=0.25)
-    means, _ = step(scorer(), data(6), config, Worker(micro_batch_tokens=60))
+    plain = MemoryData([replace(pair, weight=1.0) for pair in data(6).items]).scored_by(nearby())
+    means, _ = step(scorer(), plain, config, Worker(micro_batch_tokens=60))
     parts = 2 * means["loss/sigmoid"] + 0.5 * means["loss/hinge"] + 0.25 * means["sft"]
     assert means["loss"] == pytest.approx(parts)
     assert "wpo_weight" in step(scorer(), data(2), fp32(wpo=True))[0]

@@ -110,9 +110,12 @@ def test_how_a_step_is_cut_up_does_not_change_the_trajectory(name: str) -> None:
     start = flat(scorer())
     assert (weights - start).norm() > 0.02 * start.norm()
     for rows, other in others:
+        assert [row.keys() for row in rows] == [row.keys() for row in expected]
         for metric in expected[0].keys() - {"seconds", "tokens_per_second"}:
-            largest = max(abs(row[metric]) for row in expected)
+            largest = max(abs(row.get(metric, 0.0)) for row in expected)
             for row, mine in zip(expected, rows, strict=True):
+                if metric not in row:  # no pair of that task in this step
+                    continue
                 # Means of rewards and log-ratios pass through zero; the others are held to their own size
                 size = abs(row[metric]) if metric in ("loss", "grad_norm") else largest
                 assert abs(row[metric] - mine[metric]) <= 1e-4 * size + 1e-7, (metric, row["step"])

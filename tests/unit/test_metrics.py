@@ -70,3 +70,8 @@ def test_a_90_percent_interval_holds_the_truth_in_about_90_percent_of_samples() 
 def test_step_means_divide_all_but_the_counts() -> None:
     means = step_means({"loss": 10.0, "pairs": 4.0, "tokens": 70.0, "loss/ipo": 3.0})
     assert means == {"loss": 2.5, "pairs": 4.0, "tokens": 70.0, "loss/ipo": 0.75}
+
+
+def test_step_means_of_a_task_are_over_its_own_pairs() -> None:
+    means = step_means({"pairs": 4.0, "task/a/b/pairs": 2.0, "task/a/b/loss": 1.0, "task/none/pairs": 1.0})
+    assert means == {"pairs": 4.0, "task/a/b/pairs": 2.0, "task/a/b/loss": 0.5, "task/none/pairs": 1.0}

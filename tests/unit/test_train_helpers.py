@@ -13,6 +13,7 @@ from stages.catalog import LoraConfig, TrainConfig
 from stages.core.gradients import MicroBatchError
 from stages.core.logprobs import ResponseLogprobs, freeze
 from stages.core.loop import NotFiniteError
+from stages.core.metrics import BY_TASK
 from stages.core.objective import UserFunctionError
 from stages.core.packing import collate
 from stages.layout import ADAPTER, MODEL
@@ -169,6 +170,16 @@ def test_the_summary_is_the_mean_over_the_last_fifth_by_hand() -> None:
 def test_the_summary_of_few_steps_is_the_last_one() -> None:
     assert train.summarise([row(0.7, 4), row(0.5, 4)])["loss"] == 0.5
     assert train.summarise([row(0.7, 4)])["loss"] == train.summarise([row(0.7, 4)])["first_loss"] == 0.7
+
+
+def test_the_summary_of_a_task_is_the_mean_over_its_pairs() -> None:
+    """Of ten steps the last two: 0.9 of 1 pair and 0.3 of 2 make 0.5; the other task is in one of them only."""
+    steps = [row(0.5, 4)] * 8
+    steps += [row(0.5, 4, **{f"task/a/{name}": 0.9 for name in BY_TASK}, **{"task/a/pairs": 1.0})]
+    steps += [row(0.5, 4, **{f"task/a/{name}": 0.3 for name in BY_TASK}, **{"task/a/pairs": 2.0},
+                  **{f"task/b/{name}": 0.1 for name in BY_TASK}, **{"task/b/pairs": 2.0})]  # fmt: skip
+    tasks = train.summarise(steps)["tasks"]
+    assert tasks == {task: pytest.approx(dict.fromkeys(BY_TASK, mean)) for task, mean in (("a", 0.5), ("b", 0.1))}
 
 
 def test_the_summary_has_no_divergence_where_none_was_measured() -> None:
