@@ -11,12 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages.readers import DataFile, ReadError, files, rows
-
 from pipelines.problems import Checked, Fault, KeyPath
 from stages import objectives
 from stages.core.formats import NoPair, RowError, RowParser, parse_prompt
 from stages.core.records import Messages, prompt_key
+from stages.readers import DataFile, ReadError, files, rows
 from stages.sources import FormatConfig
 
 _SHOWN = 5
@@ -81,7 +80,8 @@ def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath
         return found
     for file in listed:
         try:
-            _read(file, parser, found)
+            if not _read(file, parser, found):
+                checked.notes.append(f"{file.name} is empty")
         except (ReadError, OSError) as error:
             checked.faults.append(Fault(where, f"{file.name} cannot be read: {error}"))
             return found
@@ -96,7 +96,8 @@ def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath
     return found
 
 
-def _read(file: DataFile, parser: RowParser | None, found: _Found) -> None:
+def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
+    """Look at a file's first rows; returns how many they were."""
     most = _REMOTE_ROWS if file.remote else _ROWS
     read = 0
     for row in islice(rows(file), most):
@@ -116,6 +117,7 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> None:
         except RowError as error:
             found.bad.append(f"{place} {error}")
     found.whole &= read < most
+    return read
 
 
 def _usable(value: Mapping[str, Any], place: str, parser: RowParser | None) -> Iterator[tuple[Messages, str]]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.readers import DataFile, files, identity
-
+from pipelines.fingerprint import data_identity
 from pipelines.plan import Source, Step
 from pipelines.spec import PipelineSpec, SourceSpec
 from stages.catalog import CURATE, ENCODE, INGEST, EncodeConfig, IngestConfig
+from stages.readers import DataFile, files
 from stages.sources import CurateConfig, FormatConfig, MixConfig
 
 
@@ -78,6 +78,4 @@ def _sources(location: str, folder: Path) -> list[tuple[str, Source]]:
 
 
 def _source(file: DataFile) -> Source:
-    if file.remote:
-        return Source(file.name, Path(file.name), identity(file), file.uri)
-    return Source(file.name, Path(file.uri), identity(file))
+    return Source(file.name, Path(file.name if file.remote else file.uri), data_identity(file), file)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from stages.readers import DataFile, identity
-
 from pipelines.artifacts import ArtifactStore
-from pipelines.fingerprint import hash_path
+from pipelines.fingerprint import data_identity, hash_path
 from pipelines.plan import Source, Step
 from stages.base import Artifact, StageContext, StageError, resolve
+from stages.readers import DataFile
 
 
 class Listener(Protocol):
@@ -117,13 +116,13 @@ class Runner:
         """What was read has to be what was hashed when the plan was made."""
         for value in step.inputs.values():
             if isinstance(value, Source) and _identity(value) != value.fingerprint:
-                place = value.uri or value.path
+                place = value.data.uri if value.data else value.path
                 error = StageError(f"{place} was changed while it was being read; run the same command again")
                 raise StepFailed(step, error) from error
 
     def _inputs(self, step: Step) -> dict[str, Artifact]:
         return {
-            name: Artifact(value.path, value.fingerprint, uri=value.uri, key=value.key)
+            name: Artifact(value.path, value.fingerprint, uri=value.data.uri if value.data else "", key=value.key)
             if isinstance(value, Source)
             else self.store.open(value.fingerprint)
             for name, value in step.inputs.items()
@@ -131,7 +130,7 @@ class Runner:
 
 
 def _identity(source: Source) -> str:
-    return identity(DataFile.at(source.uri)) if source.uri else hash_path(source.path)
+    return data_identity(DataFile.at(source.data.uri)) if source.data else hash_path(source.path)
 
 
 def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:

@@ -113,7 +113,7 @@ C_contra = TypeVar("C_contra", bound=Config, contravariant=True)
 class Artifact:
     """An immutable input of a stage: a committed artifact's folder, or a user's file or folder.
 
-    A file that is not on a local disk has a ``uri``; its path is a name only. ``key`` is what people call it.
+    A data file has a ``uri``; if it is not on a local disk, its path is a name only. ``key`` is what people call it.
     """
 
     path: Path

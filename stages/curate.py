@@ -75,7 +75,7 @@ def _check_quarantine(config: CurateConfig, artifacts: Sequence[Artifact]) -> No
     for source, mix in enumerate(config.mix):
         own = [a.summary for a, number in zip(artifacts, config.source_of, strict=True) if number == source]
         bad = sum(summary.get("quarantined", 0) for summary in own)
-        every = bad + sum(summary.get("rows", 0) + summary.get("skipped", 0) for summary in own)
+        every = sum(summary.get("read", 0) for summary in own)
         if bad > config.max_bad_share * every:
             reasons: Counter[str] = Counter()
             for summary in own:

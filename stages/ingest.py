@@ -24,7 +24,8 @@ _ROWS = 1000
 def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Read the files one after another; write ``records.arrow`` and ``quarantine.jsonl``.
 
-    ``skipped`` counts sound rows that give no pair by their nature, such as answers of equal score.
+    ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts sound rows that give no pair by
+    their nature, such as answers of equal score.
 
     Raises:
         StageError: there are no prompts. (Pairs are looked at together with those of other files: ``stages.curate``.)
@@ -39,7 +40,7 @@ def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageCont
         reasons = quarantine.summary["quarantine_reasons"]
         raise StageError(f"no usable row in {names}" + (f"; all went to quarantine: {reasons}" if reasons else ""))
     skipped = {"skipped": reading.skipped.total(), "skipped_reasons": dict(reading.skipped.most_common())}
-    return {"rows": made, **(skipped if reading.skipped else {}), **quarantine.summary}
+    return {"read": reading.read, "rows": made, **(skipped if reading.skipped else {}), **quarantine.summary}
 
 
 def _tables(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -59,6 +60,8 @@ class _Reading:
     quarantine: Quarantine
     context: StageContext
     skipped: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    """Rows of the files so far, usable or not."""
 
     def records(self) -> Iterator[Mapping[str, Any]]:
         """Every row that can be used, as rows of ``PAIRS`` or ``PROMPTS``."""
@@ -94,7 +97,9 @@ class _Reading:
 
     def _rows(self) -> Iterator[Row]:
         for file in self.files:
-            yield from rows(file)
+            for row in rows(file):
+                self.read += 1
+                yield row
 
     def _reject(self, row: Row, error: RowError) -> None:
         self.quarantine.add(Quarantine.row(str(row.place), error, row.excerpt))

@@ -297,8 +297,8 @@ def test_nothing_left_says_why(stage: Stage) -> None:
 
 
 def test_too_much_quarantine_fails_with_the_reasons(stage: Stage) -> None:
-    good: Summary = {"rows": 3, "quarantined": 0, "quarantine_reasons": {}}
-    bad: Summary = {"rows": 5, "skipped": 1, "quarantined": 4, "quarantine_reasons": {}}
+    good: Summary = {"read": 3, "rows": 3, "quarantined": 0, "quarantine_reasons": {}}
+    bad: Summary = {"read": 10, "rows": 5, "skipped": 1, "quarantined": 4, "quarantine_reasons": {}}
     bad["quarantine_reasons"] = {"chosen: missing": 3, "no JSON": 1}
     settings: dict[str, Any] = {"mix": (MixConfig(), MixConfig(task="facts")), "source_of": (0, 1)}
     rows, _ = stage(pairs(3), pairs(5, 3), summaries=(good, bad), max_bad_share=0.4, **settings)

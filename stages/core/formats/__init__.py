@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stages.core.formats.errors import NoPair, RowError, decode_line
+from stages.core.formats.errors import NoPair, RowError
 from stages.core.formats.messages import ROLES
 from stages.core.formats.parser import RowParser, detect, parse_pair, parse_prompt
 
-__all__ = ["ROLES", "NoPair", "RowError", "RowParser", "decode_line", "detect", "parse_pair", "parse_prompt"]
+__all__ = ["ROLES", "NoPair", "RowError", "RowParser", "detect", "parse_pair", "parse_prompt"]

@@ -1,8 +1,7 @@
-"""Why a row cannot be used, and the decoding of one line of JSON."""
+"""Why a row cannot be used, and words for what it holds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,27 +17,6 @@ class RowError(Exception):
 
 class NoPair(RowError):
     """A row is sound and gives no pair by its nature, such as answers of equal score."""
-
-
-def decode_line(line: bytes) -> Mapping[str, Any]:
-    """One line of JSONL as a mapping.
-
-    Raises:
-        RowError: not UTF-8, not JSON, or no object.
-    """
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RowError("", f"not UTF-8 text (byte {error.start} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise RowError("", f"not JSON: {error.msg} (column {error.colno})") from None
-    except ValueError as error:
-        raise RowError("", f"not JSON that can be read: {error}"[:120]) from None
-    except RecursionError:
-        raise RowError("", "JSON nested too deeply") from None
-    if not isinstance(value, dict):
-        raise RowError("", f"expected a JSON object, found {kind(value)}")
-    return value
 
 
 def kind(value: Any) -> str:
