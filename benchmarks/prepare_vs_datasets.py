@@ -50,15 +50,22 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], rows: int) -> dict[
     first = {way: found[0]["digest"] for way, found in runs.items()}
     if len({run["digest"] for found in runs.values() for run in found}) > 1:
         raise SystemExit(f"the sides do not give the same ids: {first}")
-    rates = {way: [rows / run["seconds"] for run in found] for way, found in runs.items()}
+    return {
+        "rows_per_second": _compared(runs, rows, "seconds"),
+        "rows_per_cpu_second": _compared(runs, rows, "cpu_seconds"),
+    }
+
+
+def _compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], rows: int, clock: str) -> dict[str, Any]:
+    rates = {way: [rows / run[clock] for run in found] for way, found in runs.items()}
     ratios = {
         f"{mine}_over_{theirs}": [a / b for a, b in zip(rates[mine], rates[theirs], strict=True)]
         for mine in rates if mine.startswith("rondo")
         for theirs in rates if not theirs.startswith("rondo")
     }  # fmt: skip
     return {
-        "rows_per_second": {way: round(statistics.median(found)) for way, found in rates.items()},
-        "rows_per_second_each": {way: [round(rate) for rate in found] for way, found in rates.items()},
+        "median": {way: round(statistics.median(found)) for way, found in rates.items()},
+        "each": {way: [round(rate) for rate in found] for way, found in rates.items()},
         "ratios": {name: round(statistics.median(found), 2) for name, found in ratios.items()},
         "ratios_each": {name: [round(ratio, 2) for ratio in found] for name, found in ratios.items()},
     }
