@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
 
 def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Some rows of a pairs file as rows of ``TOKENS``; then those that cannot be used, each with a reason."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many tasks as CPUs; each takes one
     encoder = load_encoder(Path(task["policy"]))
     records = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"])
     found = encode_records(encoder, records, task["max_length"], task["truncation"])
