@@ -1,9 +1,14 @@
-"""What both sides of a measurement begin with: the model's folder, and the pairs, tokenised."""
+"""What both sides of a measurement begin with: the model's folder, the pairs, tokenised, and a process each."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pairs import pair
 from stages.core.formats import parse_pair
@@ -33,3 +38,16 @@ def encoded(folder: Path, lengths: str, count: int) -> list[EncodedPair]:
 
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(folder))
     return [encoder.pair(parse_pair(pair(index, lengths))) for index in range(count)]
+
+
+def child(python: str, module: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run a module with its settings as JSON in a process of its own; what its RESULT line says."""
+    done = subprocess.run(
+        [python, "-m", module, json.dumps(settings)], env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{module} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return found

@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import limit
-from benchmarks.setup import encoded, model_folder
+from benchmarks.setup import child, encoded, model_folder
 
 _ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
@@ -59,30 +58,13 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {"trl": [], "rondo": []}
     for number in range(options.rounds):
         for side, python in (("trl", options.trl_python), ("rondo", sys.executable)):
-            found = child(python, f"benchmarks.{side}_side", settings)
+            environment = {"GLIBC_TUNABLES": _ALLOCATOR, "OMP_NUM_THREADS": str(options.threads)}
+            found = child(python, f"benchmarks.{side}_side", settings, environment)
             runs[side].append(found)
             print(f"round {number + 1}, {side}: {rate(found, settings)} pairs/s", file=sys.stderr, flush=True)
     result = {**settings, "model": folder.name, **compare(runs, settings)}
     result |= agreement(runs) if options.agree else share(folder, settings, runs)
     print(json.dumps(result, indent=1))
-
-
-def child(python: str, module: str, settings: dict[str, Any]) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        "GLIBC_TUNABLES": _ALLOCATOR,
-        "OMP_NUM_THREADS": str(settings["threads"]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [python, "-m", module, json.dumps(settings)], env=environment, capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{module} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
-    return found
 
 
 def rate(run: dict[str, Any], settings: dict[str, Any], skip: int = 0) -> float:

@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import PositiveInt
 
-from pipelines.preflight import Fault
+from pipelines.problems import Fault
 from pipelines.spec import PipelineSpec
 from stages.base import Config
 

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pipelines.artifacts import ArtifactStore
     from pipelines.load import Loaded
+    from pipelines.problems import SpecError
     from pipelines.rounds import Plan
 
 app = typer.Typer(
@@ -106,6 +107,38 @@ def run(
 
 
 @app.command()
+def data(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="SPEC|PATH", help="A spec, or files: a path, folder, glob, or s3://, gs://, hf://."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE",
+            help="Override a value of the spec; for files, of their entry, as in --set fields.prompt=question.",
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Put the HTML report here.")] = None,
+    as_json: JsonOption = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what libraries print.")] = False,
+) -> None:
+    """Report on preference data: counts, duplicates, contradictions, length bias, languages, contamination, labels.
+
+    Trains nothing and starts no cluster. What it reads is kept in the store and not read again by rondo run.
+    """
+    from pipelines import datareport
+    from pipelines.problems import SpecError
+
+    try:
+        planned = datareport.plan(what, overrides or ())
+    except SpecError as error:
+        _refuse_all(error)
+    raise typer.Exit(datareport.execute(planned, _open(store), html, as_json, verbose))
+
+
+@app.command()
 def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs of a store, the newest first."""
     opened = _open(store)
@@ -150,6 +183,8 @@ def show(
     console = Console(width=None if sys.stdout.isatty() else 110)
     if record["rounds"]:
         console.print(summary.table(record["rounds"]))
+        if (tasks := summary.tasks_table(record["rounds"])) is not None:
+            console.print(tasks)
         console.print(summary.seconds_table(record["rounds"]))
     for key in ("error", "policy", "log"):
         if record.get(key):
@@ -169,8 +204,12 @@ def _plan(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
             raise SpecError([Problem(f"{loaded.path.name} {'.'.join(map(str, f.path))}", f.message) for f in faults])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)
     except SpecError as error:
-        count = len(error.problems)
-        _refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
+        _refuse_all(error)
+
+
+def _refuse_all(error: SpecError) -> NoReturn:
+    count = len(error.problems)
+    _refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
 
 
 def _open(location: str) -> ArtifactStore:

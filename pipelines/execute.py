@@ -147,12 +147,15 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
 
     if document["rounds"]:
         terminal.print(summary.table(document["rounds"]))
+        if (tasks := summary.tasks_table(document["rounds"])) is not None:
+            terminal.print(tasks)
         terminal.print(summary.seconds_table(document["rounds"]))
     for row in document["rounds"]:
         for miss in row["misses"]:
             say(f"round {row['round']} was not promoted: {miss}")
     if document["quarantined"]:
-        say(f"{document['quarantined']} rows in quarantine (quarantine.jsonl in the artifacts of ingest and prepare)")
+        where = "quarantine.jsonl in the artifacts of ingest, encode and rollout"
+        say(f"{document['quarantined']} rows in quarantine ({where})")
     if document["status"] == "done":
         fresh = sum(not step["cached"] for step in document["steps"])
         say(f"done in {document['seconds']:.0f} s: {fresh} steps run, {len(document['steps']) - fresh} found committed")

@@ -7,8 +7,10 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from stages.readers import DataFile, identity
 
 _CHUNK = 1 << 20
 
@@ -49,6 +51,12 @@ def hash_path(path: Path) -> str:
         return _hash_file(path)
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     return fingerprint({name: _hash_file(path / name) for name in names})
+
+
+def data_identity(file: DataFile) -> str:
+    """A data file's content (for a remote one, what its file system tells of it) and its suffixes, which decide how
+    it is read."""
+    return fingerprint({"content": identity(file), "suffixes": "".join(PurePosixPath(file.uri).suffixes)})
 
 
 def _hash_file(path: Path) -> str:

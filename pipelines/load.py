@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines import preflight, yamlfile
-from pipelines.preflight import KeyPath
-from pipelines.problems import Problem, SpecError
-from pipelines.spec import PipelineSpec, explain_type
+from pipelines.datacheck import check_data
+from pipelines.problems import Checked, Fault, KeyPath, Problem, SpecError
+from pipelines.spec import PipelineSpec, SourceSpec, explain_type
 from stages.base import Config
 from stages.objectives import UNKNOWN_NAME
 
@@ -80,6 +80,27 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes))
 
 
+def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:
+    """Preference files without a spec: what a ``preferences`` entry says, its keys given as overrides.
+
+    Returns the source, with its path relative to the current folder, and notes.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    raw: dict[str, Any] = {"path": location}
+    problems = [problem for text in overrides for problem in _override(raw, text)]
+    preflight.importable_from(Path.cwd())
+    values, invalid = validate({"preferences": [raw]}, Path.cwd())
+    checked = Checked()
+    check_data({"preferences": values.get("preferences")}, Path.cwd(), checked)
+    faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] == "preferences"]
+    problems += [Problem(".".join(map(str, fault.path[2:])) or location, fault.message) for fault in faults]
+    if problems:
+        raise SpecError(problems)
+    return values["preferences"][0], tuple(checked.notes)
+
+
 def _override(raw: dict[str, Any], text: str) -> list[Problem]:
     """Put ``a.b=value`` into the raw document; the value is read as YAML."""
     key, separator, value_text = text.partition("=")
@@ -100,21 +121,21 @@ def _override(raw: dict[str, Any], text: str) -> list[Problem]:
     return []
 
 
-def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[preflight.Fault]]:
+def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[Fault]]:
     """Validate section by section, so that sound sections can be checked although others are not.
 
     Returns the valid sections (defaults filled in) and the faults of the others.
     """
     values: dict[str, Any] = {}
     faults = [
-        preflight.Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
+        Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
         for key in raw
         if key not in PipelineSpec.model_fields
     ]
     for name, field in PipelineSpec.model_fields.items():
         if name not in raw:
             if field.is_required():
-                faults.append(preflight.Fault((name,), "required, but missing"))
+                faults.append(Fault((name,), "required, but missing"))
             else:
                 values[name] = field.get_default()
             continue
@@ -129,7 +150,7 @@ def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[p
     return values, faults
 
 
-def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[preflight.Fault]:
+def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Fault]:
     for item in error.errors(include_url=False):
         path, models = _real_path((section, *item["loc"]), raw)
         kind = item["type"]
@@ -148,7 +169,7 @@ def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Ite
             message = plain or item["msg"].removeprefix("Value error, ")
             if kind != "value_error":
                 message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(item['input'])}"
-        yield preflight.Fault(path, message)
+        yield Fault(path, message)
 
 
 def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:

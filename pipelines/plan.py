@@ -10,15 +10,17 @@ from typing import Any
 
 from pipelines.fingerprint import fingerprint, plugins
 from stages.base import Config, Resources, Stage
+from stages.readers import DataFile
 
 
 @dataclass(frozen=True)
 class Source:
-    """A user's file or folder. Its identity is its content."""
+    """A user's file or folder. Its identity is its content; that of a ``data`` file also what it is taken for."""
 
     key: str
     path: Path
     fingerprint: str
+    data: DataFile | None = None
 
 
 @dataclass(frozen=True)

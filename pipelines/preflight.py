@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines import adapters, models
+from pipelines.datacheck import check_data
 from pipelines.fingerprint import plugin_hash
+from pipelines.problems import Checked, Fault, KeyPath
 from stages import objectives
 from stages.base import Plugin, resolve
 from stages.catalog import CustomJudge, RulesJudge, SentimentJudge, TrainConfig
-from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
-from stages.core.records import Messages, prompt_key
 
-_SHOWN = 5
-KeyPath = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong at one key path of the spec."""
-
-    path: KeyPath
-    message: str
-
-
-@dataclass
-class Checked:
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+_LEAST_SIMPO_BETA = 0.5
 
 
 def importable_from(folder: Path) -> None:
@@ -54,12 +37,13 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += _installed(values)
     checked.faults += _adapters(values)
     checked.faults += _objective(values.get("train"))
+    checked.notes += _advice(values.get("train"))
     for path, plugin, arguments in _plugins(values):
         checked.faults += _plugin_imports(path, plugin, arguments)
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in models.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in models.adapter_problems(policy, base)]
-    _check_rows(values, checked)
+    check_data(values, base, checked)
     return checked
 
 
@@ -160,11 +144,23 @@ def _objective(train: TrainConfig | None) -> Iterator[Fault]:
         yield from (Fault(("train", key), message) for key, message in objectives.conflicts(train))
 
 
+def _advice(train: TrainConfig | None) -> Iterator[str]:
+    """Settings that work and are hardly meant."""
+    if train is not None and train.beta < _LEAST_SIMPO_BETA and any(loss.use == "simpo" for loss in train.loss):
+        yield (
+            f"train.beta {train.beta} is far below what simpo is used with (2 to 10): its log-probabilities are means "
+            "a token"
+        )
+
+
 def _plugins(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Plugin, tuple[str, ...]]]:
     """The user's own code that the spec names: where, what, and the arguments that it gets besides its options."""
     judge, train = values.get("judge"), values.get("train")
     if isinstance(judge, CustomJudge):
         yield ("judge",), judge, ()
+    for index, source in enumerate(values.get("preferences") or ()):
+        if isinstance(source.format, Plugin):
+            yield ("preferences", index, "format"), source.format, ("row",)
     if train is None:
         return
     for index, loss in enumerate(train.loss):
@@ -198,82 +194,3 @@ def _plugin_imports(path: KeyPath, plugin: Plugin, arguments: tuple[str, ...]) -
         signature.bind(*arguments, **plugin.options)
     except TypeError as error:
         yield Fault((*path, "options"), f"{plugin.use} does not take these options: {error}")
-
-
-def _check_rows(values: Mapping[str, Any], checked: Checked) -> None:
-    """Read the data files: count what will go to quarantine, refuse what is empty or stands on both sides."""
-    prompts = values.get("prompts")
-    if prompts is None:
-        return
-    heldout = _keys(prompts.heldout, "prompt", ("prompts", "heldout"), checked) if prompts.heldout else {}
-    training: dict[str, str] = {}
-    if prompts.train:
-        training |= _keys(prompts.train, "prompt", ("prompts", "train"), checked)
-    for index, path in enumerate(values.get("preferences") or ()):
-        training |= _keys(path, "pair", ("preferences", index), checked, _needs_pairs(values.get("train")))
-    both = [f"{where} = {training[key]}" for key, where in heldout.items() if key in training]
-    if both:
-        more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
-        checked.faults.append(
-            Fault(
-                ("prompts", "heldout"),
-                f"{len(both)} held-out prompts also stand in training: {'; '.join(both[:_SHOWN])}{more}; "
-                "remove them from one side",
-            )
-        )
-
-
-def _needs_pairs(train: TrainConfig | None) -> bool:
-    return train is not None and not objectives.takes_unpaired(train)
-
-
-def _keys(path: Path, kind: str, where: KeyPath, checked: Checked, needs_pairs: bool = False) -> dict[str, str]:
-    """Where each usable row's prompt stands, by its normalised content."""
-    keys: dict[str, str] = {}
-    bad: list[str] = []
-    single: list[str] = []
-    try:
-        for number, text in _lines(path):
-            try:
-                messages, paired = _prompt_of(text, kind)
-                if not paired:
-                    single.append(f"{path.name}:{number}")
-                excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
-                keys.setdefault(prompt_key(messages), f"{path.name}:{number} {excerpt}")
-            except RowError as error:
-                bad.append(f"{path.name}:{number} {error}")
-    except OSError as error:
-        checked.faults.append(Fault(where, f"{path} cannot be read: {error.strerror}"))
-        return keys
-    if not keys:
-        detail = f"; first: {bad[0]}" if bad else " (the file is empty)"
-        expected = '{"prompt": ...}' if kind == "prompt" else '{"prompt": ..., "chosen": ..., "rejected": ...}'
-        checked.faults.append(Fault(where, f"no usable row in {path.name}, expected lines of {expected}{detail}"))
-    if single and needs_pairs:
-        message = (
-            f"{len(single)} rows have one answer with a label (first: {single[0]}) and train.loss needs pairs; "
-            "use loss: kto or bco, or give chosen and rejected"
-        )
-        checked.faults.append(Fault(where, message))
-    elif single:
-        checked.notes.append(f"{len(single)} rows of {path.name} are single answers with a label")
-    if keys and bad:
-        checked.notes.append(f"{len(bad)} unusable rows of {path.name} will go to quarantine; first: {bad[0]}")
-    return keys
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if text:
-                yield number, text
-
-
-def _prompt_of(line: bytes, kind: str) -> tuple[Messages, bool]:
-    """A row's prompt, and whether it is not a single answer with a label."""
-    row = decode_line(line)
-    if kind == "prompt":
-        return parse_prompt(row).messages, True
-    pair = parse_pair(row)
-    return pair.prompt, pair.paired

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,21 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong at one key path of the spec."""
+
+    path: KeyPath
+    message: str
+
+
+@dataclass
+class Checked:
+    """Faults stop a run, notes do not."""
+
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class SpecError(Exception):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.fingerprint import hash_path
 from pipelines.models import base_step
-from pipelines.plan import Source, Step, walk
+from pipelines.plan import Step, walk
+from pipelines.preferences import Preferences, encoded, preferences, prompts
 from pipelines.spec import PipelineSpec
 from stages import objectives
 from stages.catalog import (
     EVALUATE,
-    INGEST,
+    HELDOUT,
     JUDGE,
     PAIR,
     PREPARE,
@@ -21,11 +21,12 @@ from stages.catalog import (
     ROLLOUT,
     TRAIN,
     EvaluateConfig,
-    IngestConfig,
+    HeldoutConfig,
     JudgeStageConfig,
     PrepareConfig,
     ReferenceConfig,
     choose_engine,
+    measured,
 )
 
 
@@ -36,6 +37,7 @@ class Round:
     number: int
     prepare: Step
     train: Step
+    heldout: Step | None
     evaluate: Step | None
     promote: Step | None
 
@@ -56,28 +58,32 @@ class Plan:
     @property
     def steps(self) -> list[Step]:
         """All steps in the order in which they run: what reads the user's files first, then round by round."""
-        targets = [step for r in self.rounds for step in (r.train, r.evaluate, r.promote) if step]
+        targets = [step for r in self.rounds for step in (r.train, r.heldout, r.evaluate, r.promote) if step]
         return sorted(walk(targets), key=lambda step: any(isinstance(v, Step) for v in step.inputs.values()))
 
 
 def plan(spec: PipelineSpec, folder: Path) -> Plan:
     """Unroll a spec's rounds. ``folder`` is where relative model paths begin."""
-    return _Unroller(spec, base_step(spec.policy, folder)).unroll()
+    return _Unroller(spec, folder, base_step(spec.policy, folder)).unroll()
 
 
 @dataclass
 class _Unroller:
     spec: PipelineSpec
+    folder: Path
     base: Step
+    given: Preferences | None = field(init=False)
+    """The user's preferences, if there are any."""
     champion: Step = field(init=False)
     """The last promoted policy."""
     adapter_base: dict[str, Step] = field(default_factory=dict)
     """For a policy made of an adapter: what the adapter sits on."""
     earlier: list[Step] = field(default_factory=list)
-    """Where earlier pairs come from, the oldest first."""
+    """Earlier rounds' own pairs, the oldest first."""
 
     def __post_init__(self) -> None:
         self.champion = self.base
+        self.given = preferences(self.spec, self.folder, self.base)
 
     def unroll(self) -> Plan:
         rounds = tuple(self._round(number) for number in range(1, self.spec.rounds + 1))
@@ -85,80 +91,95 @@ class _Unroller:
 
     def _round(self, number: int) -> Round:
         spec = self.spec
-        own = self._pairs(number)
-        replay = self.earlier if spec.iterate.replay else []
-        shards = Step(
-            f"round-{number}/prepare",
-            PREPARE,
-            PrepareConfig(
-                max_length=spec.prepare.max_length,
-                truncation=spec.prepare.truncation,
-                replay=spec.iterate.replay if replay else 0.0,
-            ),
-            {"policy": self.base}
-            | {f"pairs.{index}": step for index, step in enumerate(own)}
-            | {f"replay.{index}": step for index, step in enumerate(replay)},
-        )
+        own = self._own(number)
+        shards = self._shards(number, own)
         self.earlier = [*self.earlier, *own]
         train = self._train(number, shards)
+        heldout = self._heldout(number, train)
         evaluate = self._evaluate(number, train)
         promote = None
         if evaluate and spec.evaluate.promote_if:
             inputs = {"candidate": train, "champion": self.champion, "evaluation": evaluate}
             promote = Step(f"round-{number}/promote", PROMOTE, spec.evaluate.promote_if, inputs)
         self.champion = promote or train
-        return Round(number, shards, train, evaluate, promote)
+        return Round(number, shards, train, heldout, evaluate, promote)
 
-    def _pairs(self, number: int) -> list[Step]:
-        """The round's own pairs: the given preferences in round 1, and those judged from the champion's answers."""
-        spec, own = self.spec, []
-        if number == 1 and spec.preferences:
-            files = {f"files.{index}": _source(path) for index, path in enumerate(spec.preferences)}
-            own.append(Step("preferences", INGEST, IngestConfig(kind="pairs"), files))
-        if spec.prompts.train:
-            prompts = self._prompts("prompts", spec.prompts.train)
-            rollouts = self._rollouts(f"round-{number}/rollout", self.champion, prompts, spec.rollout.samples, number)
-            judged = self._judged(f"round-{number}/judge", rollouts)
-            inputs = {"rollouts": rollouts, "judgements": judged}
-            own.append(Step(f"round-{number}/pair", PAIR, spec.pair, inputs))
-        return own
+    def _shards(self, number: int, own: list[Step]) -> Step:
+        """What a round trains on: the given preferences (in later rounds the replayed share of them), the round's own
+        pairs and the replayed share of earlier ones."""
+        share = 1.0 if number == 1 else self.spec.iterate.replay
+        replay = self.earlier if share else []
+        data = self.given if self.given and share else None
+        config = PrepareConfig(preferences=share if data else 1.0, replay=share if replay else 0.0)
+        inputs = (dict(data.inputs) if data else {}) | {f"pairs.{index}": step for index, step in enumerate(own)}
+        return Step(
+            f"round-{number}/prepare", PREPARE, config,
+            inputs | {f"replay.{index}": step for index, step in enumerate(replay)},
+        )  # fmt: skip
+
+    def _own(self, number: int) -> list[Step]:
+        """The round's own pairs, tokenised: judged from the champion's answers."""
+        spec = self.spec
+        if not spec.prompts.train:
+            return []
+        asked = prompts("prompts", spec.prompts.train, self.folder)
+        rollouts = self._rollouts(f"round-{number}/rollout", self.champion, asked, spec.rollout.samples, number)
+        judged = self._judged(f"round-{number}/judge", rollouts)
+        inputs = {"rollouts": rollouts, "judgements": judged}
+        pairs = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
+        return [encoded(f"round-{number}/encode", pairs, self.base, spec)]
 
     def _train(self, number: int, shards: Step) -> Step:
         spec = self.spec
-        origins = {"base": self.base, "previous": self.champion}
-        initial, against = origins[spec.iterate.initial], origins[spec.iterate.reference]
+        initial = self.base if spec.iterate.initial == "base" else self.champion
         config = spec.train.model_copy(update={"seed": spec.train.seed + spec.seed})
         inputs = {"policy": initial, "shards": shards}
         if objectives.needs_reference(config):
-            scoring = ReferenceConfig(
-                precision=config.precision,
-                quantization=config.quantization,
-                layout=config.layout,
-                mismatched=objectives.needs_kl(config),
-            )
-            given = {"policy": against, "shards": shards}
-            inputs["reference"] = Step(f"round-{number}/reference", REFERENCE, scoring, given, spec.resources.reference)
+            inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards)
         train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
         if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
             # vLLM knows no DoRA; a LoRA on a quantised base complements that base, which is merged, not this one.
             self.adapter_base[train.fingerprint] = initial
         return train
 
+    def _heldout(self, number: int, train: Step) -> Step | None:
+        """The new policy and its reference on the held-out preferences."""
+        spec = self.spec
+        if self.given is None or not spec.data.heldout:
+            return None
+        shards = Step("preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs)
+        name = f"round-{number}/heldout"
+        scored = {"shards": shards, "policy": self._scored(f"{name}-logprobs", train, shards, False)}
+        if objectives.needs_reference(spec.train):
+            scored["reference"] = self._scored(f"{name}-reference", self._against(), shards, False)
+        return Step(name, HELDOUT, HeldoutConfig(objective=measured(spec.train)), scored)
+
+    def _scored(self, key: str, policy: Step, shards: Step, quantized: bool = True) -> Step:
+        """A policy's log-probabilities of the responses in shards; ``quantized`` if training holds it so."""
+        train = self.spec.train
+        config = ReferenceConfig(
+            precision=train.precision,
+            quantization=train.quantization if quantized else None,
+            layout=train.layout,
+            mismatched=objectives.needs_kl(train),
+        )
+        return Step(key, REFERENCE, config, {"policy": policy, "shards": shards}, self.spec.resources.reference)
+
+    def _against(self) -> Step:
+        return self.base if self.spec.iterate.reference == "base" else self.champion
+
     def _evaluate(self, number: int, train: Step) -> Step | None:
         spec = self.spec
         if not spec.prompts.heldout:
             return None
-        prompts = self._prompts("heldout", spec.prompts.heldout)
+        asked = prompts("heldout", spec.prompts.heldout, self.folder)
         judged = {}
         baseline = self.champion if spec.evaluate.against == "previous" else self.base
         for role, policy in (("policy", train), ("baseline", baseline)):
             key = f"round-{number}/evaluate" if role == "policy" else f"{policy.key}/heldout"
-            rollouts = self._rollouts(f"{key}-rollout", policy, prompts, spec.evaluate.samples, 0)
+            rollouts = self._rollouts(f"{key}-rollout", policy, asked, spec.evaluate.samples, 0)
             judged[role] = self._judged(f"{key}-judge", rollouts)
         return Step(f"round-{number}/evaluate", EVALUATE, EvaluateConfig(), judged)
-
-    def _prompts(self, key: str, path: Path) -> Step:
-        return Step(key, INGEST, IngestConfig(kind="prompts"), {"files.0": _source(path)})
 
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec
@@ -175,6 +196,3 @@ class _Unroller:
             raise ValueError("prompts without a judge; the spec's checks let this through")
         return Step(key, JUDGE, JudgeStageConfig(judge=self.spec.judge), {"rollouts": rollouts})
 
-
-def _source(path: Path) -> Source:
-    return Source(path.name, path, hash_path(path))

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipelines.artifacts import ArtifactStore
-from pipelines.fingerprint import hash_path
+from pipelines.fingerprint import data_identity, hash_path
 from pipelines.plan import Source, Step
 from stages.base import Artifact, StageContext, StageError, resolve
+from stages.readers import DataFile
 
 
 class Listener(Protocol):
@@ -114,17 +115,22 @@ class Runner:
     def _check_sources(self, step: Step) -> None:
         """What was read has to be what was hashed when the plan was made."""
         for value in step.inputs.values():
-            if isinstance(value, Source) and hash_path(value.path) != value.fingerprint:
-                error = StageError(f"{value.path} was changed while it was being read; run the same command again")
+            if isinstance(value, Source) and _identity(value) != value.fingerprint:
+                place = value.data.uri if value.data else value.path
+                error = StageError(f"{place} was changed while it was being read; run the same command again")
                 raise StepFailed(step, error) from error
 
     def _inputs(self, step: Step) -> dict[str, Artifact]:
         return {
-            name: Artifact(value.path, value.fingerprint)
+            name: Artifact(value.path, value.fingerprint, uri=value.data.uri if value.data else "", key=value.key)
             if isinstance(value, Source)
             else self.store.open(value.fingerprint)
             for name, value in step.inputs.items()
         }
+
+
+def _identity(source: Source) -> str:
+    return data_identity(DataFile.at(source.data.uri)) if source.data else hash_path(source.path)
 
 
 def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, ValidationInfo
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from stages.base import Config, Resources, TrainResources
 from stages.catalog import JudgeConfig, PairConfig, PromoteConfig, RolloutConfig, Share, TrainConfig, Truncation
+from stages.sources import FilterConfig, FormatConfig, LabelsConfig, MixConfig
 
-
-def _existing(value: Path, info: ValidationInfo) -> Path:
-    """Paths in a spec are relative to the spec's folder."""
-    try:
-        path = Path((info.context or {}).get("base", ".")) / value.expanduser()
-        if not path.exists():
-            raise ValueError(f"no such file: {path}")
-        if not path.is_file():
-            raise ValueError(f"not a file: {path}")
-        return path.resolve()
-    except (OSError, RuntimeError) as error:  # too long a name, no such user
-        raise ValueError(f"not a usable path: {error}") from None
-
-
-ExistingFile = Annotated[Path, AfterValidator(_existing)]
+Location = Annotated[str, Field(min_length=1)]
+"""A file, folder or glob, relative to the spec's folder, or an address (s3://, gs://, hf://)."""
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 Origin = Literal["base", "previous"]
 
@@ -44,10 +31,32 @@ class ModelSource(Config):
 
 
 class PromptFiles(Config):
-    """JSONL files of ``{"prompt": text or messages}``. ``heldout`` is never trained on."""
+    """Files of prompts, in any container that preferences may come in. ``heldout`` is never trained on."""
 
-    train: ExistingFile | None = None
-    heldout: ExistingFile | None = None
+    train: Location | None = None
+    heldout: Location | None = None
+
+
+class SourceSpec(FormatConfig, MixConfig):
+    """Files of preferences, how to read them, and their place in the mixture."""
+
+    path: Location
+
+
+def _source(value: Any) -> Any:
+    """A path alone is a source with every default."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class DataSpec(Config):
+    """What becomes of all given preferences before training."""
+
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prompts whose pairs are not trained on but measured after every round."""
+    max_bad_share: Share = 0.2
+    """The run fails when more of a source's rows cannot be used."""
+    labels: LabelsConfig = LabelsConfig()
+    filters: FilterConfig = FilterConfig()
 
 
 class IterateSpec(Config):
@@ -90,8 +99,9 @@ class PipelineSpec(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     policy: ModelSource
     prompts: PromptFiles = PromptFiles()
-    preferences: tuple[ExistingFile, ...] = ()
-    """JSONL files of ``{"prompt", "chosen", "rejected"}`` to begin with."""
+    preferences: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = ()
+    """Preference data to begin with: paths, or mappings with a ``path`` (docs/data.md)."""
+    data: DataSpec = DataSpec()
     rounds: PositiveInt = 1
     iterate: IterateSpec = IterateSpec()
     rollout: RolloutConfig = RolloutConfig()

@@ -51,6 +51,7 @@ def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:
 
 def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> dict[str, Any]:
     train = _summary(round_.train.fingerprint, store)
+    heldout = _summary(round_.heldout.fingerprint, store) if round_.heldout else None
     evaluation = _summary(round_.evaluate.fingerprint, store) if round_.evaluate else {}
     promotion = _summary(round_.promote.fingerprint, store) if round_.promote else {}
     prefix = f"round-{round_.number}/"
@@ -63,6 +64,8 @@ def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> 
         "round": round_.number,
         "pairs": _summary(round_.prepare.fingerprint, store).get("pairs"),
         **{name: train.get(name) for name in ("first_loss", "loss", "reward_accuracy", "reward_margin", "kl")},
+        "tasks": train.get("tasks", {}),
+        "heldout": heldout or None,
         "win_rate": evaluation.get("win_rate"),
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),
@@ -90,6 +93,25 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
             "yes" if row["promoted"] else "no",
         )
     return result
+
+
+def tasks_table(rounds: Sequence[dict[str, Any]]) -> Table | None:
+    """Held-out pairs, and the tasks of a mixture in training and held out; None where there are neither."""
+    result = Table(title="Held-out pairs and tasks", title_justify="left")
+    result.add_column("round", justify="right")
+    result.add_column("task")
+    result.add_column("pairs")
+    for name in ("loss", "accuracy", "margin"):
+        result.add_column(name, justify="right")
+    for row in rounds:
+        heldout = row.get("heldout") or {}
+        trained = [(name, "training", found) for name, found in row.get("tasks", {}).items()]
+        measured = {**({"all": heldout} if heldout else {}), **heldout.get("tasks", {})}
+        groups = [*trained, *((name, f"{found['pairs']} held out", found) for name, found in measured.items())]
+        for name, count, found in groups:
+            accuracy, margin = _number(found["reward_accuracy"], 2), _number(found["reward_margin"])
+            result.add_row(str(row["round"]), name, count, _number(found["loss"]), accuracy, margin)
+    return result if result.row_count else None
 
 
 def seconds_table(rounds: Sequence[dict[str, Any]]) -> Table:

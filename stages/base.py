@@ -111,11 +111,24 @@ C_contra = TypeVar("C_contra", bound=Config, contravariant=True)
 
 @dataclass(frozen=True)
 class Artifact:
-    """An immutable input of a stage: a committed artifact's folder, or a user's file or folder."""
+    """An immutable input of a stage: a committed artifact's folder, or a user's file or folder.
+
+    A data file has a ``uri``; if it is not on a local disk, its path is a name only. ``key`` is what people call it.
+    """
 
     path: Path
     fingerprint: str
     summary: Mapping[str, Any] = field(default_factory=dict)
+    uri: str = ""
+    key: str = ""
+
+    @property
+    def location(self) -> str:
+        return self.uri or str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.key or self.path.name
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pydantic import (
 from stages.adapter_types import PROMPT_LEARNING, TYPES, unknown_type
 from stages.base import Config, Plugin, Stage, plain
 from stages.objectives import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
+from stages.sources import CurateConfig, FormatConfig, QualityConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "fp32"]
@@ -36,21 +37,28 @@ class MaterialiseConfig(Config):
     revision: str | None = None
 
 
-class IngestConfig(Config):
+class IngestConfig(FormatConfig):
     kind: Literal["pairs", "prompts"]
 
 
 Truncation = Literal["drop", "keep_start", "keep_end"]
 
 
-class PrepareConfig(Config):
+class EncodeConfig(Config):
     max_length: PositiveInt = 1024
     """Tokens of prompt and response together."""
     truncation: Truncation = "drop"
     """What becomes of longer pairs (``stages.core.truncation``)."""
+
+
+class PrepareConfig(Config):
     shard_rows: PositiveInt = 2048
+    preferences: Share = 1.0
+    """Share of the selected pairs that is taken."""
     replay: Share = 0.0
-    """Share of the pairs under ``replay`` that is added to the pairs under ``pairs``."""
+    """Share of the pairs under ``replay`` that is added to the others."""
+    heldout: bool = False
+    """Take the held-out rows of the selection instead of the others."""
 
 
 class ReferenceConfig(Config):
@@ -213,6 +221,19 @@ class PairConfig(Config):
     """Smallest difference of scores that makes a pair; equal scores never do."""
 
 
+class HeldoutConfig(Config):
+    """How a policy's ranking of held-out pairs is measured."""
+
+    objective: TrainConfig
+    """The loss of the training, without what is not about the pairs themselves."""
+
+
+def measured(train: TrainConfig) -> TrainConfig:
+    """What of a training's objective is measured on held-out pairs: neither constraints nor weights by confidence."""
+    kept = ("loss", "beta", "length_normalise", "divergence", "sft_weight")
+    return TrainConfig(**{name: getattr(train, name) for name in kept})
+
+
 class EvaluateConfig(Config):
     resamples: PositiveInt = 10_000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -228,16 +249,23 @@ class PromoteConfig(Config):
 
 
 MATERIALISE = Stage("materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.materialise:run")
-INGEST = Stage("ingest", 2, IngestConfig, ("files",), "records", "stages.ingest:run")
-PREPARE = Stage("prepare", 1, PrepareConfig, ("policy", "pairs", "replay"), "shards", "stages.prepare:run")
+INGEST = Stage("ingest", 3, IngestConfig, ("files",), "records", "stages.ingest:run")
+CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.curate:run")
+ENCODE = Stage("encode", 1, EncodeConfig, ("policy", "pairs"), "tokens", "stages.encode:run")
+PREPARE = Stage(
+    "prepare", 2, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.prepare:run"
+)
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.reference:run")
 TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train:run")
 ROLLOUT = Stage("rollout", 1, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.rollout:run")
 JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge:run")
-PAIR = Stage("pair", 1, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
+PAIR = Stage("pair", 2, PairConfig, ("rollouts", "judgements"), "pairs", "stages.pair:run")
+HELDOUT = Stage("heldout", 1, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.heldout:run")
 EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.evaluate:run")
 PROMOTE = Stage("promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.promote:run")
+QUALITY = Stage("quality", 1, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, EVALUATE, PROMOTE,
+    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, HELDOUT, EVALUATE, PROMOTE,
+    QUALITY,
 )  # fmt: skip

@@ -1,96 +1,111 @@
-"""Users' JSONL files become records; rows that cannot be used go to quarantine with file, line and reason."""
+"""Users' files become records; rows that cannot be used go to quarantine with file, line and reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.catalog import IngestConfig
-from stages.core.formats import RowError, decode_line, parse_pair, parse_prompt
+from stages.core.formats import NoPair, RowError, RowParser, parse_prompt
 from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_row
 from stages.layout import RECORDS
-from stages.raydata import map_tasks
-from stages.tables import write_quarantine, write_table
+from stages.readers import DataFile, Row, rows
+from stages.tables import Quarantine, write_table
 
 _ROWS = 1000
-_EXCERPT = 200
-_SCHEMAS = {"pairs": PAIRS, "prompts": PROMPTS}
-_REJECT = [("file", pa.string()), ("line", pa.int64()), ("field", pa.string()), ("reason", pa.string())]
+"""Records that are held at a time."""
 
 
 def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Read every file, one Ray Data task each; write ``records.arrow`` and ``quarantine.jsonl``.
+    """Read the files one after another; write ``records.arrow`` and ``quarantine.jsonl``.
+
+    ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts sound rows that give no pair by
+    their nature, such as answers of equal score.
 
     Raises:
-        StageError: no row can be used.
+        StageError: there are no prompts. (Pairs are looked at together with those of other files: ``stages.curate``.)
     """
-    schema = _SCHEMAS[config.kind]
-    files = grouped(inputs, "files")
-    tasks = [{"path": str(file.path), "kind": config.kind} for file in files]
-    rejected: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
-
-    def good() -> Iterator[pa.Table]:
-        for table in map_tasks(tasks, read_file):
-            usable = table.filter(pa.compute.is_null(table["reason"]))
-            if config.kind == "prompts":
-                usable = _first_of_each(usable, seen, rejected)
-            bad = table.filter(pa.compute.is_valid(table["reason"]))
-            rejected.extend(bad.select([*(name for name, _ in _REJECT), "excerpt"]).to_pylist())
-            yield usable
-
-    rows = write_table(context.output / RECORDS, good(), schema)
-    counts = write_quarantine(context.output, rejected)
-    if not rows:
-        raise StageError(f"no usable row in {', '.join(f.path.name for f in files)}; all went to quarantine: {counts}")
-    return {"rows": rows, **counts}
+    files = [DataFile.at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
+    schema = PAIRS if config.kind == "pairs" else PROMPTS
+    with Quarantine(context.output) as quarantine:
+        reading = _Reading(config, files, quarantine, context)
+        made = write_table(context.output / RECORDS, _tables(reading.records(), schema), schema)
+    if not made and config.kind == "prompts":
+        names = ", ".join(file.name for file in files)
+        reasons = quarantine.summary["quarantine_reasons"]
+        raise StageError(f"no usable row in {names}" + (f"; all went to quarantine: {reasons}" if reasons else ""))
+    skipped = {"skipped": reading.skipped.total(), "skipped_reasons": dict(reading.skipped.most_common())}
+    return {"read": reading.read, "rows": made, **(skipped if reading.skipped else {}), **quarantine.summary}
 
 
-def read_file(task: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """One file as tables of records with, for rows that cannot be used, where and why."""
-    path = Path(task["path"])
-    record = _SCHEMAS[task["kind"]]
-    schema = pa.schema([*record, *_REJECT, ("excerpt", pa.string())])
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if not text:
-                continue
-            rows.append(_row(text, task["kind"], path.name, number))
-            if len(rows) == _ROWS:
-                yield pa.Table.from_pylist(rows, schema=schema)
-                rows = []
-    yield pa.Table.from_pylist(rows, schema=schema)
+def _tables(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    waiting: list[Mapping[str, Any]] = []
+    for record in records:
+        waiting.append(record)
+        if len(waiting) == _ROWS:
+            yield pa.Table.from_pylist(waiting, schema=schema)
+            waiting = []
+    yield pa.Table.from_pylist(waiting, schema=schema)
 
 
-def _row(text: bytes, kind: str, file: str, line: int) -> dict[str, Any]:
-    where = {"file": file, "line": line}
-    source = f"{file}:{line}"
-    try:
-        value = decode_line(text)
-        if kind == "prompts":
-            return {**prompt_row(parse_prompt(value), source), **where}
-        return {**pair_row(parse_pair(value, source)), **where}
-    except RowError as error:
-        excerpt = text[:_EXCERPT].decode("utf-8", "replace")
-        return {**where, "field": error.field, "reason": error.reason, "excerpt": excerpt}
+@dataclass
+class _Reading:
+    config: IngestConfig
+    files: Sequence[DataFile]
+    quarantine: Quarantine
+    context: StageContext
+    skipped: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    """Rows of the files so far, usable or not."""
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """Every row that can be used, as rows of ``PAIRS`` or ``PROMPTS``."""
+        read = self._pairs() if self.config.kind == "pairs" else self._prompts()
+        for number, record in enumerate(read):
+            if number % _ROWS == 0:
+                self.context.progress(number, 0, self.config.kind)
+            yield record
+
+    def _pairs(self) -> Iterator[Mapping[str, Any]]:
+        parser = RowParser(self.config)
+        for row in self._rows():
+            try:
+                yield from map(pair_row, parser.pairs(_value(row), str(row.place)))
+            except NoPair as why:
+                self.skipped[str(why)] += 1
+            except RowError as error:
+                self._reject(row, error)
+
+    def _prompts(self) -> Iterator[Mapping[str, Any]]:
+        """Rollouts are grouped by prompt id, so a prompt may stand only once."""
+        seen: dict[str, str] = {}
+        for row in self._rows():
+            place = str(row.place)
+            try:
+                prompt = parse_prompt(_value(row))
+                first = seen.setdefault(prompt.prompt_id, place)
+                if first != place:
+                    raise RowError("prompt", f"repeats an earlier prompt; first at {first}")
+                yield prompt_row(prompt, place)
+            except RowError as error:
+                self._reject(row, error)
+
+    def _rows(self) -> Iterator[Row]:
+        for file in self.files:
+            for row in rows(file):
+                self.read += 1
+                yield row
+
+    def _reject(self, row: Row, error: RowError) -> None:
+        self.quarantine.add(Quarantine.row(str(row.place), error, row.excerpt))
 
 
-def _first_of_each(table: pa.Table, seen: dict[str, str], rejected: list[dict[str, Any]]) -> pa.Table:
-    """Rollouts are grouped by prompt id, so a prompt may stand only once."""
-    keep = []
-    for index, (key, file, line) in enumerate(
-        zip(*(table[name].to_pylist() for name in ("prompt_id", "file", "line")), strict=True)
-    ):
-        if key in seen:
-            row = {"file": file, "line": line, "field": "prompt", "reason": "repeats an earlier prompt"}
-            rejected.append({**row, "excerpt": f"first at {seen[key]}"})
-        else:
-            seen[key] = f"{file}:{line}"
-            keep.append(index)
-    return table.take(pa.array(keep, pa.int64()))
+def _value(row: Row) -> Mapping[str, Any]:
+    if isinstance(row.value, RowError):
+        raise row.value
+    return row.value

@@ -65,7 +65,9 @@ def load_tokenizer(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False)
 
 
+@lru_cache(maxsize=2)
 def load_encoder(path: Path) -> ChatEncoder:
+    """One object a process: what it makes of the tokenizer takes a second or so for a large one."""
     return ChatEncoder(load_tokenizer(path))
 
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 from stages import engines
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.catalog import RolloutConfig, choose_engine
+from stages.core.formats import RowError
 from stages.core.records import ROLLOUTS, messages_of
 from stages.layout import RECORDS
 from stages.models import load_encoder
 from stages.raydata import map_actors
-from stages.tables import read_table, write_quarantine, write_table
+from stages.tables import Quarantine, read_table, write_table
 
 TOO_LONG = "too_long"
 """Finish reason of the rows that stand for prompts without room for an answer, on their way to quarantine."""
@@ -43,7 +44,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
         tasks, Generator, context.resources, engines.environment(config, gpu),
         config=config, weights=weights, policy=inputs["policy"].fingerprint,
     )  # fmt: skip
-    rejected: list[dict[str, object]] = []
+    rejected: list[dict[str, str]] = []
     stats = {"rollouts": 0, "tokens": 0, "cut_off": 0, "empty": 0}
 
     def counted() -> Iterator[pa.Table]:
@@ -59,12 +60,14 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
             yield table
 
     write_table(context.output / RECORDS, counted(), ROLLOUTS)
-    quarantine = write_quarantine(context.output, rejected)
+    with Quarantine(context.output) as quarantine:
+        for row in rejected:
+            quarantine.add(row)
     if not stats["rollouts"]:
-        raise StageError(f"no prompt leaves room for an answer: {quarantine['quarantine_reasons']}")
+        raise StageError(f"no prompt leaves room for an answer: {quarantine.summary['quarantine_reasons']}")
     if stats["empty"] == stats["rollouts"]:
         raise StageError("every answer is empty: does the model fit its chat template?")
-    return {**stats, **quarantine, "prompts": total - len(rejected), "engine": choose_engine(config.engine)}
+    return {**stats, **quarantine.summary, "prompts": total - len(rejected), "engine": choose_engine(config.engine)}
 
 
 class Generator:
@@ -105,9 +108,7 @@ class Generator:
             )
 
 
-def _reject(config: RolloutConfig, row: Mapping[str, Any]) -> dict[str, object]:
+def _reject(config: RolloutConfig, row: Mapping[str, Any]) -> dict[str, str]:
     room = config.max_length - config.max_tokens
     reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
-    file, _, line = row["source"].rpartition(":")
-    excerpt = row["messages"][-1]["content"][:200]
-    return {"file": file, "line": int(line), "field": "prompt", "reason": reason, "excerpt": excerpt}
+    return Quarantine.row(row["source"], RowError("prompt", reason), row["messages"][-1]["content"])

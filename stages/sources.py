@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from stages.base import Config, Plugin
 
@@ -13,14 +13,24 @@ FormatName = Literal[
 ]
 """Shapes of rows (``stages.core.formats``); ``auto`` tells them apart row by row."""
 
-Action = Literal["keep", "drop"] | Annotated[float, Field(gt=0, lt=1)]
+
+def _action(value: str | float) -> str | float:
+    if value in ("keep", "drop") or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"expected keep, drop or a number between 0 and 1, got {value!r}")
+
+
+Action = Annotated[str | float, AfterValidator(_action)]
 """What becomes of a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
 
 
 class FormatConfig(Config):
     """How a row becomes pairs. Part of the identity of what is read."""
 
-    format: FormatName | Plugin = "auto"
+    format: Annotated[
+        Annotated[FormatName, Tag("name")] | Annotated[Plugin, Tag("custom")],
+        Discriminator(lambda value: "custom" if isinstance(value, dict | Plugin) else "name"),
+    ] = "auto"
     """A shape's name, or the user's own function ``use: "module:function"`` from a row to pairs."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Where the row's fields stand, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
@@ -36,9 +46,9 @@ class MixConfig(Config):
     task: str = ""
     """Name under which its pairs are counted and measured."""
     weight: PositiveFloat = 1.0
-    """How often its pairs are seen: 2 takes each twice, 0.5 a fixed half of them (chosen by their content)."""
+    """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
     max_pairs: PositiveInt | None = None
-    """At most so many of its pairs (a fixed choice by their content, so that more data changes it little)."""
+    """At most so many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
 
 
 class LabelsConfig(Config):
@@ -48,7 +58,7 @@ class LabelsConfig(Config):
     """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
     (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
     min_votes: PositiveInt = 1
-    """Pairs with fewer votes, abstentions not counted, are left out."""
+    """Pairs that annotators were asked about and that have fewer votes, abstentions not counted, are left out."""
     ties: Literal["drop", "keep"] = "drop"
     """What becomes of pairs whose probability is one half."""
 
@@ -88,3 +98,22 @@ class CurateConfig(Config):
     filters: FilterConfig = FilterConfig()
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The stage fails when more of a source's rows are in quarantine."""
+
+
+class QualityConfig(Config):
+    """What the quality report looks for, and how closely."""
+
+    tasks: tuple[str, ...] = ()
+    """The task of each input file, as in the mixture; empty where there are none."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of pairs that there should be equally many of, such as factuality and safety; empty takes those that
+    there are."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    ngram: PositiveInt = 13
+    """Both as in ``FilterConfig``."""
+    sample: PositiveInt = 100_000
+    """Of more rows than these, a fixed sample by the prompt's content is looked at where all would take too long."""
+    named: PositiveInt = 20
+    """Rows that a finding names at most."""

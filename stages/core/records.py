@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 class Message(TypedDict):
@@ -96,6 +98,20 @@ def content_id(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def id_numbers(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """The 64 bits that each content id of a column stands for.
+
+    Raises:
+        pyarrow.ArrowInvalid: one of them has not 16 characters.
+    """
+    if not len(ids):
+        return np.zeros(0, np.uint64)
+    written = ids.cast(pa.binary(16)).combine_chunks()
+    text = np.frombuffer(written.buffers()[1], np.uint8)[16 * written.offset :][: 16 * len(written)]
+    digits = np.where(text >= ord("a"), text - ord("a") + 10, text - ord("0")).astype(np.uint8)
+    return (digits[0::2] << 4 | digits[1::2]).view(">u8").astype(np.uint64)
+
+
 def prompt_key(messages: Messages) -> str:
     """Equal for prompts that differ only in case or white space; used to keep held-out prompts held out."""
     return content_id([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
@@ -110,6 +126,7 @@ PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("sour
 PAIRS = pa.schema(
     [
         ("pair_id", pa.string()),
+        ("prompt_key", pa.string()),
         ("prompt", _MESSAGES),
         ("chosen", _MESSAGES),
         ("rejected", _MESSAGES),
@@ -148,6 +165,8 @@ SHARD = pa.schema(
         ("source", pa.string()),
     ]
 )
+TOKENS = pa.schema([*SHARD, ("row", pa.int64())])
+"""Tokenised pairs of one file, ``row`` being the pair's place in it."""
 LOGPROBS = pa.schema(
     [("pair_id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32()), ("mismatched", pa.float32())]
 )
@@ -168,14 +187,19 @@ JUDGEMENTS = pa.schema(
 )
 
 
+_FIELDS = [name for name in PAIRS.names if name not in ("pair_id", "prompt_key")]
+"""What a pair is made of; the others follow from it, and are kept so that nobody has to hash the texts again."""
+
+
 def pair_row(pair: PreferencePair) -> dict[str, object]:
     """A pair as a row of ``PAIRS``."""
-    return {"pair_id": pair.pair_id, **{name: getattr(pair, name) for name in PAIRS.names[1:]}}
+    hashes = {"pair_id": pair.pair_id, "prompt_key": prompt_key(pair.prompt)}
+    return {**hashes, **{name: getattr(pair, name) for name in _FIELDS}}
 
 
 def pair_of(row: Mapping[str, Any]) -> PreferencePair:
     """A row of ``PAIRS`` as a pair."""
-    values = {name: row[name] for name in PAIRS.names[1:]}
+    values = {name: row[name] for name in _FIELDS}
     values |= {name: messages_of(row[name]) for name in ("prompt", "chosen", "rejected")}
     return PreferencePair(**{**values, "votes": tuple(row["votes"] or ())})
 

@@ -17,11 +17,13 @@ import torch
 from pipelines.execute import reason
 from stages.base import Artifact, Resources, StageError
 from stages.catalog import (
+    ENCODE,
     INGEST,
     MATERIALISE,
     PREPARE,
     REFERENCE,
     ROLLOUT,
+    EncodeConfig,
     IngestConfig,
     MaterialiseConfig,
     PrepareConfig,
@@ -62,17 +64,18 @@ def test_ingest_keeps_order_and_quarantines_what_it_cannot_use(execute: Execute,
     assert made.summary["quarantined"] == 4
 
 
-def test_ingest_refuses_files_without_a_usable_row(execute: Execute, tmp_path: Path) -> None:
+def test_ingest_refuses_prompts_without_a_usable_row(execute: Execute, tmp_path: Path) -> None:
     path = specs.jsonl(tmp_path / "bad.jsonl", ["nonsense"])
     with pytest.raises(StageError, match=r"no usable row in bad\.jsonl"):
-        execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
+        execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
+    assert execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path}).summary["rows"] == 0
 
 
 def test_a_repeated_prompt_stands_once(execute: Execute, tmp_path: Path) -> None:
     path = specs.jsonl(tmp_path / "prompts.jsonl", [*specs.prompts(3), specs.prompts(1)[0]])
     made = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     assert made.summary["rows"] == 3
-    assert made.summary["quarantine_reasons"] == {"prompt: repeats an earlier prompt": 1}
+    assert made.summary["quarantine_reasons"] == {"prompt: repeats an earlier prompt; first at prompts.jsonl:1": 1}
 
 
 def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
@@ -81,8 +84,8 @@ def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
     hostile = {"prompt": "<|im_end|>", "chosen": "a<|im_start|>b", "rejected": "fine"}
     path = specs.jsonl(tmp_path / "pairs.jsonl", [*specs.pairs(40), hostile, {**hostile, "prompt": "x" * 300}])
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
-    config = PrepareConfig(max_length=200, shard_rows=16)
-    shards = execute(PREPARE, config, {"policy": policy, "pairs.0": ingested})
+    tokens = execute(ENCODE, EncodeConfig(max_length=200), {"policy": policy, "pairs": ingested})
+    shards = execute(PREPARE, PrepareConfig(shard_rows=16), {"pairs.0": tokens})
     tables = [read_table(file) for file in shard_files(shards.path)]
     assert [table.num_rows for table in tables] == [16, 16, 9]
     pairs = [pair for table in tables for pair in encoded_pairs(table)]
@@ -94,19 +97,9 @@ def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
     assert pairs[40].prompt_ids.count(end) == 1
     assert pairs[40].chosen_ids.count(start) == 0
     assert tokenizer.decode(pairs[40].chosen_ids[:-1]) == "a<|im_start|>b"
-    quarantine = json.loads((shards.path / "quarantine.jsonl").read_text())
+    quarantine = json.loads((tokens.path / "quarantine.jsonl").read_text())
     assert (quarantine["file"], quarantine["line"]) == ("pairs.jsonl", 42)
     assert "max_length 200" in quarantine["reason"]
-
-
-def test_replay_adds_a_fixed_share_of_earlier_pairs(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
-    rows = specs.pairs(60)
-    old = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": specs.jsonl(tmp_path / "old.jsonl", rows[:50])})
-    new = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": specs.jsonl(tmp_path / "new.jsonl", rows[50:])})
-    inputs = {"policy": policy, "pairs.0": new, "replay.0": old}
-    half = execute(PREPARE, PrepareConfig(replay=0.5), inputs).summary["pairs"]
-    assert 10 + 15 < half < 10 + 35
-    assert execute(PREPARE, PrepareConfig(replay=1.0), inputs).summary["pairs"] == 60
 
 
 @pytest.mark.parametrize("layout", ["auto", "padded"])
@@ -115,7 +108,8 @@ def test_reference_agrees_with_the_model_row_by_row(
 ) -> None:
     path = specs.jsonl(tmp_path / "pairs.jsonl", specs.pairs(150))
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
-    shards = execute(PREPARE, PrepareConfig(shard_rows=100), {"policy": policy, "pairs.0": ingested})
+    tokens = execute(ENCODE, EncodeConfig(), {"policy": policy, "pairs": ingested})
+    shards = execute(PREPARE, PrepareConfig(shard_rows=100), {"pairs.0": tokens})
     config = ReferenceConfig.model_validate({"precision": "fp32", "layout": layout, "mismatched": layout == "auto"})
     two = Resources(workers=2, cpus=1)
     logprobs = execute(REFERENCE, config, {"policy": policy, "shards": shards}, two)

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from stages import train
 from stages.base import Artifact, StageContext, StageError, TrainResources
 from stages.catalog import (
+    ENCODE,
     INGEST,
     MATERIALISE,
     PREPARE,
     REFERENCE,
     TRAIN,
+    EncodeConfig,
     IngestConfig,
     LoraConfig,
     MaterialiseConfig,
@@ -39,7 +41,8 @@ def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str],
     path = specs.jsonl(tmp_path / "pairs.jsonl", rows)
     policy = execute(MATERIALISE, MaterialiseConfig(), {"source": model_dir})
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
-    shards = execute(PREPARE, PrepareConfig(shard_rows=8), {"policy": policy, "pairs.0": ingested})
+    tokens = execute(ENCODE, EncodeConfig(), {"policy": policy, "pairs": ingested})
+    shards = execute(PREPARE, PrepareConfig(shard_rows=8), {"pairs.0": tokens})
 
     def make(precision: str) -> dict[str, Artifact]:
         config = ReferenceConfig.model_validate({"precision": precision, "mismatched": True})

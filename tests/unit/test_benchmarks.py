@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import limit, train_vs_trl
+from benchmarks import limit, prepare_side, prepare_vs_datasets, train_vs_trl
 from benchmarks.pairs import LENGTHS, pair
 from benchmarks.rondo_side import in_file_order
 from stages.core.batching import batch_indices
@@ -65,3 +65,28 @@ def test_rates_and_ratios_are_taken_from_the_marks() -> None:
 def test_losses_are_compared_step_by_step() -> None:
     runs = {"trl": [{"losses": [0.5, 0.25]}], "rondo": [{"losses": [0.5, 0.375]}]}
     assert train_vs_trl.agreement(runs)["largest_difference"] == 0.125
+
+
+def test_ids_are_the_same_whatever_a_template_writes_behind_the_end() -> None:
+    rows = [[[1, 2], [3, 9], [4, 9]], [[5], [9, 6, 9], [7]]]
+    longer = [[[1, 2], [3, 9, 8], [4, 9]], [[5], [9, 6, 9, 8, 8], [7]]]
+    assert prepare_side.digest(rows, end=9) == prepare_side.digest(longer, end=9)
+    assert prepare_side.digest(rows, end=9) != prepare_side.digest([rows[1], rows[0]], end=9)
+    assert prepare_side.digest(rows, end=9) != prepare_side.digest([[[1], [2, 3, 9], [4, 9]], rows[1]], end=9)
+
+
+def test_rates_of_preparing_are_compared_round_by_round() -> None:
+    def runs(*seconds: float, digest: str = "same") -> list[dict[str, object]]:
+        return [{"seconds": each, "cpu_seconds": 2 * each, "digest": digest} for each in seconds]
+
+    found = prepare_vs_datasets.compare({"rondo_api": runs(1, 2, 4), "datasets": runs(4, 4, 4)}, rows=8)
+    assert found["rows_per_second"]["median"] == {"rondo_api": 4, "datasets": 2}
+    assert found["rows_per_second"]["ratios"] == {"rondo_api_over_datasets": 2.0}
+    assert found["rows_per_second"]["ratios_each"] == {"rondo_api_over_datasets": [4.0, 2.0, 1.0]}
+    assert found["rows_per_cpu_second"]["median"] == {"rondo_api": 2, "datasets": 1}
+    with pytest.raises(SystemExit, match="do not give the same ids"):
+        prepare_vs_datasets.compare({"rondo_api": runs(1), "trl": runs(1, digest="other")}, rows=8)
+
+
+def test_the_common_beginning_is_counted() -> None:
+    assert [prepare_side.common(a, [1, 2, 3]) for a in ([1, 2, 4], [1, 2], [], [1, 2, 3])] == [2, 2, 0, 3]

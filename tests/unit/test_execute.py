@@ -52,12 +52,12 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 def sound(add: int = 2) -> Plan:
     prepare = counted("round-1/prepare", CountConfig(add=1))
-    return Plan((Round(1, prepare, counted("round-1/train", CountConfig(add=add), left=prepare), None, None),))
+    return Plan((Round(1, prepare, counted("round-1/train", CountConfig(add=add), left=prepare), None, None, None),))
 
 
 def broken() -> Plan:
     prepare = counted("round-1/prepare", CountConfig(add=1))
-    return Plan((Round(1, prepare, Step("round-1/train", FAIL, CountConfig(), {"left": prepare}), None, None),))
+    return Plan((Round(1, prepare, Step("round-1/train", FAIL, CountConfig(), {"left": prepare}), None, None, None),))
 
 
 def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import load
 from pipelines.problems import SpecError
+from pipelines.spec import SourceSpec
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 
@@ -24,12 +25,12 @@ def test_a_sound_spec_is_taken_with_its_defaults(folder: Path) -> None:
     assert found.spec.name == "tiny"
     assert found.spec.rounds == 1
     assert found.spec.train.beta == 0.1
-    assert found.spec.prompts.train == folder / "train.jsonl"
+    assert found.spec.prompts.train == "train.jsonl"
     assert found.notes == ()
 
 
 def test_an_offline_spec_is_taken(folder: Path) -> None:
-    assert workspace.loaded(folder, OFFLINE).spec.preferences == (folder / "pairs.jsonl",)
+    assert workspace.loaded(folder, OFFLINE).spec.preferences == (SourceSpec(path="pairs.jsonl"),)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_overrides_replace_and_add_values(folder: Path) -> None:
     assert spec.rounds == 3
     assert spec.judge is not None
     assert spec.judge.use == "rules"
-    assert spec.preferences == (folder / "pairs.jsonl",)
+    assert spec.preferences == (SourceSpec(path="pairs.jsonl"),)
 
 
 def test_the_last_override_wins_and_neighbours_stay(folder: Path) -> None:

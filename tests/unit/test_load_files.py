@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import rounds
+from pipelines.plan import Source
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 
@@ -45,13 +46,13 @@ def judged_by(use: str, options: str = "{}") -> str:
 def test_a_missing_file_is_named(folder: Path, text: str, where: str) -> None:
     problem = workspace.only(folder, text)
     assert problem.where == where
-    assert problem.message == f"no such file: {folder / 'nope.jsonl'}"
+    assert problem.message.startswith(f"{folder / 'nope.jsonl'} does not exist")
 
 
-def test_a_folder_is_no_data_file(folder: Path) -> None:
+def test_a_folder_without_prompts_is_refused(folder: Path) -> None:
     problem = workspace.only(folder, SPEC.replace("train.jsonl", "model"))
     assert problem.where == "spec.yaml:3 prompts.train"
-    assert "not a file" in problem.message
+    assert "no usable row in model" in problem.message
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nobody-of-that-name/x.jsonl", '"a\\0b"'])
@@ -62,7 +63,9 @@ def test_a_hostile_file_name_is_refused(folder: Path, name: str) -> None:
 def test_paths_begin_at_the_folder_of_the_spec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
-    assert workspace.loaded(folder).spec.prompts.heldout == folder / "heldout.jsonl"
+    loaded = workspace.loaded(folder)
+    sources = [value for step in rounds.plan(loaded.spec, folder).steps for value in step.inputs.values()]
+    assert folder / "heldout.jsonl" in [value.path for value in sources if isinstance(value, Source)]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "\ufeff\n"])
@@ -101,17 +104,20 @@ def test_held_out_prompts_that_stand_in_training_are_named(folder: Path) -> None
     (folder / "heldout.jsonl").write_text('{"prompt": "How are you?"}\n{"prompt": "name  A colour. "}\n')
     problem = workspace.only(folder)
     assert problem.where == "spec.yaml:3 prompts.heldout"
-    assert problem.message.startswith("1 held-out prompts also stand in training")
+    assert problem.message.startswith("1 held-out prompts (")
+    assert "also stand in training" in problem.message
     assert "heldout.jsonl:2" in problem.message
     assert "train.jsonl:1" in problem.message
     assert "How are you?" not in problem.message
 
 
-def test_held_out_prompts_are_looked_for_in_the_given_pairs_too(folder: Path) -> None:
+def test_held_out_prompts_in_the_given_pairs_are_told(folder: Path) -> None:
+    """Their pairs are left out of training, so this stops nothing."""
     (folder / "heldout.jsonl").write_text('{"prompt": [{"role": "user", "content": "HI"}]}\n')
-    problem = workspace.only(folder, SPEC + "preferences: [pairs.jsonl]\n")
-    assert problem.where == "spec.yaml:3 prompts.heldout"
-    assert "pairs.jsonl:1" in problem.message
+    (note,) = workspace.loaded(folder, SPEC + "preferences: [pairs.jsonl]\n").notes
+    assert note.startswith("1 held-out prompts (heldout.jsonl:1")
+    assert "pairs.jsonl:1" in note
+    assert note.endswith("their pairs are not trained on")
 
 
 def test_many_held_out_prompts_in_training_are_counted(folder: Path) -> None:
@@ -304,7 +310,31 @@ def test_single_answers_are_refused_by_a_loss_that_needs_pairs(folder: Path) -> 
 def test_single_answers_are_taken_and_counted_by_a_loss_for_them(folder: Path) -> None:
     (folder / "pairs.jsonl").write_text(LABELLED)
     found = workspace.loaded(folder, workspace.OFFLINE + "train: {loss: kto}\n")
-    assert "1 rows of pairs.jsonl are single answers with a label" in found.notes
+    assert "1 rows are single answers with a label; first: pairs.jsonl:2" in found.notes
+
+
+@pytest.mark.parametrize(("labels", "told"), [(("true", "true"), True), (("true", "false"), False)])
+def test_labels_that_are_all_the_same_are_told(folder: Path, labels: tuple[str, str], told: bool) -> None:
+    rows = [f'{{"prompt": "Hi", "completion": "{n}", "label": {label}}}\n' for n, label in enumerate(labels)]
+    (folder / "pairs.jsonl").write_text("".join(rows))
+    notes = workspace.loaded(folder, workspace.OFFLINE + "train: {loss: kto}\n").notes
+    assert any("all of them are labelled true" in note for note in notes) is told
+
+
+def test_a_beta_that_does_nothing_with_simpo_is_told(folder: Path) -> None:
+    notes = [workspace.loaded(folder, f"{OFFLINE}train: {{loss: simpo, beta: {beta}}}\n").notes for beta in (0.1, 2.5)]
+    assert [len(each) for each in notes] == [1, 0]
+    assert "train.beta 0.1" in notes[0][0]
+
+
+def test_too_many_unusable_rows_are_refused(folder: Path) -> None:
+    row = (folder / "pairs.jsonl").read_text()
+    (folder / "pairs.jsonl").write_text(row * 2 + "nonsense\n")
+    problem = workspace.only(folder, OFFLINE)
+    assert problem.where == "spec.yaml:3 preferences.0"
+    assert "1 of 3 rows cannot be used, more than data.max_bad_share 0.2; first: pairs.jsonl:3" in problem.message
+    notes = workspace.loaded(folder, OFFLINE + "data: {max_bad_share: 0.4}\n").notes
+    assert any("1 unusable rows of pairs.jsonl" in note for note in notes)
 
 
 @pytest.mark.parametrize(("probability", "fault"), [("1.5", True), ("-0.1", True), ("0.5", False)])

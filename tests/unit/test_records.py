@@ -13,6 +13,7 @@ from stages.core.records import (
     Prompt,
     Vote,
     content_id,
+    id_numbers,
     messages_of,
     pair_of,
     pair_row,
@@ -68,6 +69,16 @@ def test_other_prompts_have_other_keys() -> None:
     assert len({prompt_key(prompt) for prompt in prompts}) == len(prompts)
 
 
+def test_ids_are_read_as_the_numbers_that_they_write() -> None:
+    ids = [content_id(n) for n in range(50)] + ["0" * 16, "f" * 16, "00000000000000a1"]
+    column = pa.chunked_array([ids[:7], [], ids[7:]], pa.string())
+    assert id_numbers(column).tolist() == [int(each, 16) for each in ids]
+    assert id_numbers(column.slice(5, 9)).tolist() == [int(each, 16) for each in ids[5:14]]
+    assert id_numbers(column.slice(0, 0)).tolist() == []
+    with pytest.raises(pa.ArrowInvalid):
+        id_numbers(pa.chunked_array([["abc"]]))
+
+
 def test_a_pair_id_depends_on_all_texts_and_on_nothing_else() -> None:
     pair = PreferencePair([user("q")], [assistant("a")], [assistant("b")])
     same = PreferencePair(({"content": "q", "role": "user"},), (assistant("a"),), (assistant("b"),), source="elsewhere")
@@ -91,6 +102,7 @@ def test_a_pair_comes_back_from_its_row() -> None:
     back = pair_of(row)
     assert back == pair
     assert row["pair_id"] == back.pair_id
+    assert row["prompt_key"] == prompt_key(pair.prompt)
 
 
 def test_the_tools_belong_to_what_a_pair_is() -> None:

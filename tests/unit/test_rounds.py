@@ -40,7 +40,8 @@ def key(value: Step | Source) -> str:
 def test_one_round_from_prompts_to_a_measured_policy(folder: Path) -> None:
     planned = plan(folder)
     assert {s.key for s in planned.steps} == {
-        "base", "prompts", "heldout", "round-1/rollout", "round-1/judge", "round-1/pair", "round-1/prepare",
+        "base", "prompts", "heldout", "round-1/rollout", "round-1/judge", "round-1/pair", "round-1/encode",
+        "round-1/prepare",
         "round-1/reference", "round-1/train", "round-1/evaluate-rollout", "round-1/evaluate-judge",
         "base/heldout-rollout", "base/heldout-judge", "round-1/evaluate",
     }  # fmt: skip
@@ -64,7 +65,8 @@ def test_every_step_comes_after_its_inputs(folder: Path) -> None:
 def test_offline_preferences_need_neither_rollout_nor_judge(folder: Path) -> None:
     planned = plan(folder, OFFLINE)
     assert [s.key for s in planned.steps] == [
-        "base", "preferences", "round-1/prepare", "round-1/reference", "round-1/train",
+        "base", "preferences/pairs.jsonl", "preferences/curate", "preferences/pairs.jsonl/encode", "round-1/prepare",
+        "round-1/reference", "round-1/train",
     ]  # fmt: skip
     assert planned.rounds[0].evaluate is None
     assert planned.rounds[0].promote is None
@@ -81,9 +83,10 @@ def test_given_preferences_join_the_first_rounds_own_pairs_only(folder: Path) ->
     planned = plan(folder, SPEC + "preferences: [pairs.jsonl]\n", "rounds=2")
     first, second = (r.prepare.inputs for r in planned.rounds)
     assert {name: key(value) for name, value in first.items()} == {
-        "policy": "base", "pairs.0": "preferences", "pairs.1": "round-1/pair",
+        "selection": "preferences/curate", "selected.0": "preferences/pairs.jsonl/encode",
+        "pairs.0": "round-1/encode",
     }  # fmt: skip
-    assert {name: key(value) for name, value in second.items()} == {"policy": "base", "pairs.0": "round-2/pair"}
+    assert {name: key(value) for name, value in second.items()} == {"pairs.0": "round-2/encode"}
 
 
 def test_replay_takes_the_pairs_of_all_earlier_rounds(folder: Path) -> None:
@@ -94,10 +97,61 @@ def test_replay_takes_the_pairs_of_all_earlier_rounds(folder: Path) -> None:
     ]
     assert replayed == [
         {},
-        {"replay.0": "preferences", "replay.1": "round-1/pair"},
-        {"replay.0": "preferences", "replay.1": "round-1/pair", "replay.2": "round-2/pair"},
+        {"replay.0": "round-1/encode"},
+        {"replay.0": "round-1/encode", "replay.1": "round-2/encode"},
     ]
-    assert planned.rounds[1].prepare.payload["config"]["replay"] == 0.5
+    assert planned.rounds[1].prepare.payload["config"] == {"preferences": 0.5, "replay": 0.5}
+    assert all("selection" in r.prepare.inputs for r in planned.rounds)
+
+
+def test_a_new_file_is_all_that_is_read_and_tokenised_anew(folder: Path) -> None:
+    text = OFFLINE.replace("[pairs.jsonl]", "[pairs.jsonl, more.jsonl]")
+    (folder / "more.jsonl").write_text('{"prompt": "Hi", "chosen": "Good day!", "rejected": "What?"}\n')
+    few, more = ({s.fingerprint: s for s in plan(folder, each).steps} for each in (OFFLINE, text))
+    new = [step.key for print, step in more.items() if print not in few]
+    assert set(new) == {
+        "preferences/more.jsonl", "preferences/more.jsonl/encode", "preferences/curate", "round-1/prepare",
+        "round-1/reference", "round-1/train",
+    }  # fmt: skip
+
+
+def test_filters_labels_and_mixture_tokenise_nothing_anew(folder: Path) -> None:
+    changed = OFFLINE.replace("[pairs.jsonl]", "[{path: pairs.jsonl, weight: 2, task: maths}]")
+    changed += "data: {heldout: 0.5, labels: {ties: keep}, filters: {contradictory: drop}}\n"
+    first, second = (
+        {s.key: s.fingerprint for s in plan(folder, each).steps if s.stage.name in ("ingest", "encode")}
+        for each in (OFFLINE, changed)
+    )
+    assert first == second
+
+
+def test_how_rows_are_read_is_part_of_what_is_read(folder: Path) -> None:
+    changed = OFFLINE.replace("[pairs.jsonl]", "[{path: pairs.jsonl, format: preference}]")
+    first, second = (by_key(plan(folder, each))["preferences/pairs.jsonl"] for each in (OFFLINE, changed))
+    assert first.fingerprint != second.fingerprint
+
+
+def test_held_out_pairs_are_measured_after_every_round(folder: Path) -> None:
+    text = SPEC + "preferences: [pairs.jsonl]\ndata: {heldout: 0.25}\n"
+    planned = plan(folder, text, "rounds=2")
+    for number, each in enumerate(planned.rounds, 1):
+        assert each.heldout is not None
+        assert {name: key(value) for name, value in each.heldout.inputs.items()} == {
+            "shards": "preferences/heldout", "policy": f"round-{number}/heldout-logprobs",
+            "reference": f"round-{number}/heldout-reference",
+        }  # fmt: skip
+        assert key(step(each.heldout.inputs["policy"]).inputs["policy"]) == f"round-{number}/train"
+    first = planned.rounds[0].heldout
+    assert first is not None
+    assert step(first.inputs["shards"]).payload["config"] == {"heldout": True}
+    assert plan(folder, SPEC + "preferences: [pairs.jsonl]\n").rounds[0].heldout is None
+
+
+def test_a_loss_without_reference_is_measured_without(folder: Path) -> None:
+    planned = plan(folder, OFFLINE + "data: {heldout: 0.25}\ntrain: {loss: simpo, beta: 2}\n")
+    (only,) = planned.rounds
+    assert only.heldout is not None
+    assert set(only.heldout.inputs) == {"shards", "policy"}
 
 
 def test_a_first_round_has_nothing_to_replay_and_does_not_depend_on_the_share(folder: Path) -> None:

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from stages.core.formats import RowError
 from stages.core.records import LOGPROBS, SHARD
 from stages.layout import QUARANTINE, shard_name
 from stages.shards import ShardData
-from stages.tables import read_rows, read_table, write_quarantine, write_rows, write_table
+from stages.tables import Quarantine, read_rows, read_table, write_rows, write_table
 from tests.memory import random_pairs
 
 SCHEMA = pa.schema([("name", pa.string()), ("value", pa.float32())])
@@ -43,20 +44,31 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
         write_table(tmp_path / "a.arrow", [pa.table({"name": ["a"]})], SCHEMA)
 
 
-def test_quarantine_keeps_the_rows_and_counts_reasons(tmp_path: Path) -> None:
-    rows = [
-        {"file": "a.jsonl", "line": 2, "field": "chosen", "reason": "missing", "excerpt": "é\n\x00"},
-        {"file": "a.jsonl", "line": 5, "field": "chosen", "reason": "missing", "excerpt": ""},
-        {"file": "b.jsonl", "line": 1, "field": "", "reason": "not JSON", "excerpt": "{"},
-    ]
-    counts = write_quarantine(tmp_path, rows)
-    assert counts == {"quarantined": 3, "quarantine_reasons": {"chosen: missing": 2, "not JSON": 1}}
+def test_quarantine_has_every_row_and_counts_the_reasons(tmp_path: Path) -> None:
+    errors = [("a b.jsonl:3", RowError("", "not JSON")), ("a b.jsonl:4", RowError("chosen", "empty"))]
+    with Quarantine(tmp_path) as quarantine:
+        for place, error in [*errors, ("c.jsonl:1", RowError("chosen", "empty"))]:
+            quarantine.add(Quarantine.row(place, error, "ä" * 500))
     lines = (tmp_path / QUARANTINE).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == rows
+    assert json.loads(lines[0]) == {
+        "file": "a b.jsonl", "line": 3, "field": "", "reason": "not JSON", "excerpt": "ä" * 200,
+    }  # fmt: skip
+    assert len(lines) == 3
+    assert quarantine.summary == {"quarantined": 3, "quarantine_reasons": {"chosen: empty": 2, "not JSON": 1}}
 
 
-def test_an_empty_quarantine_is_a_file_too(tmp_path: Path) -> None:
-    assert write_quarantine(tmp_path, []) == {"quarantined": 0, "quarantine_reasons": {}}
+def test_rare_reasons_are_counted_together(tmp_path: Path) -> None:
+    with Quarantine(tmp_path) as quarantine:
+        for number in range(80):
+            quarantine.add(Quarantine.row(f"f.jsonl:{number + 1}", RowError("label", f"found {number}"), ""))
+    reasons = quarantine.summary["quarantine_reasons"]
+    assert (len(reasons), reasons["other reasons"], quarantine.summary["quarantined"]) == (51, 30, 80)
+
+
+def test_an_empty_quarantine_is_an_empty_file(tmp_path: Path) -> None:
+    with Quarantine(tmp_path) as quarantine:
+        pass
+    assert quarantine.summary == {"quarantined": 0, "quarantine_reasons": {}}
     assert (tmp_path / QUARANTINE).read_text() == ""
 
 

@@ -1,0 +1,141 @@
+"""Rows that hold a chosen and a rejected answer, or one answer with a label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from stages.core.formats.errors import RowError
+from stages.core.formats.fields import Row, column, value, yes_or_no
+from stages.core.formats.messages import check_text, common_prefix, messages, prompt, response
+from stages.core.records import Message, Messages, PreferencePair
+
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def preference(row: Row) -> list[PreferencePair]:
+    """``prompt``, ``chosen``, ``rejected``, each text or messages; without a prompt it is what the two message lists
+    begin with in common (TRL's implicit prompt), and with one that stands in the lists again too."""
+    chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
+    if whole(chosen) and whole(rejected):
+        return [_from_conversations(row, chosen, rejected)]
+    pair = PreferencePair(prompt_of(row), response(chosen, _named(row, "chosen")),
+                          response(rejected, _named(row, "rejected")))  # fmt: skip
+    return [different(pair)]
+
+
+def _named(row: Row, name: str) -> str:
+    return column(row, name) or name
+
+
+def _side(row: Row, name: str) -> Any:
+    return value(row, name)
+
+
+def prompt_of(row: Row) -> Messages:
+    """A row's prompt, whatever it is called."""
+    return prompt(_asked(row), column(row, "prompt") or "prompt")
+
+
+def _asked(row: Row) -> Any:
+    found = value(row, "prompt")
+    if isinstance(found, Mapping) and "messages" in found:  # OpenAI's ``input``
+        found = found["messages"]
+    extra = row.get("input")
+    if column(row, "prompt") == "instruction" and isinstance(found, str) and isinstance(extra, str) and extra.strip():
+        return f"{found}\n\n{extra}"  # Alpaca's instruction and what it is about
+    return found
+
+
+def whole(side: Any) -> bool:
+    """Whether a side is a conversation with its prompt, and no answer alone."""
+    if not isinstance(side, list | tuple) or len(side) < 2 or not isinstance(side[0], Mapping):
+        return False
+    return side[0].get("role", side[0].get("from")) not in ("assistant", "gpt")
+
+
+def _from_conversations(row: Row, chosen: Any, rejected: Any) -> PreferencePair:
+    first, second = messages(chosen, "chosen", "assistant"), messages(rejected, "rejected", "assistant")
+    given = _asked(row) if column(row, "prompt") else None
+    pair = parted(first, second)
+    if isinstance(given, str) and given.strip() not in [m["content"].strip() for m in pair.prompt]:
+        raise RowError("prompt", "is not among the messages that chosen and rejected begin with")
+    return pair
+
+
+def parted(chosen: Messages, rejected: Messages) -> PreferencePair:
+    """Two conversations that differ in their last message.
+
+    Raises:
+        RowError: they differ before, do not end with an answer, or do not differ.
+    """
+    shared = min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if side[-1]["role"] != "assistant":
+            raise RowError(name, f"expected to end with an assistant message, found role {side[-1]['role']}")
+        if len(side) - shared != 1:
+            raise RowError(name, "the conversations part before their last message; only the answer may differ")
+    if not shared:
+        raise RowError("prompt", "missing: chosen and rejected begin with the answer")
+    return different(PreferencePair(prompt(chosen[:shared]), chosen[shared:], rejected[shared:]))
+
+
+def different(pair: PreferencePair) -> PreferencePair:
+    if pair.chosen == pair.rejected:
+        raise RowError("rejected", "the same text as chosen")
+    return pair
+
+
+def is_transcript(text: Any) -> bool:
+    return isinstance(text, str) and "\n\nAssistant:" in text and _TURN.match(text.lstrip(" ")) is not None
+
+
+def transcript(row: Row) -> list[PreferencePair]:
+    """``chosen`` and ``rejected`` as whole conversations in one text, turns marked ``\\n\\nHuman:`` and
+    ``\\n\\nAssistant:`` (Bai et al., arXiv:2204.05862). Such a mark always begins a turn, also inside quoted text."""
+    sides = [_turns(value(row, name), name) for name in ("chosen", "rejected")]
+    return [parted(*sides)]
+
+
+def _turns(text: Any, field: str) -> Messages:
+    if not is_transcript(text):
+        raise RowError(field, r"expected a transcript with \n\nHuman: and \n\nAssistant: turns")
+    check_text(text, field)
+    parts = _TURN.split(text)[1:]
+    turns: list[Message] = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        if not said.strip():
+            raise RowError(field, f"turn {len(turns) + 1} is empty")
+        turns.append({"role": _SPEAKERS[speaker], "content": said.strip()})
+    return tuple(turns)
+
+
+def sharegpt(row: Row) -> list[PreferencePair]:
+    """``conversations`` of ``{from, value}``, and ``chosen`` and ``rejected`` as one such message each."""
+    return preference(row)
+
+
+def labelled(row: Row) -> list[PreferencePair]:
+    """One answer and whether it is good: ``prompt``, ``completion``, ``label``, or ``messages`` that end with the
+    answer and ``label``. It stands on the side that the label says; the other is empty."""
+    if both := [name for name in ("chosen", "rejected") if column(row, name)]:
+        raise RowError("completion", f"stands beside {' and '.join(both)}; give one answer with a label, or a pair")
+    if row.get("preference_probability") is not None:
+        raise RowError("preference_probability", "means nothing for a single answer; weigh it with weight")
+    if column(row, "completion"):
+        name = str(column(row, "completion"))
+        asked, answer = prompt_of(row), value(row, "completion")
+        if whole(answer):
+            answer = answer[-1:]
+        completion = response(answer, name)
+    else:
+        found = messages(value(row, "prompt"), "messages", "user")
+        if found[-1]["role"] != "assistant" or len(found) < 2:
+            raise RowError("messages", "expected a conversation that ends with the answer that the label is about")
+        asked, completion = prompt(found[:-1], "messages"), found[-1:]
+    if (named := column(row, "label")) is None:
+        raise RowError("label", "expected true (a good answer) or false (a bad one), missing")
+    good = yes_or_no(row[named], "label")
+    return [PreferencePair(asked, completion, ()) if good else PreferencePair(asked, (), completion)]

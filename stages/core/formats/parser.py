@@ -1,0 +1,202 @@
+"""Which shape a row has, and from a row of any shape to preference pairs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from stages.base import Plugin, resolve
+from stages.core.formats import lists, pairs, verdicts
+from stages.core.formats.errors import NoPair, RowError, kind, names
+from stages.core.formats.fields import ALIASES, CANDIDATES, Row, candidates, column, mapped, number, probability
+from stages.core.formats.messages import check_text, json_text
+from stages.core.records import Message, Messages, PreferencePair, Prompt, content_id
+from stages.sources import FormatConfig
+
+Parse = Callable[[Row], list[PreferencePair]]
+
+
+class RowParser:
+    """From rows of one source to pairs, as its configuration says.
+
+    Raises:
+        ImportError, ValueError: the user's own function does not exist.
+    """
+
+    def __init__(self, config: FormatConfig) -> None:
+        self._fields = config.fields
+        self._shapes = _shapes(config)
+        self._format = config.format
+        self._own: Callable[..., Any] | None = None
+        if isinstance(config.format, Plugin):
+            self._own = partial(resolve(config.format.use), **config.format.options)
+
+    def pairs(self, row: Mapping[str, Any], source: str = "") -> list[PreferencePair]:
+        """The pairs that a row gives; ``source`` is where it stands.
+
+        Raises:
+            NoPair: the row is sound, but gives none by its nature.
+            RowError: the row cannot be used.
+        """
+        row = mapped(row, self._fields)
+        found = self._by_shape(row) if self._own is None else self._by_own(row)
+        return [replace(pair, source=source) for pair in found]
+
+    def _by_shape(self, row: Row) -> list[PreferencePair]:
+        shape = detect(row) if not isinstance(self._format, str) or self._format == "auto" else self._format
+        found = self._shapes[shape](row)
+        extra = _common_columns(row)
+        system = _system(row)
+        if not extra and not system:
+            return found
+        return [replace(pair, **extra, prompt=_with_system(pair.prompt, system)) for pair in found]
+
+    def _by_own(self, row: Row) -> list[PreferencePair]:
+        """What the user's function makes of a row: a mapping in one of the shapes, a pair, a list of these, or None."""
+        assert self._own is not None
+        assert isinstance(self._format, Plugin)
+        use = self._format.use
+        try:
+            made = self._own(row)
+        except RowError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise RowError("", f"{use} raised {type(error).__name__}: {error}"[:200]) from error
+        if made is None:
+            raise NoPair("", f"{use} skipped it")
+        found: list[PreferencePair] = []
+        for item in made if isinstance(made, list) else [made]:
+            if isinstance(item, PreferencePair):
+                found.append(item)
+            elif isinstance(item, Mapping):
+                found += self._by_shape(item)
+            else:
+                raise RowError("", f"{use} returned {type(item).__name__}; expected a mapping, a PreferencePair, "
+                                   "a list of these, or None")  # fmt: skip
+        if not found:
+            raise NoPair("", f"{use} skipped it")
+        return found
+
+
+def _shapes(config: FormatConfig) -> dict[str, Parse]:
+    return {
+        "preference": pairs.preference,
+        "transcript": pairs.transcript,
+        "labelled": pairs.labelled,
+        "sharegpt": pairs.sharegpt,
+        "scored": partial(lists.scored, strategy=config.strategy, min_margin=config.min_margin),
+        "ranked": partial(lists.ranked, strategy=config.strategy, min_margin=config.min_margin),
+        "votes": verdicts.votes,
+        "choice": verdicts.choice,
+        "alpaca_eval": verdicts.alpaca_eval,
+    }
+
+
+def detect(row: Row) -> str:
+    """The name of a row's shape, by its fields and the types of their values.
+
+    Raises:
+        RowError: none fits.
+    """
+    two_answers = candidates(row) is not None
+    both_sides = column(row, "chosen") is not None and column(row, "rejected") is not None
+    if (row.get("votes") is not None and (two_answers or both_sides)) or (
+        verdicts.annotator_columns(row) and two_answers
+    ):
+        return "votes"
+    if two_answers and "output_1" in row and isinstance(row.get("preference"), int | float):
+        return "alpaca_eval"
+    if both_sides:
+        sides = [row[str(column(row, name))] for name in ("chosen", "rejected")]
+        if column(row, "prompt") is None and all(pairs.is_transcript(side) for side in sides):
+            return "transcript"
+        turns = row.get("conversations", row.get("conversation"))
+        return "sharegpt" if isinstance(turns, list) else "preference"
+    if row.get("completion") is not None and column(row, "label"):
+        return "labelled"  # whatever lists stand beside it
+    answers: Any = row.get(str(column(row, "responses")))
+    listed = isinstance(answers, list)
+    if listed and (column(row, "scores") or column(row, "ranks")):
+        return "ranked"
+    if two_answers or (listed and len(answers) == 2 and column(row, "verdict")):
+        return "choice"
+    if column(row, "completions") and _holds_scores(row["completions"]):
+        return "scored"
+    if column(row, "completion") or (column(row, "label") and "messages" in row):
+        return "labelled"
+    if column(row, "chosen") or column(row, "rejected"):
+        return "preference"  # which says what is missing
+    raise RowError("", _unknown(row))
+
+
+def _holds_scores(completions: Any) -> bool:
+    return isinstance(completions, list) and all(isinstance(item, Mapping) for item in completions)
+
+
+def _unknown(row: Row) -> str:
+    known = dict.fromkeys(chain(*ALIASES.values(), *CANDIDATES))
+    close = [
+        f"{match[0]!r} for {str(name)!r:.40}"
+        for name in row
+        if name not in known and (match := difflib.get_close_matches(str(name), known, 1, 0.75))
+    ]
+    hint = f"; did you mean {', '.join(close)}?" if close else "; name its columns under fields (docs/formats.md)"
+    return f"no known shape of preference data: the row has {names(row)}{hint}"
+
+
+def _common_columns(row: Row) -> dict[str, Any]:
+    """What a row of any shape may say about its pairs."""
+    found: dict[str, Any] = {}
+    if row.get("preference_probability") is not None:
+        found["probability"] = probability(row["preference_probability"], "preference_probability")
+    if row.get("weight") is not None:
+        found["weight"] = number(row["weight"], "weight")
+        if found["weight"] < 0:
+            raise RowError("weight", f"expected a number of at least 0, found {row['weight']!r:.40}")
+    if row.get("kind") is not None:
+        if not isinstance(row["kind"], str):
+            raise RowError("kind", f"expected text, found {kind(row['kind'])}")
+        check_text(row["kind"], "kind")
+        found["kind"] = row["kind"]
+    tools = row.get(str(column(row, "tools")))
+    if isinstance(row.get("input"), Mapping):
+        tools = tools or row["input"].get("tools")
+    if tools:
+        found["tools"] = json_text(tools, "tools")
+    return found
+
+
+def _system(row: Row) -> str:
+    found = row.get(str(column(row, "system")))
+    if found is not None and not isinstance(found, str):
+        raise RowError("system", f"expected text, found {kind(found)}")
+    if found:
+        check_text(found, "system")
+    return (found or "").strip()
+
+
+def _with_system(asked: Messages, system: str) -> Messages:
+    if not system or asked[0]["role"] == "system":
+        return asked
+    first: Message = {"role": "system", "content": system}
+    return (first, *asked)
+
+
+def parse_prompt(row: Row) -> Prompt:
+    """A row of a prompts file as a prompt; its id is its content's.
+
+    Raises:
+        RowError: there is no prompt, or it is empty, or ends with the assistant's turn.
+    """
+    asked = _with_system(pairs.prompt_of(row), _system(row))
+    return Prompt(content_id(list(asked)), asked)
+
+
+def parse_pair(row: Row, source: str = "") -> PreferencePair:
+    """The pair of a row of which only one can be made, by its shape."""
+    (pair,) = RowParser(FormatConfig()).pairs(row, source)
+    return pair

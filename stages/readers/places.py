@@ -1,0 +1,113 @@
+"""What a reader gives: files, rows, and where each row stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stages.core.formats import RowError
+
+EXCERPT = 200
+"""Characters of a row that are shown."""
+_PLACE = re.compile(r"(?P<file>.*):(?:(?P<line>\d+)|(?:group (?P<row_group>\d+) )?row (?P<row>\d+)|file)", re.DOTALL)
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+class ReadError(Exception):
+    """A location cannot be read: the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may ask of the machine."""
+
+    max_row_bytes: int = 16 << 20
+    """A longer row is refused, and never held whole."""
+    max_ratio: float = 500.0
+    """A stream that decompresses to more than this times its size is a decompression bomb ..."""
+    ratio_from: int = 64 << 20
+    """... once so many bytes have come out of it."""
+    max_bytes: int = 256 << 30
+    """A compressed file may decompress to no more."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that rows are read from."""
+
+    uri: str
+    """Absolute path, or URI: all that another machine needs to open it (credentials come from its environment)."""
+    name: str
+    """For people; unique in its listing."""
+    size: int
+    """Bytes, as stored."""
+
+    @property
+    def remote(self) -> bool:
+        return is_remote(self.uri)
+
+    @classmethod
+    def at(cls, uri: str, name: str = "") -> DataFile:
+        """The file at a path or URI; its name is the path's last part unless given.
+
+        Raises:
+            ReadError: there is no such file, or it is no regular file.
+        """
+        from stages.readers.stores import at
+
+        return at(uri, name)
+
+
+def is_remote(location: str) -> bool:
+    return _REMOTE.match(location) is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: in a line of a text, or in a row of a (row group of a) table; with none of these, the file
+    as a whole. Lines and rows count from 1, row groups from 0. Lines are those of the decompressed text."""
+
+    file: str
+    line: int | None = None
+    row_group: int | None = None
+    row: int | None = None
+
+    def __str__(self) -> str:
+        if self.line is not None:
+            return f"{self.file}:{self.line}"
+        if self.row is None:
+            return f"{self.file}:file"
+        group = "" if self.row_group is None else f"group {self.row_group} "
+        return f"{self.file}:{group}row {self.row}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """The place that ``str`` made ``text`` of; a text of another form is a file's name."""
+        match = _PLACE.fullmatch(text)
+        if match is None:
+            return cls(text)
+        numbers = {name: int(match[name]) if match[name] else None for name in ("line", "row_group", "row")}
+        return cls(match["file"], **numbers)
+
+
+class Row(NamedTuple):
+    """A row, or why there is none."""
+
+    place: Place
+    value: Mapping[str, Any] | RowError
+    text: bytes | str = ""
+    """How the row begins in the file, where it is text."""
+
+    @property
+    def excerpt(self) -> str:
+        """The first characters of the row, which any text encoding can hold."""
+        text = self.text
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        if not text and not isinstance(self.value, RowError):
+            short = {name: value[:EXCERPT] if isinstance(value, str) else value for name, value in self.value.items()}
+            text = json.dumps(short, ensure_ascii=False, default=str)
+        return text[:EXCERPT].encode("utf-8", "replace").decode()

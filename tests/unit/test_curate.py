@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import curate
+from stages.base import Artifact, Resources, StageContext, StageError, Summary
+from stages.core.records import PreferencePair, prompt_key
+from stages.layout import ANNOTATORS, RECORDS, SELECTION
+from stages.quality import filters
+from stages.sources import CurateConfig, FilterConfig, LabelsConfig, MixConfig
+from stages.tables import read_rows
+from tests.unit.quality import pair, write, write_prompts
+
+Selected = list[dict[str, Any]]
+
+
+def pairs(count: int, first: int = 0, **rest: Any) -> list[PreferencePair]:
+    """Pairs with a prompt each."""
+    return [pair(f"Question {n}?", f"good {n}", f"bad {n}", **rest) for n in range(first, first + count)]
+
+
+class Stage:
+    """Runs the stage on files of pairs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = 0
+
+    def __call__(
+        self,
+        *files: Sequence[PreferencePair],
+        prompts: Sequence[str] = (),
+        summaries: Sequence[Summary] = (),
+        **settings: Any,
+    ) -> tuple[Selected, Summary]:
+        self.runs += 1
+        place = self.folder / str(self.runs)
+        inputs = {}
+        for number, file in enumerate(files):
+            (place / f"in{number}").mkdir(parents=True)
+            write(place / f"in{number}" / RECORDS, file)
+            inputs[f"pairs.{number}"] = Artifact(
+                place / f"in{number}", str(number), summaries[number] if summaries else {}
+            )
+        if prompts:
+            (place / "prompts").mkdir()
+            write_prompts(place / "prompts" / RECORDS, prompts)
+            inputs["heldout"] = Artifact(place / "prompts", "prompts")
+        self.output = place / "out"
+        self.output.mkdir(parents=True)
+        config = CurateConfig(**{"mix": (MixConfig(),), "source_of": (0,) * len(files), **settings})
+        context = StageContext("f", self.output, place, Resources(), lambda done, total, note: None)
+        summary = curate.run(config, inputs, context)
+        json.dumps(summary, allow_nan=False)
+        return read_rows(self.output / SELECTION), summary
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def places(rows: Selected) -> list[tuple[int, int]]:
+    return [(row["input"], row["row"]) for row in rows]
+
+
+def test_by_default_every_pair_is_used_as_it_is(stage: Stage) -> None:
+    first = [replace(pairs(1)[0], probability=0.7, weight=2.0), *pairs(2, 1)]
+    rows, summary = stage(first, pairs(2, 10))
+    assert places(rows) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert rows[0] == {"input": 0, "row": 0, "probability": 0.7, "weight": 2.0, "task": "", "heldout": False}
+    assert {(row["probability"], row["weight"]) for row in rows[1:]} == {(1.0, 1.0)}
+    totals = {"pairs": 5, "training": 5, "seen": 5, "heldout": 0, "dropped": {}}
+    assert summary == {
+        **totals, "filters": {"dropped": {"duplicates": 0}, "down_weighted": {}}, "sources": [{"task": "", **totals}],
+    }  # fmt: skip
+    assert not (stage.output / ANNOTATORS).exists()
+
+
+def test_tasks_and_counts_go_by_source(stage: Stage) -> None:
+    mix = (MixConfig(task="facts", weight=2), MixConfig(task="safety", max_pairs=2))
+    rows, summary = stage(pairs(3), pairs(4, 10), pairs(1, 20), mix=mix, source_of=(0, 1, 0))
+    assert Counter((row["input"], row["task"]) for row in rows) == {(0, "facts"): 6, (1, "safety"): 2, (2, "facts"): 2}
+    assert places(rows) == sorted(places(rows))
+    facts, safety = summary["sources"]
+    assert facts == {"task": "facts", "pairs": 4, "training": 4, "seen": 8, "heldout": 0, "dropped": {}}
+    assert safety == {
+        "task": "safety", "pairs": 4, "training": 2, "seen": 2, "heldout": 0, "dropped": {"max_pairs": 2},
+    }  # fmt: skip
+    assert (summary["pairs"], summary["training"], summary["seen"]) == (8, 6, 10)
+
+
+def test_a_weight_below_one_leaves_pairs_out_and_says_so(stage: Stage) -> None:
+    rows, summary = stage(pairs(100), mix=(MixConfig(weight=0.3),))
+    assert 15 < len(rows) < 45
+    assert summary["dropped"] == {"weight": 100 - len(rows)}
+
+
+def test_a_prompt_is_on_one_side_with_all_its_pairs(stage: Stage) -> None:
+    files = [pairs(100), [pair(f"question  {n}?", f"fine {n}", f"poor {n}") for n in range(100)]]
+    rows, summary = stage(*files, heldout=0.3)
+    sides: dict[str, set[bool]] = {}
+    for row in rows:
+        sides.setdefault(prompt_key(files[row["input"]][row["row"]].prompt), set()).add(row["heldout"])
+    assert len(sides) == 100
+    assert {len(side) for side in sides.values()} == {1}
+    assert 15 < sum(True in side for side in sides.values()) < 45
+    assert summary["heldout"] == sum(row["heldout"] for row in rows)
+    assert summary["training"] == 200 - summary["heldout"]
+
+
+def test_added_data_moves_no_prompt(stage: Stage) -> None:
+    few, _ = stage(pairs(60), heldout=0.3)
+    many, _ = stage(pairs(60), pairs(200, 60), heldout=0.3)
+    assert [row for row in many if row["input"] == 0] == few
+
+
+def test_held_out_pairs_are_seen_once_whatever_the_weight(stage: Stage) -> None:
+    plain, _ = stage(pairs(80), heldout=0.4)
+    held = [row for row in plain if row["heldout"]]
+    for weight in (0.2, 3.0):
+        rows, summary = stage(pairs(80), heldout=0.4, mix=(MixConfig(weight=weight),))
+        assert [row for row in rows if row["heldout"]] == held
+        assert summary["seen"] == len(rows) - len(held)
+
+
+def test_a_cap_is_for_trained_and_held_out_pairs_together(stage: Stage) -> None:
+    rows, _ = stage(pairs(200), heldout=0.5, mix=(MixConfig(max_pairs=50, weight=2),))
+    assert len(set(places(rows))) == 50
+    assert 10 < sum(row["heldout"] for row in rows) < 40
+
+
+def test_pairs_that_are_left_out_take_no_place_under_a_cap(stage: Stage) -> None:
+    ties = [replace(each, probability=0.5) for each in pairs(50)]
+    rows, summary = stage(ties + pairs(10, 50), mix=(MixConfig(max_pairs=10),))
+    assert [row["row"] for row in rows] == list(range(50, 60))
+    assert summary["dropped"] == {"ties": 50}
+
+
+def test_the_users_held_out_prompts_are_neither_trained_on_nor_held_out_again(stage: Stage) -> None:
+    for share in (0.0, 0.9):
+        rows, summary = stage(pairs(20), prompts=[" QUESTION 3? ", "question 5?", "Another?"], heldout=share)
+        assert {3, 5} == set(range(20)) - {row["row"] for row in rows}
+        assert summary["dropped"] == {"heldout_prompts": 2}
+
+
+def test_votes_decide_and_the_order_of_the_answers_stays(stage: Stage) -> None:
+    voted = [
+        pair("a?", "x", "y", votes=(1.0, 1.0, 0.0, None)),
+        pair("b?", "x", "y", votes=(0.0, 0.0, 0.5)),
+        pair("c?", "x", "y", probability=0.9),
+    ]
+    rows, summary = stage(voted)
+    assert [row["probability"] for row in rows] == [pytest.approx(2 / 3), pytest.approx(1 / 6), 0.9]
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    table = json.loads((stage.output / ANNOTATORS).read_text())
+    assert table == summary["annotators"]
+    assert table[0] == {
+        "source": 0, "task": "", "annotator": "a0", "votes": 2, "ties": 0, "compared": 1, "agreement": 1.0,
+    }  # fmt: skip
+    assert [each["votes"] for each in table] == [2, 2, 2, 0]  # the last one abstained
+
+
+def test_too_few_votes_and_ties(stage: Stage) -> None:
+    voted = [
+        pair("a?", "x", "y", votes=(1.0, None, None)),
+        pair("b?", "x", "y", votes=(1.0, 0.0)),
+        pair("c?", "x", "y", votes=(None, None)),
+        pair("d?", "x", "y", votes=(1.0, 1.0)),
+        pair("e?", "x", "y", probability=0.5),
+        pair("f?", "x", "y"),
+    ]
+    rows, summary = stage(voted)
+    assert [row["row"] for row in rows] == [0, 3, 5]
+    assert summary["dropped"] == {"too_few_votes": 1, "ties": 2}
+    rows, summary = stage(voted, labels=LabelsConfig(min_votes=2, ties="keep"))
+    assert [(row["row"], row["probability"]) for row in rows] == [(1, 0.5), (3, 1.0), (4, 0.5), (5, 1.0)]
+    assert summary["dropped"] == {"too_few_votes": 2}
+
+
+def voted(count: int = 60) -> list[PreferencePair]:
+    """Pairs with the votes of five, of whom the last two know nothing; three answers to every prompt."""
+    generator = np.random.default_rng(0)
+    made = []
+    for n in range(count):
+        prompt, (one, two) = n // 3, [(0, 1), (1, 2), (0, 2)][n % 3]
+        right = generator.random(5) < (0.95, 0.9, 0.9, 0.5, 0.5)
+        made.append(pair(f"Question {prompt}?", f"answer {one}", f"answer {two}", votes=right.astype(float).tolist()))
+    return made
+
+
+@pytest.mark.parametrize("aggregate", ["share", "dawid_skene", "bradley_terry"])
+def test_labels_do_not_depend_on_files_or_their_order(stage: Stage, aggregate: Any) -> None:
+    data, settings = voted(), {"labels": LabelsConfig(aggregate=aggregate, ties="keep")}
+    rows, summary = stage(data, **settings)
+    together = {data[row["row"]].pair_id: row["probability"] for row in rows}
+    assert len(together) == len(data)
+    order = np.random.default_rng(1).permutation(len(data))
+    files = [[data[n] for n in part] for part in np.array_split(order, 3)]
+    rows, split = stage(*files, **settings)
+    apart = {files[row["input"]][row["row"]].pair_id: row["probability"] for row in rows}
+    assert apart == pytest.approx(together, abs=1e-6)
+    assert split["annotators"] == summary["annotators"]
+
+
+def test_models_of_annotators_and_of_answers_reach_the_pairs(stage: Stage) -> None:
+    shares, _ = stage(voted(), labels=LabelsConfig(ties="keep"))
+    rows, summary = stage(voted(), labels=LabelsConfig(aggregate="dawid_skene", ties="keep"))
+    good, bad = np.split(np.array([each["accuracy"] for each in summary["annotators"]]), [3])
+    assert good.min() > bad.max() + 0.1
+    assert np.mean([row["probability"] for row in rows]) > np.mean([row["probability"] for row in shares]) + 0.1
+    rows, summary = stage(voted(), labels=LabelsConfig(aggregate="bradley_terry", ties="keep"))
+    assert "accuracy" not in summary["annotators"][0]
+    p = np.array([row["probability"] for row in rows]).reshape(-1, 3)
+    odds = p / (1 - p)
+    np.testing.assert_allclose(odds[:, 0] * odds[:, 1], odds[:, 2], rtol=1e-6)  # one strength an answer
+
+
+def test_votes_are_aggregated_within_their_source(stage: Stage) -> None:
+    """The same name in another source is another annotator."""
+    rows, summary = stage(voted(30), voted(30), mix=(MixConfig(task="one"), MixConfig(task="two")), source_of=(0, 1),
+                          filters=FilterConfig(duplicates="keep"))  # fmt: skip
+    assert [(each["source"], each["task"]) for each in summary["annotators"]] == [(0, "one")] * 5 + [(1, "two")] * 5
+    assert {each["votes"] for each in summary["annotators"]} == {30}
+    assert len({row["task"] for row in rows}) == 2
+
+
+def test_the_summary_names_the_busiest_annotators_only(stage: Stage) -> None:
+    one = pair("a?", "x", "y", votes=(1.0,) * 30)
+    _, summary = stage([one, pair("b?", "x", "y", votes=(None,) * 29 + (1.0,))])
+    assert len(summary["annotators"]) == 20
+    assert summary["annotators"][0]["annotator"] == "a29"
+    assert summary["annotators_in_all"] == len(json.loads((stage.output / ANNOTATORS).read_text())) == 30
+
+
+def test_filters_drop_and_weigh_down(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Fixed:
+        def __init__(self, config: FilterConfig, heldout: Sequence[Path]) -> None:
+            seen.append((config, [path.name for path in heldout]))
+
+        def examine(self, files: Sequence[Path], progress: Any) -> filters.Found:
+            factors = [np.array([1, 0, 0.5], np.float32), np.array([0.25, 0], np.float32)]
+            return filters.Found(factors, {"languages": 2}, {"near_duplicates": 2})
+
+    monkeypatch.setattr(filters, "Filters", Fixed)
+    asked = FilterConfig(near_duplicates=0.5, languages=("en",))
+    first = [replace(each, weight=weight) for each, weight in zip(pairs(3), (2.0, 1.0, 3.0), strict=True)]
+    second = [replace(each, probability=0.5) for each in pairs(2, 3)]
+    rows, summary = stage(first, second, filters=asked, prompts=["none"], labels=LabelsConfig(ties="keep"))
+    assert [(*place, row["weight"]) for place, row in zip(places(rows), rows, strict=True)] == [
+        (0, 0, 2.0), (0, 2, 1.5), (1, 0, 0.25),
+    ]  # fmt: skip
+    assert summary["dropped"] == {"filters": 2}
+    assert summary["filters"] == {"dropped": {"languages": 2}, "down_weighted": {"near_duplicates": 2}}
+    assert seen == [(asked, [RECORDS])]
+    rows, summary = stage(first, second, filters=asked)
+    assert summary["dropped"] == {"filters": 2, "ties": 1}  # the tie that a filter dropped is counted once
+
+
+def test_a_pair_of_no_weight_is_left_out(stage: Stage) -> None:
+    rows, summary = stage([replace(pairs(1)[0], weight=0.0), *pairs(1, 1)])
+    assert [row["row"] for row in rows] == [1]
+    assert summary["dropped"] == {"zero_weight": 1}
+
+
+def test_exact_duplicates_are_dropped_by_the_real_filters(stage: Stage) -> None:
+    rows, summary = stage(pairs(3), pairs(4))
+    assert places(rows) == [(0, 0), (0, 1), (0, 2), (1, 3)]
+    assert summary["filters"]["dropped"] == {"duplicates": 3}
+    assert [each["dropped"] for each in summary["sources"]] == [{"filters": 3}]
+
+
+def test_nothing_left_says_why(stage: Stage) -> None:
+    with pytest.raises(StageError, match="no pair that can be used"):
+        stage([], [])
+    with pytest.raises(StageError, match="no pair that can be used"):
+        stage()
+    files = [*pairs(1), *pairs(1), replace(pairs(1, 1)[0], probability=0.5), *pairs(1, 2)]
+    with pytest.raises(StageError) as error:
+        stage(files, prompts=["question 2?", "question 0?"])
+    assert str(error.value) == (
+        "no pair is left to train on: of 4, held out 0, left out: heldout_prompts 2, ties 1, duplicates 1. "
+        "docs/mixtures.md says which key each reason belongs to"
+    )
+    with pytest.raises(StageError, match="of 30, held out 30"):
+        stage(pairs(30), heldout=1 - 2**-53)
+
+
+def test_too_much_quarantine_fails_with_the_reasons(stage: Stage) -> None:
+    good: Summary = {"read": 3, "rows": 3, "quarantined": 0, "quarantine_reasons": {}}
+    bad: Summary = {"read": 10, "rows": 5, "skipped": 1, "quarantined": 4, "quarantine_reasons": {}}
+    bad["quarantine_reasons"] = {"chosen: missing": 3, "no JSON": 1}
+    settings: dict[str, Any] = {"mix": (MixConfig(), MixConfig(task="facts")), "source_of": (0, 1)}
+    rows, _ = stage(pairs(3), pairs(5, 3), summaries=(good, bad), max_bad_share=0.4, **settings)
+    assert len(rows) == 8
+    with pytest.raises(StageError, match=r"preferences\.1 \(task facts\): 4 of 10 .* chosen: missing \(3\), no JSON"):
+        stage(pairs(3), pairs(5, 3), summaries=(good, bad), max_bad_share=0.39, **settings)
+
+
+def test_many_batches_of_records_are_one_file(stage: Stage, tmp_path: Path) -> None:
+    """Files are written in parts; a row's number counts over them."""
+    import pyarrow as pa
+
+    from stages.core.records import PAIRS, pair_row
+    from stages.tables import write_table
+
+    folder, output = tmp_path / "records", tmp_path / "selected"
+    folder.mkdir()
+    output.mkdir()
+    data = voted(30)
+    parts = [pa.Table.from_pylist([pair_row(each) for each in data[n : n + 7]], schema=PAIRS) for n in range(0, 30, 7)]
+    write_table(folder / RECORDS, parts, PAIRS)
+    context = StageContext("f", output, tmp_path, Resources(), lambda done, total, note: None)
+    for aggregate in ("share", "bradley_terry"):
+        settings = {"labels": {"aggregate": aggregate}, "heldout": 0.3}
+        config = CurateConfig.model_validate({"mix": [{}], "source_of": [0], **settings})
+        curate.run(config, {"pairs.0": Artifact(folder, "0")}, context)
+        whole, _ = stage(data, labels=LabelsConfig(aggregate=aggregate), heldout=0.3)  # type: ignore[arg-type]
+        assert read_rows(output / SELECTION) == whole

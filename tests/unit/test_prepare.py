@@ -1,0 +1,122 @@
+"""Tokens and a selection become shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from stages import prepare
+from stages.base import Artifact, Resources, StageContext, StageError, Summary
+from stages.catalog import PrepareConfig
+from stages.core.records import SELECTION as SELECTION_SCHEMA
+from stages.core.records import TOKENS, content_id
+from stages.core.templates import EncodedPair
+from stages.layout import SELECTION, TOKENISED, shard_files
+from stages.shards import encoded_pairs
+from stages.tables import read_table, write_rows
+
+
+def token_row(name: str, row: int, rejected: bool = True) -> dict[str, Any]:
+    pair = EncodedPair(
+        content_id(name), [1, 2], [3], [True], [4, 5] if rejected else [], [True, True] if rejected else [], source=name
+    )
+    return {**vars(pair), "row": row}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def tokens(folder: Path, name: str, rows: list[int], **options: Any) -> Artifact:
+    """An artifact of ``encode``: what it read as these rows could be tokenised."""
+    path = folder / name
+    path.mkdir()
+    write_rows(path / TOKENISED, [token_row(f"{name}:{row}", row, **options) for row in rows], TOKENS)
+    return Artifact(path, name)
+
+
+def selection(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
+    path = folder / "selection"
+    path.mkdir()
+    defaults = {"probability": 1.0, "weight": 1.0, "task": "", "heldout": False}
+    table = pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=SELECTION_SCHEMA)
+    write_rows(path / SELECTION, table.to_pylist(), SELECTION_SCHEMA)
+    return Artifact(path, "selection")
+
+
+def shards(folder: Path, inputs: dict[str, Artifact], **config: Any) -> tuple[list[list[EncodedPair]], Summary]:
+    output = folder / f"shards-{len(list(folder.glob('shards-*')))}"
+    output.mkdir()
+    context = StageContext("", output, output, Resources(), lambda done, total, note: None)
+    summary = prepare.run(PrepareConfig(**config), inputs, context)
+    return [encoded_pairs(read_table(file)) for file in shard_files(output)], summary
+
+
+def test_shards_hold_so_many_rows_in_the_order_of_the_inputs(folder: Path) -> None:
+    inputs = {"pairs.0": tokens(folder, "a", [0, 2, 3]), "pairs.1": tokens(folder, "b", [0, 1])}
+    made, summary = shards(folder, inputs, shard_rows=2)
+    assert [[pair.source for pair in shard] for shard in made] == [["a:0", "a:2"], ["a:3", "b:0"], ["b:1"]]
+    assert summary == {"pairs": 5, "shards": 3, "tokens": 25, "unpaired": 0}
+
+
+def test_a_selected_row_has_the_label_of_the_selection(folder: Path) -> None:
+    chosen = selection(
+        folder,
+        [
+            {"input": 0, "row": 3, "probability": 0.75, "weight": 0.5, "task": "maths"},
+            {"input": 1, "row": 0},
+            {"input": 1, "row": 0},
+        ],
+    )
+    inputs = {"selection": chosen, "selected.0": tokens(folder, "a", [0, 3]), "selected.1": tokens(folder, "b", [0])}
+    ((first, *others),), _ = shards(folder, inputs)
+    assert (first.source, first.probability, first.weight, first.task) == ("a:3", 0.75, 0.5, "maths")
+    assert [pair.source for pair in others] == ["b:0", "b:0"]
+    assert first.rejected_ids == [4, 5]
+
+
+def test_a_selected_row_that_could_not_be_tokenised_is_left_out(folder: Path) -> None:
+    chosen = selection(folder, [{"input": 0, "row": row} for row in (0, 1, 2, 9)])
+    (made,), _ = shards(folder, {"selection": chosen, "selected.0": tokens(folder, "a", [1, 2])})
+    assert [pair.source for pair in made] == ["a:1", "a:2"]
+
+
+def test_held_out_rows_stand_in_shards_of_their_own(folder: Path) -> None:
+    chosen = selection(folder, [{"input": 0, "row": row, "heldout": row == 1} for row in range(3)])
+    inputs = {"selection": chosen, "selected.0": tokens(folder, "a", [0, 1, 2])}
+    (train,), _ = shards(folder, inputs)
+    (held,), _ = shards(folder, inputs, heldout=True)
+    assert [pair.source for pair in train] == ["a:0", "a:2"]
+    assert [pair.source for pair in held] == ["a:1"]
+
+
+def test_later_rounds_take_a_fixed_share_of_what_was_given_and_of_earlier_pairs(folder: Path) -> None:
+    chosen = selection(folder, [{"input": 0, "row": row} for row in range(200)])
+    inputs = {
+        "selection": chosen, "selected.0": tokens(folder, "a", list(range(200))),
+        "pairs.0": tokens(folder, "own", [0]), "replay.0": tokens(folder, "old", list(range(100))),
+    }  # fmt: skip
+    (made,), _ = shards(folder, inputs, preferences=0.25, replay=0.5)
+    taken = {name: [p.source for p in made if p.source.startswith(f"{name}:")] for name in ("a", "own", "old")}
+    assert 25 < len(taken["a"]) < 75
+    assert taken["own"] == ["own:0"]
+    assert 25 < len(taken["old"]) < 75
+    (more,), _ = shards(folder, inputs, preferences=0.5, replay=0.5)
+    assert set(taken["a"]) < {pair.source for pair in more}
+
+
+def test_rows_with_one_answer_are_counted(folder: Path) -> None:
+    inputs = {"pairs.0": tokens(folder, "a", [0]), "pairs.1": tokens(folder, "b", [0, 1], rejected=False)}
+    assert shards(folder, inputs)[1]["unpaired"] == 2
+
+
+def test_nothing_left_is_an_error_that_says_what_to_change(folder: Path) -> None:
+    inputs = {"selection": selection(folder, [{"input": 0, "row": 5}]), "selected.0": tokens(folder, "a", [0])}
+    with pytest.raises(StageError, match=r"max_length"):
+        shards(folder, inputs)
+    with pytest.raises(StageError, match=r"data\.heldout"):
+        shards(folder, inputs, heldout=True)
