@@ -6,15 +6,25 @@ import json
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.cli_common import (
+    DEFAULT_STORE,
+    JsonOption,
+    SetOption,
+    SpecArgument,
+    StoreOption,
+    VerboseOption,
+    open_store,
+    plan_of,
+    refuse,
+    refuse_all,
+)
+
 if TYPE_CHECKING:
     from pipelines.artifacts import ArtifactStore
-    from pipelines.load import Loaded
-    from pipelines.problems import SpecError
-    from pipelines.rounds import Plan
 
 app = typer.Typer(
     name="rondo",
@@ -30,28 +40,10 @@ app = typer.Typer(
     epilog="Start with: rondo run quickstart",
 )
 
-SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a bundled recipe such as quickstart.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec, as in --set train.beta=0.2."),
-]
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store", envvar="RONDO_STORE", metavar="DIR",
-        help="Where results are kept: a folder, or a URI such as s3://bucket/prefix.",
-    ),
-]  # fmt: skip
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for programs.")]
-DEFAULT_STORE = ".rondo"
-
-
 @app.command()
 def check(spec: SpecArgument, overrides: SetOption = None) -> None:
     """Find every mistake in a spec and in the files it names. Starts nothing."""
-    loaded, plan = _plan(spec, overrides)
+    loaded, plan = plan_of(spec, overrides)
     for note in loaded.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
@@ -64,8 +56,8 @@ def plan(
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
     from pipelines import runner
 
-    _, planned = _plan(spec, overrides)
-    opened = _open(store)
+    _, planned = plan_of(spec, overrides)
+    opened = open_store(store)
     rows = []
     to_run: set[str] = set()
     for step in planned.steps:
@@ -94,7 +86,7 @@ def run(
     overrides: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")] = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run a spec: skip what is committed, run the rest, and show how each round went.
 
@@ -102,8 +94,8 @@ def run(
     """
     from pipelines.execute import execute
 
-    loaded, planned = _plan(spec, overrides)
-    raise typer.Exit(execute(loaded, planned, _open(store), as_json, verbose))
+    loaded, planned = plan_of(spec, overrides)
+    raise typer.Exit(execute(loaded, planned, open_store(store), as_json, verbose))
 
 
 @app.command()
@@ -122,7 +114,7 @@ def data(
     store: StoreOption = DEFAULT_STORE,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Put the HTML report here.")] = None,
     as_json: JsonOption = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what libraries print.")] = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Report on preference data: counts, duplicates, contradictions, length bias, languages, contamination, labels.
 
@@ -134,14 +126,14 @@ def data(
     try:
         planned = datareport.plan(what, overrides or ())
     except SpecError as error:
-        _refuse_all(error)
-    raise typer.Exit(datareport.execute(planned, _open(store), html, as_json, verbose))
+        refuse_all(error)
+    raise typer.Exit(datareport.execute(planned, open_store(store), html, as_json, verbose))
 
 
 @app.command()
 def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs of a store, the newest first."""
-    opened = _open(store)
+    opened = open_store(store)
     records = [_record(opened, name) for name in reversed(opened.runs())]
     if as_json:
         typer.echo(json.dumps(records, ensure_ascii=False))
@@ -164,12 +156,12 @@ def show(
 
     from pipelines import summary
 
-    opened = _open(store)
+    opened = open_store(store)
     names = opened.runs()
     matches = [run for run in names if run == name] or [run for run in names if name in run]
     if len(matches) != 1:
         found = f"{len(matches)} runs match: {', '.join(matches)}" if matches else f"no such run in {store}"
-        _refuse(f"{name}: {found}; rondo runs lists them")
+        refuse(f"{name}: {found}; rondo runs lists them")
     record = _record(opened, matches[0])
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False))
@@ -191,37 +183,6 @@ def show(
             typer.echo(f"{key:<9} {record[key]}")
 
 
-def _plan(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
-    """Load and plan a spec, or say everything that is wrong with it and exit with 2."""
-    from clusters import local
-    from pipelines import load, rounds
-    from pipelines.problems import Problem, SpecError
-
-    try:
-        loaded = load.load(spec, overrides or ())
-        faults = list(local.unplaceable(loaded.spec, local.load()))
-        if faults:
-            raise SpecError([Problem(f"{loaded.path.name} {'.'.join(map(str, f.path))}", f.message) for f in faults])
-        return loaded, rounds.plan(loaded.spec, loaded.path.parent)
-    except SpecError as error:
-        _refuse_all(error)
-
-
-def _refuse_all(error: SpecError) -> NoReturn:
-    count = len(error.problems)
-    _refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
-
-
-def _open(location: str) -> ArtifactStore:
-    from pipelines.artifacts import ArtifactStore
-    from pipelines.problems import StoreError
-
-    try:
-        return ArtifactStore(location if "://" in location or not location else str(Path(location).absolute()))
-    except StoreError as error:
-        _refuse(str(error))
-
-
 def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
     """A run's record; one that says running but whose process is gone was killed."""
     from pipelines.problems import StoreError
@@ -236,11 +197,6 @@ def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
             if free:
                 record["status"] = "killed"
     return record
-
-
-def _refuse(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:
