@@ -24,10 +24,11 @@ import psutil
 from benchmarks.pairs import WORDS
 from benchmarks.setup import model_folder
 from clusters import local
-from pipelines import load, rounds
-from pipelines.artifacts import ArtifactStore
-from pipelines.console import Lines
-from pipelines.runner import Runner
+from pipelines.plan import rounds
+from pipelines.run.console import Lines
+from pipelines.run.runner import Runner
+from pipelines.run.store import ArtifactStore
+from pipelines.spec import load
 
 
 def write(path: Path, rows: int) -> None:

@@ -46,7 +46,7 @@ def digest(rows: Iterable[Sequence[list[int]]], end: int) -> str:
 def rondo_api(rows: list[dict[str, Any]], tokenizer: Any, _: Path) -> Timed:
     """Pairs in memory to lists of ids."""
     from stages.core.formats import parse_pair
-    from stages.core.templates import ChatEncoder
+    from stages.core.tokens.templates import ChatEncoder
 
     pairs = [parse_pair(row) for row in rows]
     encoder = ChatEncoder(tokenizer)
@@ -84,7 +84,7 @@ def _records(rows: list[dict[str, Any]], tokenizer: Any) -> int:
 
     from stages.core.formats import parse_pair
     from stages.core.records import PAIRS, pair_row
-    from stages.core.templates import ChatEncoder
+    from stages.core.tokens.templates import ChatEncoder
 
     records = pa.Table.from_pylist([pair_row(parse_pair(row)) for row in rows], schema=PAIRS)
     encoder = ChatEncoder(tokenizer)
@@ -94,21 +94,21 @@ def _records(rows: list[dict[str, Any]], tokenizer: Any) -> int:
 
 
 def _encoded(at: int) -> Any:
-    from stages.core.encoding import encode_records
+    from stages.core.tokens.encoding import encode_records
 
     return encode_records(_shared["encoder"], _shared["records"].slice(at, SLICE), 4096, "drop").table
 
 
 def _written(folder: Path, tables: Iterable[Any]) -> Path:
     from stages.core.records import SHARD
-    from stages.tables import write_table
+    from stages.io.tables import write_table
 
     write_table(folder / "rows.arrow", tables, SHARD)
     return folder / "rows.arrow"
 
 
 def _read(file: Path) -> Iterable[Sequence[list[int]]]:
-    from stages.tables import read_table
+    from stages.io.tables import read_table
 
     return _columns(read_table(file))
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.setup import encoded
-from stages.catalog import TrainConfig
-from stages.core.logprobs import ResponseLogprobs, choose_layout, freeze
-from stages.core.loop import Worker, train_steps
-from stages.core.packing import collate, micro_batches
-from stages.core.templates import EncodedPair
-from stages.layout import MODEL
-from stages.memory import keep_freed_memory
-from stages.models import device_of_worker
-from stages.policies import build_optimizer, build_policy, without_dropout
+from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.forward.packing import collate, micro_batches
+from stages.core.tokens.pair import EncodedPair
+from stages.io.allocator import keep_freed_memory
+from stages.io.filenames import MODEL
+from stages.policy.load import device_of_worker
+from stages.train.config import TrainConfig
+from stages.train.loop import train_steps
+from stages.train.policy import build_optimizer, build_policy, without_dropout
+from stages.train.worker import Worker
 
 
 class Pairs:
@@ -48,7 +49,7 @@ class Pairs:
 
 def in_file_order(count: int, seed: int) -> list[int]:
     """What undoes the shuffling of the first epoch, so that both sides see the same pairs in the same steps."""
-    from stages.core.batching import batch_indices
+    from stages.train.batching import batch_indices
 
     shuffled = batch_indices(0, count, count, 1, seed)
     order = [0] * count

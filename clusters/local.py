@@ -12,8 +12,8 @@ from typing import Literal
 import yaml
 from pydantic import PositiveInt
 
-from pipelines.problems import Fault
-from pipelines.spec import PipelineSpec
+from pipelines.spec.models import PipelineSpec
+from pipelines.spec.problems import Fault
 from stages.base import Config
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli_common import (
+from pipelines.commands.common import (
     DEFAULT_STORE,
     JsonOption,
     SetOption,
@@ -24,7 +24,7 @@ from pipelines.cli_common import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.artifacts import ArtifactStore
+    from pipelines.run.store import ArtifactStore
 
 app = typer.Typer(
     name="rondo",
@@ -54,7 +54,8 @@ def plan(
     spec: SpecArgument, overrides: SetOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
-    from pipelines import runner
+    from pipelines.run.explain import explain
+    from pipelines.run.runner import committed as found
 
     _, planned = plan_of(spec, overrides)
     opened = open_store(store)
@@ -62,13 +63,13 @@ def plan(
     to_run: set[str] = set()
     for step in planned.steps:
         waits = any(value.fingerprint in to_run for value in step.inputs.values())
-        committed = not waits and runner.committed(step, opened) is not None
+        committed = not waits and found(step, opened) is not None
         if not committed:
             to_run.add(step.fingerprint)
         rows.append(
             {
                 "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": committed,
-                "why": "" if committed else runner.explain(step, opened),
+                "why": "" if committed else explain(step, opened),
             }
         )  # fmt: skip
     if as_json:
@@ -92,7 +93,7 @@ def run(
 
     Exit codes: 0 done, 1 a stage failed, 2 the spec or the usage is wrong, 130 interrupted.
     """
-    from pipelines.execute import execute
+    from pipelines.run.execute import execute
 
     loaded, planned = plan_of(spec, overrides)
     raise typer.Exit(execute(loaded, planned, open_store(store), as_json, verbose))
@@ -120,8 +121,8 @@ def data(
 
     Trains nothing and starts no cluster. What it reads is kept in the store and not read again by rondo run.
     """
-    from pipelines import datareport
-    from pipelines.problems import SpecError
+    from pipelines.commands import datareport
+    from pipelines.spec.problems import SpecError
 
     try:
         planned = datareport.plan(what, overrides or ())
@@ -154,7 +155,7 @@ def show(
     """Show one run: its steps, its rounds and where its policy is."""
     from rich.console import Console
 
-    from pipelines import summary
+    from pipelines.run import summary
 
     opened = open_store(store)
     names = opened.runs()
@@ -185,7 +186,7 @@ def show(
 
 def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
     """A run's record; one that says running but whose process is gone was killed."""
-    from pipelines.problems import StoreError
+    from pipelines.run.store import StoreError
 
     record = {"run": name, "status": "unknown", "spec": "", "steps": [], "rounds": [], "seconds": 0.0}
     try:
@@ -201,7 +202,7 @@ def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the console command."""
-    from pipelines.problems import StoreError
+    from pipelines.run.store import StoreError
 
     try:
         app()

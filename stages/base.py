@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    field_validator,
+)
 
 Summary = dict[str, Any]
 """What a stage says about its work: JSON values, kept in the artifact's manifest."""
@@ -194,3 +201,6 @@ def grouped(inputs: Mapping[str, Artifact], name: str) -> list[Artifact]:
     """The artifacts given as ``name.0``, ``name.1``, ... in that order."""
     keys = [key for key in inputs if key.partition(".")[0] == name]
     return [inputs[key] for key in sorted(keys, key=lambda key: int(key.partition(".")[2] or 0))]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]

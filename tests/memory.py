@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.packing import Layout, collate
-from stages.core.templates import EncodedPair, mismatched
+from stages.core.forward.logprobs import ResponseLogprobs
+from stages.core.forward.packing import Layout, collate
+from stages.core.tokens.pair import EncodedPair, mismatched
 
 # Matrices of the tests' size are far slower on several threads, and very much slower on a busy machine.
 torch.set_num_threads(1)

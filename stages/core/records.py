@@ -68,7 +68,7 @@ class PreferencePair:
 
     ``weight`` multiplies the pair's loss. ``kind`` is the user's name for what the pair is about (factuality,
     safety). ``tools`` is the JSON text of the tool definitions that the chat template is given. ``votes``, if there
-    are any, decide the probability later (``stages.curate``)."""
+    are any, decide the probability later (``stages.data.curate``)."""
 
     prompt: Messages
     chosen: Messages

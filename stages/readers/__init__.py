@@ -3,7 +3,7 @@ with their places. Nothing that is read is ever unpickled or executed; ``docs/da
 
 from __future__ import annotations
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers.containers import rows
 from stages.readers.listing import files
 from stages.readers.places import DataFile, Limits, Place, ReadError, Row

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers.jsontext import decode
 from stages.readers.lines import SHOWN, too_long
 from stages.readers.places import Limits, Place, Row

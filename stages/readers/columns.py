@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers.places import Limits, Place, Row
 
 _BATCH_ROWS = 1000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers import arrays, csvtext, lines, stores
 from stages.readers.places import DataFile, Limits, Place, Row
 from stages.readers.streams import Blocks, Broken, compression, decompressed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers.lines import lines, too_long
 from stages.readers.places import Limits, Place, Row
 from stages.readers.streams import Broken

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 
 MAX_DEPTH = 100
 _MAX_DIGITS = 308  # what a float can hold

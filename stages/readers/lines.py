@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.readers.jsontext import decode
 from stages.readers.places import EXCERPT, Limits, Place, Row
 from stages.readers.streams import Broken

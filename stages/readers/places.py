@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 
 EXCERPT = 200
 """Characters of a row that are shown."""

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines import load
+from pipelines.spec import load
 from tests import specs
 
 PROMPTS = ["Describe a spring morning.", "How was the concert?", "Tell me about your town.", "Write about a storm."]

@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines import load, rounds
-from pipelines.artifacts import ArtifactStore
-from pipelines.console import Lines
-from pipelines.runner import Runner
-from stages.core.templates import EncodedPair
-from stages.layout import shard_files
-from stages.shards import encoded_pairs
-from stages.tables import read_table
+from pipelines.plan import rounds
+from pipelines.run.console import Lines
+from pipelines.run.runner import Runner
+from pipelines.run.store import ArtifactStore
+from pipelines.spec import load
+from stages.core.tokens.pair import EncodedPair
+from stages.data.shards import encoded_pairs
+from stages.io.filenames import shard_files
+from stages.io.tables import read_table
 from tests import specs
 
 STAGES = ("materialise", "ingest", "curate", "encode", "prepare")

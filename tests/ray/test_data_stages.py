@@ -14,26 +14,17 @@ import psutil
 import pytest
 import torch
 
-from pipelines.execute import reason
+from pipelines.run.execute import reason
 from stages.base import Artifact, Resources, StageError
-from stages.catalog import (
-    ENCODE,
-    INGEST,
-    MATERIALISE,
-    PREPARE,
-    REFERENCE,
-    ROLLOUT,
-    EncodeConfig,
-    IngestConfig,
-    MaterialiseConfig,
-    PrepareConfig,
-    ReferenceConfig,
-    RolloutConfig,
-)
-from stages.layout import RECORDS, shard_files
-from stages.models import load_encoder, load_model
-from stages.shards import ShardData, encoded_pairs
-from stages.tables import read_rows, read_table
+from stages.catalog import ENCODE, INGEST, MATERIALISE, PREPARE, REFERENCE, ROLLOUT
+from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
+from stages.data.shards import ShardData, encoded_pairs
+from stages.generate.config import RolloutConfig
+from stages.io.filenames import RECORDS, shard_files
+from stages.io.tables import read_rows, read_table
+from stages.policy.config import MaterialiseConfig
+from stages.policy.load import load_encoder, load_model
+from stages.score.config import ReferenceConfig
 from tests import specs
 from tests.memory import score
 from tests.ray import processes

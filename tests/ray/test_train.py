@@ -10,23 +10,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from stages import train
 from stages.base import Artifact, StageContext, StageError, TrainResources
-from stages.catalog import (
-    ENCODE,
-    INGEST,
-    MATERIALISE,
-    PREPARE,
-    REFERENCE,
-    TRAIN,
-    EncodeConfig,
-    IngestConfig,
-    LoraConfig,
-    MaterialiseConfig,
-    PrepareConfig,
-    ReferenceConfig,
-    TrainConfig,
-)
+from stages.catalog import ENCODE, INGEST, MATERIALISE, PREPARE, REFERENCE, TRAIN
+from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
+from stages.policy.config import MaterialiseConfig
+from stages.score.config import ReferenceConfig
+from stages.train import train
+from stages.train.config import LoraConfig, TrainConfig
 from tests import specs
 
 Execute = Callable[..., Artifact]

@@ -15,14 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stages import checkpoints
-from stages.catalog import TrainConfig
-from stages.checkpoints import TrainState
-from stages.core.logprobs import ResponseLogprobs, choose_layout, freeze
-from stages.core.loop import Worker, train_steps
-from stages.models import load_policy
-from stages.parallel import Strategy, distribute, shards, whole_weights
-from stages.policies import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
+from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.policy.load import load_policy
+from stages.train import checkpoints
+from stages.train.checkpoints import TrainState
+from stages.train.config import TrainConfig
+from stages.train.loop import train_steps
+from stages.train.policy import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
+from stages.train.sharding import Strategy, distribute, shards, whole_weights
+from stages.train.worker import Worker
 from tests.memory import MemoryData, random_pairs
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.records import PAIRS, PROMPTS, PreferencePair, Prompt, Vote, content_id, pair_row, prompt_row
-from stages.tables import write_rows
+from stages.io.tables import write_rows
 
 
 def pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> PreferencePair:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.artifacts import ArtifactStore
-from pipelines.plan import Source, Step
-from pipelines.runner import Runner, StepResult
+from pipelines.plan.steps import Source, Step
+from pipelines.run.runner import Runner, StepResult
+from pipelines.run.store import ArtifactStore
 from stages.base import Artifact, Config, Stage, StageContext, StageError, Summary
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import adapters, preflight, rounds
-from pipelines.load import validate
-from pipelines.plan import Step
-from stages import catalog
-from stages.adapter_types import TYPES, read_settings
-from stages.catalog import TrainConfig
+from pipelines.plan import rounds
+from pipelines.plan.steps import Step
+from pipelines.spec.checks import adapters, preflight
+from pipelines.spec.load import validate
+from stages.generate import config as generate_config
+from stages.policy.adapter_settings import read_settings
+from stages.policy.config import TYPES
+from stages.train.config import TrainConfig
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 
@@ -121,12 +123,12 @@ def test_the_settings_are_part_of_the_identity() -> None:
 
 def engines(folder: Path, train: str, *overrides: str) -> set[str]:
     planned = rounds.plan(workspace.loaded(folder, SPEC + train, *overrides).spec, folder)
-    return {step.config.engine for step in planned.steps if isinstance(step.config, catalog.RolloutConfig)}
+    return {step.config.engine for step in planned.steps if isinstance(step.config, generate_config.RolloutConfig)}
 
 
 def test_virtual_tokens_are_served_by_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = "train: {peft: {peft_type: PROMPT_TUNING, num_virtual_tokens: 4}}\n"
-    monkeypatch.setattr(catalog, "find_spec", lambda name: object())
+    monkeypatch.setattr(generate_config, "find_spec", lambda name: object())
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     assert engines(folder, prompts) == {"transformers"}
     assert engines(folder, "train: {peft: {peft_type: IA3}}\n") == {"vllm"}

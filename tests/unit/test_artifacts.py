@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.artifacts import ArtifactStore, Attempt, StoreError
+from pipelines.run.store import ArtifactStore, Attempt, StoreError
 
 MANIFEST = {"key": "step", "summary": {"rows": 2}, "seconds": 1.5, "payload": {"stage": "mix"}}
 HOLD = """
 import sys, time
-from pipelines.artifacts import ArtifactStore
+from pipelines.run.store import ArtifactStore
 with ArtifactStore(sys.argv[1]).lock("step") as had:
     print(had, flush=True)
     time.sleep(60)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core import attention
-from stages.core.attention import Segment, Segments, segmented_attention
+from stages.core.forward import attention
+from stages.core.forward.attention import Segment, Segments, segmented_attention
 
 TREES: dict[str, Segments] = {
     "one sequence": (Segment(0, 3, 4),),

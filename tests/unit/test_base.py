@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from stages.base import Artifact, Config, Resources, TrainResources, grouped, resolve
-from stages.catalog import LoraConfig, RolloutConfig, TrainConfig
+from stages.generate.config import RolloutConfig
+from stages.train.config import LoraConfig, TrainConfig
 
 
 class Inner(Config):

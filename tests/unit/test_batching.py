@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.core.batching import batch_indices, total_steps, worker_share
+from stages.train.batching import batch_indices, total_steps, worker_share
 
 SHAPES = [(10, 4, 3), (7, 7, 2), (5, 8, 3), (1, 1, 4), (3, 16, 2), (64, 16, 1)]
 """(pairs, batch size, epochs), among them a batch larger than an epoch and larger than everything."""

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import limit, prepare_side, prepare_vs_datasets, train_vs_trl
 from benchmarks.pairs import LENGTHS, pair
 from benchmarks.rondo_side import in_file_order
-from stages.core.batching import batch_indices
+from stages.train.batching import batch_indices
 
 SHAPE = limit.Shape(width=4, inner=8, layers=2, vocabulary=10, query=4, key=2)
 

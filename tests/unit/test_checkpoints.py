@@ -9,12 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
-from stages import checkpoints
-from stages.catalog import TrainConfig
-from stages.checkpoints import TrainState
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import Worker, train_steps
-from stages.policies import without_dropout
+from stages.core.forward.logprobs import ResponseLogprobs
+from stages.train import checkpoints
+from stages.train.checkpoints import TrainState
+from stages.train.config import TrainConfig
+from stages.train.loop import train_steps
+from stages.train.policy import without_dropout
+from stages.train.worker import Worker
 from tests import zoo
 from tests.memory import MemoryData, random_pairs
 from tests.workers import Group, Replica

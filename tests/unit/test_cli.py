@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipelines.artifacts import ArtifactStore
 from pipelines.cli import app
+from pipelines.run.store import ArtifactStore
 from tests.unit import workspace
 from tests.unit.workspace import SPEC
 

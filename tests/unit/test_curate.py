@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import curate
 from stages.base import Artifact, Resources, StageContext, StageError, Summary
 from stages.core.records import PreferencePair, prompt_key
-from stages.layout import ANNOTATORS, RECORDS, SELECTION
-from stages.quality import filters
-from stages.sources import CurateConfig, FilterConfig, LabelsConfig, MixConfig
-from stages.tables import read_rows
+from stages.data import curate
+from stages.data.config import CurateConfig, FilterConfig, LabelsConfig, MixConfig
+from stages.data.quality import filters
+from stages.io.filenames import ANNOTATORS, RECORDS, SELECTION
+from stages.io.tables import read_rows
 from tests.unit.quality import pair, write, write_prompts
 
 Selected = list[dict[str, Any]]
@@ -312,7 +312,7 @@ def test_many_batches_of_records_are_one_file(stage: Stage, tmp_path: Path) -> N
     import pyarrow as pa
 
     from stages.core.records import PAIRS, pair_row
-    from stages.tables import write_table
+    from stages.io.tables import write_table
 
     folder, output = tmp_path / "records", tmp_path / "selected"
     folder.mkdir()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.adapters import wrap
-from stages.core import decoder
-from stages.core.decoder import PackedDecoder, is_llama_like
-from stages.core.logprobs import decoder_of
-from stages.core.packing import Layout, collate
-from stages.core.templates import EncodedPair
+from stages.core.forward import decoder
+from stages.core.forward.decoder import PackedDecoder, is_llama_like
+from stages.core.forward.logprobs import decoder_of
+from stages.core.forward.packing import Layout, collate
+from stages.core.tokens.pair import EncodedPair
+from stages.policy.adapters import wrap
 from tests import zoo
 from tests.memory import random_pairs
 

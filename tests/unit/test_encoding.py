@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.core import encoding
-from stages.core.encoding import encode_records
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.core.records import PAIRS, SHARD, PreferencePair, pair_row
-from stages.core.templates import ChatEncoder
-from stages.core.truncation import truncated
+from stages.core.tokens import encoding
+from stages.core.tokens.encoding import encode_records
+from stages.core.tokens.templates import ChatEncoder
+from stages.core.tokens.truncation import truncated
 from tests import tiny
 
 

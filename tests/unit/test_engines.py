@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from stages import catalog, engines
-from stages.catalog import RolloutConfig, choose_engine
-from stages.engines import Sample, TransformersEngine, Weights
-from stages.layout import ADAPTER, MODEL
+from stages.generate import config as generate_config
+from stages.generate import engines
+from stages.generate.config import RolloutConfig, choose_engine
+from stages.generate.engines import Sample, TransformersEngine, Weights
+from stages.io.filenames import ADAPTER, MODEL
 from tests import memory, tiny
 
 EOS = 2
@@ -64,7 +65,7 @@ def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "vllm"), (False, "transformers")])
 def test_auto_takes_vllm_where_it_is_installed(installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(generate_config, "find_spec", lambda name: object() if installed else None)
     assert choose_engine("auto") == expected
     assert choose_engine("vllm") == "vllm"
     assert choose_engine("transformers") == "transformers"

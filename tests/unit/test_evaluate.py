@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from stages import evaluate
 from stages.base import Artifact, Resources, StageContext
-from stages.catalog import EvaluateConfig
 from stages.core.records import JUDGEMENTS
-from stages.layout import RECORDS
-from stages.tables import write_rows
+from stages.io.filenames import RECORDS
+from stages.io.tables import write_rows
+from stages.judge import evaluate
+from stages.judge.config import EvaluateConfig
 
 
 def judged(folder: Path, scores: dict[str, list[float]]) -> Artifact:

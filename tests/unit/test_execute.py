@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from clusters import local
-from pipelines import summary
-from pipelines.artifacts import ArtifactStore
-from pipelines.execute import execute
-from pipelines.load import Loaded
-from pipelines.plan import Step
-from pipelines.rounds import Plan, Round
+from pipelines.plan.rounds import Plan, Round
+from pipelines.plan.steps import Step
+from pipelines.run import summary
+from pipelines.run.execute import execute
+from pipelines.run.store import ArtifactStore
+from pipelines.spec.load import Loaded
 from tests.unit import workspace
 from tests.unit.steps import FAIL, CountConfig, counted
 
 CHATTER = """
 import os, sys
 from clusters import local
-from pipelines import load
-from pipelines import summary
-from pipelines.artifacts import ArtifactStore
-from pipelines.execute import execute
+from pipelines.spec import load
+from pipelines.run import summary
+from pipelines.run.store import ArtifactStore
+from pipelines.run.execute import execute
 from tests.unit.test_execute import broken
 
 def start(cluster):

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from stages.core.formats import RowError, parse_pair, parse_prompt
+from stages.core.errors import RowError
+from stages.core.formats import parse_pair, parse_prompt
 
 ROW: dict[str, Any] = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
 

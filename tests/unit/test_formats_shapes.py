@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from stages.core.formats import NoPair, RowError, RowParser, detect, parse_prompt
+from stages.core.errors import NoPair, RowError
+from stages.core.formats import RowParser, detect, parse_prompt
+from stages.core.formats.config import FormatConfig
 from stages.core.records import PreferencePair
-from stages.sources import FormatConfig
 
 Q, A, B = "Name a colour.", "Blue.", "Seven."
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.fused import add_norm, low_rank, rotate, swiglu
+from stages.core.forward.fused import add_norm, low_rank, rotate, swiglu
 
 TOKENS, WIDTH, EPS = 7, 6, 1e-2
 FP32 = {"atol": 2e-5, "rtol": 2e-5}

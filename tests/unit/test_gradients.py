@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.catalog import TrainConfig
-from stages.core.gradients import MicroBatchError, StepData, accumulate, load_step, loss_input
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import Worker
-from stages.core.objective import Objective
-from stages.core.packing import Layout
-from stages.core.templates import EncodedPair
+from stages.core.forward.logprobs import ResponseLogprobs
+from stages.core.forward.packing import Layout
+from stages.core.losses.inputs import loss_input
+from stages.core.losses.objective import Objective
+from stages.core.tokens.pair import EncodedPair
+from stages.train.config import TrainConfig
+from stages.train.gradients import MicroBatchError, StepData, accumulate, load_step
+from stages.train.worker import Worker
 from tests import zoo
 from tests.memory import MemoryData, encoded, random_pairs
 from tests.workers import Group, Replica

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core import head
-from stages.core.head import FusedHead, exponentials
-from stages.core.packing import Batch, collate
-from stages.core.templates import EncodedPair
+from stages.core.forward import head
+from stages.core.forward.head import FusedHead, exponentials
+from stages.core.forward.packing import Batch, collate
+from stages.core.tokens.pair import EncodedPair
 from tests.memory import encoded, random_pairs
 
 WIDTH, VOCABULARY = 12, 259

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from stages import heldout
 from stages.base import Artifact, Resources, StageContext, StageError, Summary
-from stages.catalog import HeldoutConfig, TrainConfig, measured
 from stages.core.records import LOGPROBS, SHARD
-from stages.core.templates import EncodedPair
-from stages.layout import shard_name
-from stages.tables import write_rows
+from stages.core.tokens.pair import EncodedPair
+from stages.io.filenames import shard_name
+from stages.io.tables import write_rows
+from stages.score import ranking as heldout
+from stages.score.config import HeldoutConfig, measured
+from stages.train.config import TrainConfig
 
 
 def artifact(folder: Path, name: str, rows: list[dict[str, Any]], schema: Any) -> Artifact:

@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stages import judge as judge_stage
-from stages import judges
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.catalog import JudgeConfig, JudgeStageConfig
 from stages.core.records import ROLLOUTS, Judgement, Rollout
-from stages.judge import in_order
-from stages.layout import RECORDS
-from stages.tables import read_rows, write_rows
+from stages.io.filenames import RECORDS
+from stages.io.tables import read_rows, write_rows
+from stages.judge import builtin
+from stages.judge import judge as judge_stage
+from stages.judge.config import JudgeConfig, JudgeStageConfig
+from stages.judge.judge import in_order
 
 
-def make(**config: Any) -> judges.Judge:
-    return judges.make(TypeAdapter(JudgeConfig).validate_python(config))
+def make(**config: Any) -> builtin.Judge:
+    return builtin.make(TypeAdapter(JudgeConfig).validate_python(config))
 
 
 def rollout(text: str, sample: int = 0, prompt: str = "p") -> Rollout:
     return Rollout(prompt, sample, [{"role": "user", "content": "q"}], text, len(text), "stop")
 
 
-def score(judge: judges.Judge, text: str) -> Judgement:
+def score(judge: builtin.Judge, text: str) -> Judgement:
     return judge([rollout(text, 3, "x")])[0]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.core.votes import CHOSEN, REJECTED, TIE, Ballots, share
-from stages.labels import bradley_terry, dawid_skene, quality
+from stages.data.labels import bradley_terry, dawid_skene, quality
+from stages.data.votes import CHOSEN, REJECTED, TIE, Ballots, share
 
 SKILLS = (0.95, 0.9, 0.8, 0.6, 0.55, 0.55)
 """How often each simulated annotator is right."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import load
-from pipelines.problems import SpecError
-from pipelines.spec import SourceSpec
+from pipelines.spec import load
+from pipelines.spec.models import SourceSpec
+from pipelines.spec.problems import SpecError
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import rounds
-from pipelines.plan import Source
+from pipelines.plan import rounds
+from pipelines.plan.steps import Source
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 

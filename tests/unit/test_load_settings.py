@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import load
-from pipelines.problems import SpecError
+from pipelines.spec import load
+from pipelines.spec.problems import SpecError
 from tests import specs
 
 
@@ -19,7 +19,7 @@ from tests import specs
         ({"rollout": {"temperature": 0}}, "rollout.temperature", "makes all answers to a prompt the same"),
         ({"judge": {"use": "rules"}}, "judge", "rules without a rule"),
         ({"judge": {"use": "rules", "min_words": 5, "max_words": 2}}, "judge.min_words", "above max_words 2"),
-        ({"judge": {"use": "stages.judges:Rules", "options": {"limt": 2}}}, "judge.options", "does not take these"),
+        ({"judge": {"use": "stages.judge.builtin:Rules", "options": {"limt": 2}}}, "judge.options", "not take these"),
         ({"rollout": {"samples": 1}}, "rollout.samples", "at least 2 samples"),
         ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
     ],

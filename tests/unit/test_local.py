@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from clusters.local import LocalCluster, load, unplaceable
-from pipelines.spec import ModelSource, PipelineSpec, ResourcesSpec
+from pipelines.spec.models import ModelSource, PipelineSpec, ResourcesSpec
 from stages.base import Resources, TrainResources
 
 FOUR = LocalCluster(kind="local", cpus=4)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.adapters import wrap
-from stages.catalog import TrainConfig
-from stages.core.logprobs import ResponseLogprobs, agrees, choose_layout, decoder_of, freeze
-from stages.core.loop import Worker, train_steps
-from stages.core.packing import Layout, collate
-from stages.core.templates import EncodedPair
+from stages.core.forward.logprobs import ResponseLogprobs, agrees, choose_layout, decoder_of, freeze
+from stages.core.forward.packing import Layout, collate
+from stages.core.tokens.pair import EncodedPair
+from stages.policy.adapters import wrap
+from stages.train.config import TrainConfig
+from stages.train.loop import train_steps
+from stages.train.worker import Worker
 from tests import zoo
 from tests.memory import MemoryData, random_pairs, score
 

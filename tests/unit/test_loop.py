@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.catalog import TrainConfig
-from stages.core.gradients import MicroBatchError
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import NotFiniteError, Worker, learning_rate_factor, train_steps
-from stages.core.packing import Layout
+from stages.core.forward.logprobs import ResponseLogprobs
+from stages.core.forward.packing import Layout
+from stages.train.config import TrainConfig
+from stages.train.gradients import MicroBatchError
+from stages.train.loop import NotFiniteError, learning_rate_factor, train_steps
+from stages.train.worker import Worker
 from tests import zoo
 from tests.memory import MemoryData, random_pairs
 from tests.unit import test_gradients as steps

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.catalog import TrainConfig
-from stages.core.loss_input import log1mexp
-from stages.core.losses import LOSSES, LossInput
-from stages.objectives import TRAITS, own_options, traits
+from stages.core.losses.config import TRAITS, own_options, traits
+from stages.core.losses.functions import LOSSES, LossInput
+from stages.core.losses.inputs import log1mexp
+from stages.train.config import TrainConfig
 
 LN2 = math.log(2)
 NAMES = sorted(LOSSES)
@@ -225,7 +225,8 @@ def test_only_coupled_losses_depend_on_the_other_pairs(name: str) -> None:
     x = random_inputs()
     first = replace(x, **{field: getattr(x, field)[:5] for field in PAIR_A})
     alone, among = LOSSES[name](first, 0.3), LOSSES[name](x, 0.3)[:5]
-    assert torch.equal(alone, among) == (not TRAITS[name].coupled)
+    same = torch.allclose(alone, among, rtol=1e-12, atol=1e-12)  # vector and scalar code may differ in the last bit
+    assert same == (not TRAITS[name].coupled)
 
 
 @pytest.mark.parametrize("name", NAMES)

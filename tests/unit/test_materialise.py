@@ -9,10 +9,10 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file
 
-from stages import materialise
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.catalog import MaterialiseConfig
-from stages.models import load_encoder
+from stages.policy import materialise
+from stages.policy.config import MaterialiseConfig
+from stages.policy.load import load_encoder
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

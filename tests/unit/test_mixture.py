@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stages.core.mixture import repeats, within_cap
+from stages.data.hashing import repeats, within_cap
 
 PAIRS = np.random.default_rng(0).integers(0, 2**64, 4000, np.uint64)
 

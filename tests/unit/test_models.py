@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import models
-from pipelines.plan import Source
-from pipelines.spec import ModelSource
+from pipelines.plan.base_model import base_step
+from pipelines.plan.steps import Source
+from pipelines.spec.checks import model as checks
+from pipelines.spec.models import ModelSource
 from tests.unit import workspace
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE = """
 import sys
 from pathlib import Path
-from pipelines.models import base_step
-from pipelines.problems import SpecError
-from pipelines.spec import ModelSource
+from pipelines.plan.base_model import base_step
+from pipelines.spec.problems import SpecError
+from pipelines.spec.models import ModelSource
 try:
     step = base_step(ModelSource(model=sys.argv[1], revision=sys.argv[2]), Path("."))
     print(step.payload["config"]["revision"])
@@ -64,11 +65,11 @@ def offline(hub: Path, model: str, revision: str) -> str:
 
 
 def at(model: str, base: Path, revision: str | None = None) -> list[str]:
-    return models.problems(ModelSource(model=model, revision=revision), base)
+    return checks.problems(ModelSource(model=model, revision=revision), base)
 
 
 def source(model: str, base: Path) -> Source:
-    found = models.base_step(ModelSource(model=model), base).inputs["source"]
+    found = base_step(ModelSource(model=model), base).inputs["source"]
     assert isinstance(found, Source)
     return found
 
@@ -119,10 +120,10 @@ def test_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         workspace.make(tmp_path / name)
-    one, two = (models.base_step(ModelSource(model="model"), tmp_path / name) for name in ("one", "two"))
+    one, two = (base_step(ModelSource(model="model"), tmp_path / name) for name in ("one", "two"))
     assert one.fingerprint == two.fingerprint
     (tmp_path / "two" / "model" / "model.safetensors").write_text("other weights")
-    assert models.base_step(ModelSource(model="model"), tmp_path / "two").fingerprint != one.fingerprint
+    assert base_step(ModelSource(model="model"), tmp_path / "two").fingerprint != one.fingerprint
 
 
 def test_a_folder_goes_before_a_hub_id_of_the_same_name(tmp_path: Path) -> None:
@@ -160,6 +161,6 @@ def test_a_revision_that_cannot_be_resolved_is_refused(hub: Path, model: str, re
 
 
 def test_the_commit_is_the_identity(tmp_path: Path) -> None:
-    step = models.base_step(ModelSource(model="owner/name", revision=COMMIT), tmp_path)
+    step = base_step(ModelSource(model="owner/name", revision=COMMIT), tmp_path)
     assert step.payload["config"] == {"hub": "owner/name", "revision": COMMIT}
     assert step.inputs == {}

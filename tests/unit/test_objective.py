@@ -13,11 +13,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from stages.catalog import TrainConfig
-from stages.core.losses import LOSSES, LossInput
-from stages.core.objective import Objective, Outcome
-from stages.core.templates import EncodedPair
-from stages.objectives import TRAITS
+from stages.core.losses.config import TRAITS
+from stages.core.losses.functions import LOSSES, LossInput
+from stages.core.losses.objective import Objective, Outcome
+from stages.core.tokens.pair import EncodedPair
+from stages.train.config import TrainConfig
 from tests.unit.test_losses import column, half, inputs, random_inputs, reference_is_policy
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.plan import Step
-from stages.catalog import TRAIN, TrainConfig
-from stages.objectives import TRAITS, needs_reference, takes_unpaired
+from pipelines.plan.steps import Step
+from stages.catalog import TRAIN
+from stages.core.losses.config import TRAITS, needs_reference, takes_unpaired
+from stages.train.config import TrainConfig
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.core.attention import Segment
-from stages.core.packing import Batch, Layout, collate, micro_batches, tokens_in
-from stages.core.templates import EncodedPair, mismatched
+from stages.core.forward.attention import Segment
+from stages.core.forward.packing import Batch, Layout, collate, micro_batches, tokens_in
+from stages.core.tokens.pair import EncodedPair, mismatched
 from tests.memory import encoded, random_pairs
 
 LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")

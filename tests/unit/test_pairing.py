@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stages import pair as pair_stage
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.catalog import PairConfig
-from stages.core.pairing import best_vs_worst, join
 from stages.core.records import JUDGEMENTS, ROLLOUTS, Judgement, Message, Rollout
-from stages.layout import RECORDS
-from stages.tables import read_rows, write_rows
+from stages.io.filenames import RECORDS
+from stages.io.tables import read_rows, write_rows
+from stages.judge import pair as pair_stage
+from stages.judge.config import PairConfig
+from stages.judge.pairing import best_vs_worst, join
 
 PROMPT: list[Message] = [{"role": "user", "content": "q"}]
 

@@ -9,23 +9,13 @@ import pytest
 from pydantic import PositiveInt
 
 from pipelines.fingerprint import fingerprint, hash_path
-from pipelines.plan import Source, Step, walk
+from pipelines.plan.steps import Source, Step, walk
 from stages.base import Config, Resources, Stage, TrainResources
-from stages.catalog import (
-    INGEST,
-    JUDGE,
-    MATERIALISE,
-    STAGES,
-    TRAIN,
-    CustomJudge,
-    IngestConfig,
-    JudgeStageConfig,
-    LoraConfig,
-    MaterialiseConfig,
-    RulesJudge,
-    SentimentJudge,
-    TrainConfig,
-)
+from stages.catalog import INGEST, JUDGE, MATERIALISE, STAGES, TRAIN
+from stages.data.config import IngestConfig
+from stages.judge.config import CustomJudge, JudgeStageConfig, RulesJudge, SentimentJudge
+from stages.policy.config import MaterialiseConfig
+from stages.train.config import LoraConfig, TrainConfig
 
 
 class MixConfig(Config):

@@ -13,14 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from stages import policies, promote
-from stages.adapter_types import MERGEABLE, PROMPT_LEARNING, TYPES, prompt_adapter
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.catalog import LoraConfig, PromoteConfig, TrainConfig
-from stages.core.logprobs import ResponseLogprobs, choose_layout
-from stages.core.packing import collate
-from stages.layout import ADAPTER, MODEL
-from stages.models import load_model, load_policy
+from stages.core.forward.logprobs import ResponseLogprobs, choose_layout
+from stages.core.forward.packing import collate
+from stages.io.filenames import ADAPTER, MODEL
+from stages.judge import promote
+from stages.judge.config import PromoteConfig
+from stages.policy.adapter_settings import prompt_adapter
+from stages.policy.config import MERGEABLE, PROMPT_LEARNING, TYPES
+from stages.policy.load import load_model, load_policy
+from stages.train import policy as policies
+from stages.train.config import LoraConfig, TrainConfig
 from tests import tiny
 from tests.memory import random_pairs, score
 
@@ -255,7 +258,7 @@ def test_a_quantised_base_is_asked_for_with_the_right_arguments(
         asked.update(options, path=path)
         return tiny.model()
 
-    monkeypatch.setattr("stages.models.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("stages.policy.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
     config = TrainConfig(lora=LoraConfig(rank=4), quantization=quantization, precision=precision)
     policy = policies.build_policy(config, tmp_path)
     assert any(p.requires_grad for p in policy.parameters())

@@ -13,12 +13,15 @@ from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages import materialise, policies
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.catalog import LoraConfig, MaterialiseConfig, TrainConfig
-from stages.core.logprobs import ResponseLogprobs
-from stages.core.loop import Worker, train_steps
-from stages.models import load_model, load_policy, stored_dtype
+from stages.core.forward.logprobs import ResponseLogprobs
+from stages.policy import materialise
+from stages.policy.config import MaterialiseConfig
+from stages.policy.load import load_model, load_policy, stored_dtype
+from stages.train import policy as policies
+from stages.train.config import LoraConfig, TrainConfig
+from stages.train.loop import train_steps
+from stages.train.worker import Worker
 from tests import tiny
 from tests.memory import MemoryData, random_pairs, score
 

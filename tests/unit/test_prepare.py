@@ -8,15 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stages import prepare
 from stages.base import Artifact, Resources, StageContext, StageError, Summary
-from stages.catalog import PrepareConfig
 from stages.core.records import SELECTION as SELECTION_SCHEMA
 from stages.core.records import TOKENS, content_id
-from stages.core.templates import EncodedPair
-from stages.layout import SELECTION, TOKENISED, shard_files
-from stages.shards import encoded_pairs
-from stages.tables import read_table, write_rows
+from stages.core.tokens.pair import EncodedPair
+from stages.data import prepare
+from stages.data.config import PrepareConfig
+from stages.data.shards import encoded_pairs
+from stages.io.filenames import SELECTION, TOKENISED, shard_files
+from stages.io.tables import read_table, write_rows
 
 
 def token_row(name: str, row: int, rejected: bool = True) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from stages import promote
 from stages.base import Artifact, Resources, StageContext
-from stages.catalog import PromoteConfig
-from stages.layout import MODEL
+from stages.io.filenames import MODEL
+from stages.judge import promote
+from stages.judge.config import PromoteConfig
 
 
 def policy(folder: Path, text: str) -> Artifact:

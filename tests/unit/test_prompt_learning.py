@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from stages import engines, policies
 from stages.base import StageError
-from stages.catalog import RolloutConfig, TrainConfig
-from stages.core.prompt_learning import hidden_states, is_prompt_learning
-from stages.engines import TransformersEngine, Weights
-from stages.layout import MODEL
+from stages.core.forward.virtual_tokens import hidden_states, is_prompt_learning
+from stages.generate import engines
+from stages.generate.config import RolloutConfig
+from stages.generate.engines import TransformersEngine, Weights
+from stages.io.filenames import MODEL
+from stages.train import policy as policies
+from stages.train.config import TrainConfig
 from tests import tiny
 from tests.memory import random_pairs
 

@@ -8,8 +8,8 @@ import pytest
 
 from stages.base import StageError
 from stages.core.records import PreferencePair
-from stages.quality.filters import Filters, Found
-from stages.sources import FilterConfig
+from stages.data.config import FilterConfig
+from stages.data.quality.filters import Filters, Found
 from tests.unit.quality import pair, sentence, write, write_prompts
 
 OFF = {"duplicates": "keep"}
@@ -209,7 +209,7 @@ def test_no_files_and_no_rows_are_fine(tmp_path: Path) -> None:
 
 
 def test_filters_that_are_off_read_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.quality.rows import Records
+    from stages.data.quality.rows import Records
 
     file = write(tmp_path / "a.arrow", [pair("Q", "yes", "no")])
     asked: list[list[str]] = []

@@ -12,10 +12,10 @@ import pytest
 
 from stages.base import Artifact, Resources, StageContext, StageError
 from stages.core.records import PreferencePair
-from stages.layout import RECORDS
-from stages.quality.report import text
-from stages.quality.stage import run
-from stages.sources import QualityConfig
+from stages.data.config import QualityConfig
+from stages.data.quality.report import text
+from stages.data.quality.stage import run
+from stages.io.filenames import RECORDS
 from tests import tiny
 from tests.unit.quality import pair, sentence, write, write_prompts
 

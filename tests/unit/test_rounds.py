@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import rounds
-from pipelines.plan import Source, Step
-from pipelines.rounds import Plan
+from pipelines.plan import rounds
+from pipelines.plan.rounds import Plan
+from pipelines.plan.steps import Source, Step
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import ArtifactStore
 from pipelines.fingerprint import hash_path
-from pipelines.plan import Source, Step, walk
-from pipelines.runner import StepFailed, explain
+from pipelines.plan.steps import Source, Step, walk
+from pipelines.run.explain import explain
+from pipelines.run.runner import StepFailed
+from pipelines.run.store import ArtifactStore
 from stages.base import Resources, StageError
 from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, LogConfig, counted, runner
 

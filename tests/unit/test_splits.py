@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.core.records import id_numbers, prompt_key
-from stages.core.splits import held_out
+from stages.data.hashing import held_out
 
 
 def keys(*texts: str) -> NDArray[np.uint64]:

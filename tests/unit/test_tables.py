@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.core.records import LOGPROBS, SHARD
-from stages.layout import QUARANTINE, shard_name
-from stages.shards import ShardData
-from stages.tables import Quarantine, read_rows, read_table, write_rows, write_table
+from stages.data.shards import ShardData
+from stages.io.filenames import QUARANTINE, shard_name
+from stages.io.quarantine import Quarantine
+from stages.io.tables import read_rows, read_table, write_rows, write_table
 from tests.memory import random_pairs
 
 SCHEMA = pa.schema([("name", pa.string()), ("value", pa.float32())])

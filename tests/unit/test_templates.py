@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.core.records import Message, PreferencePair
-from stages.core.templates import ChatEncoder
+from stages.core.tokens.templates import ChatEncoder
 from tests import tiny
 
 IM_START, IM_END = 1, 2

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.core.records import Message, PreferencePair
-from stages.core.templates import ChatEncoder, EncodedPair
+from stages.core.tokens.pair import EncodedPair
+from stages.core.tokens.templates import ChatEncoder
 from tests import chats, tiny
 
 PLAIN = [

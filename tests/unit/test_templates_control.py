@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from stages.core.control import ControlTokens
-from stages.core.formats import RowError
+from stages.core.errors import RowError
 from stages.core.records import Message, PreferencePair
-from stages.core.templates import ChatEncoder
+from stages.core.tokens.control import ControlTokens
+from stages.core.tokens.templates import ChatEncoder
 from tests import chats, tiny
 
 HARMLESS = "harmless"

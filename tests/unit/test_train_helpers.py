@@ -7,17 +7,17 @@ import pytest
 import torch
 from peft import PeftModel
 
-from stages import train
 from stages.base import TrainResources
-from stages.catalog import LoraConfig, TrainConfig
-from stages.core.gradients import MicroBatchError
-from stages.core.logprobs import ResponseLogprobs, freeze
-from stages.core.loop import NotFiniteError
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
+from stages.core.forward.packing import collate
+from stages.core.losses.objective import UserFunctionError
 from stages.core.metrics import BY_TASK
-from stages.core.objective import UserFunctionError
-from stages.core.packing import collate
-from stages.layout import ADAPTER, MODEL
-from stages.models import load_model, load_tokenizer, stored_dtype
+from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.load import load_model, load_tokenizer, stored_dtype
+from stages.train import train
+from stages.train.config import LoraConfig, TrainConfig
+from stages.train.gradients import MicroBatchError
+from stages.train.loop import NotFiniteError
 from tests import tiny
 from tests.memory import random_pairs
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from stages.core.formats import RowError
-from stages.core.truncation import truncated
+from stages.core.errors import RowError
+from stages.core.tokens.truncation import truncated
 from tests.memory import encoded
 
 PAIR = encoded([1, 2, 3, 4], [11, 12, 13, 14, 15, 99], [21, 22, 99])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from stages.core.records import PAIRS
-from stages.core.votes import CHOSEN, REJECTED, TIE, BallotBox, Ballots, agreement, share
+from stages.data.votes import CHOSEN, REJECTED, TIE, BallotBox, Ballots, agreement, share
 
 Votes = Sequence[tuple[str, float | None]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import yamlfile
-from pipelines.problems import SpecError
+from pipelines.spec import yamlfile
+from pipelines.spec.problems import SpecError
 from tests.unit import workspace
 from tests.unit.workspace import SPEC
 

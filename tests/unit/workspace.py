@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines import load
-from pipelines.problems import Problem, SpecError
+from pipelines.spec import load
+from pipelines.spec.problems import Problem, SpecError
 
 SPEC = """\
 name: tiny

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.core.formats.errors import NoPair, RowError
+from stages.core.errors import NoPair, RowError
 from stages.core.formats.messages import ROLES
 from stages.core.formats.parser import RowParser, detect, parse_pair, parse_prompt
 

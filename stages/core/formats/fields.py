@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.formats.errors import RowError, kind, names
+from stages.core.errors import RowError, kind, names
 
 Row = Mapping[str, Any]
 

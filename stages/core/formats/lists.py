@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
-from stages.core.formats.errors import NoPair, RowError, kind
+from stages.core.errors import NoPair, RowError, kind
 from stages.core.formats.fields import Row, column, number, value
 from stages.core.formats.messages import response
 from stages.core.formats.pairs import prompt_of, whole

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.core.formats.errors import RowError, kind
+from stages.core.errors import RowError, kind
 from stages.core.records import Message, Messages
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.formats.errors import RowError
+from stages.core.errors import RowError
 from stages.core.formats.fields import Row, column, value, yes_or_no
 from stages.core.formats.messages import check_text, common_prefix, messages, prompt, response
 from stages.core.records import Message, Messages, PreferencePair

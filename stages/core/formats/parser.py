@@ -10,12 +10,12 @@ from itertools import chain
 from typing import Any
 
 from stages.base import Plugin, resolve
+from stages.core.errors import NoPair, RowError, kind, names
 from stages.core.formats import lists, pairs, verdicts
-from stages.core.formats.errors import NoPair, RowError, kind, names
+from stages.core.formats.config import FormatConfig
 from stages.core.formats.fields import ALIASES, CANDIDATES, Row, candidates, column, mapped, number, probability
 from stages.core.formats.messages import check_text, json_text
 from stages.core.records import Message, Messages, PreferencePair, Prompt, content_id
-from stages.sources import FormatConfig
 
 Parse = Callable[[Row], list[PreferencePair]]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.formats.errors import NoPair, RowError
+from stages.core.errors import NoPair, RowError
 from stages.core.formats.fields import Row, candidates, column, number, value
 from stages.core.formats.messages import response
 from stages.core.formats.pairs import different, prompt_of, whole

@@ -1,0 +1,68 @@
+"""What the commands share: options, and how mistakes are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.plan.rounds import Plan
+    from pipelines.run.store import ArtifactStore
+    from pipelines.spec.load import Loaded
+    from pipelines.spec.problems import SpecError
+
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a bundled recipe such as quickstart.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec, as in --set train.beta=0.2."),
+]
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="RONDO_STORE", metavar="DIR",
+        help="Where results are kept: a folder, or a URI such as s3://bucket/prefix.",
+    ),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for programs.")]
+DEFAULT_STORE = ".rondo"
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")]
+
+
+def plan_of(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
+    """Load and plan a spec, or say everything that is wrong with it and exit with 2."""
+    from clusters import local
+    from pipelines.plan import rounds
+    from pipelines.spec import load
+    from pipelines.spec.problems import Problem, SpecError
+
+    try:
+        loaded = load.load(spec, overrides or ())
+        faults = list(local.unplaceable(loaded.spec, local.load()))
+        if faults:
+            raise SpecError([Problem(f"{loaded.path.name} {'.'.join(map(str, f.path))}", f.message) for f in faults])
+        return loaded, rounds.plan(loaded.spec, loaded.path.parent)
+    except SpecError as error:
+        refuse_all(error)
+
+
+def refuse_all(error: SpecError) -> NoReturn:
+    count = len(error.problems)
+    refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
+
+
+def open_store(location: str) -> ArtifactStore:
+    from pipelines.run.store import ArtifactStore, StoreError
+
+    try:
+        return ArtifactStore(location if "://" in location or not location else str(Path(location).absolute()))
+    except StoreError as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)

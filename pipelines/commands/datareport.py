@@ -1,0 +1,103 @@
+"""``rondo data``: what preference data is like, before anything is trained on it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipelines.plan import given
+from pipelines.plan.base_model import base_step
+from pipelines.plan.steps import Step, walk
+from pipelines.run import console
+from pipelines.run.execute import reason
+from pipelines.run.runner import Runner, StepFailed
+from pipelines.run.store import ArtifactStore
+from pipelines.spec import load
+from pipelines.spec.models import SourceSpec
+from pipelines.spec.problems import Problem, SpecError
+from stages.catalog import QUALITY
+from stages.data.config import FilterConfig, QualityConfig
+from stages.data.quality.report import text
+from stages.io.filenames import REPORT_HTML, REPORT_JSON
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The steps that end in a quality report, and what is worth saying before."""
+
+    report: Step
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> list[Step]:
+        return walk([self.report])
+
+
+def plan(argument: str, overrides: Sequence[str]) -> DataPlan:
+    """The report of a spec's preferences, or of the files that ``argument`` names.
+
+    Raises:
+        SpecError: the spec, or the source, is wrong.
+    """
+    if argument in load.recipes() or Path(argument).suffix in (".yaml", ".yml"):
+        return _of_spec(load.load(argument, overrides))
+    source, notes = load.source(argument, overrides)
+    return DataPlan(_report([source], Path.cwd(), {}, FilterConfig()), notes)
+
+
+def _of_spec(loaded: load.Loaded) -> DataPlan:
+    spec, folder = loaded.spec, loaded.path.parent
+    if not spec.preferences:
+        message = "no preferences to look at; the pairs of this spec are made while it runs"
+        raise SpecError([Problem(loaded.path.name, message)])
+    others: dict[str, Step] = {"policy": base_step(spec.policy, folder)}
+    if spec.prompts.heldout:
+        others["heldout"] = given.prompts("heldout", spec.prompts.heldout, folder)
+    return DataPlan(_report(spec.preferences, folder, others, spec.data.filters), loaded.notes)
+
+
+def _report(sources: Sequence[SourceSpec], folder: Path, others: Mapping[str, Step], filters: FilterConfig) -> Step:
+    made, source_of = given.records(sources, folder)
+    tasks = tuple(sources[number].task for number in source_of)
+    config = QualityConfig(tasks=tasks if any(tasks) else (), similarity=filters.similarity, ngram=filters.ngram)
+    pairs = {f"pairs.{index}": step for index, step in enumerate(made)}
+    return Step("data/report", QUALITY, config, {**pairs, **others})
+
+
+def execute(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bool, verbose: bool) -> int:
+    """Make the report and show it; ``html`` is where to put a copy of the page. Returns the exit code."""
+    log = store.local / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-data.log"
+    with console.terminal(log, verbose, to_stderr=as_json) as terminal:
+
+        def say(text: str) -> None:
+            terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        lines = console.Lines(terminal, len(planned.steps))
+        for note in planned.notes:
+            say(f"note: {note}")
+        try:
+            with lines:
+                Runner(store, lines, connect=lambda: None).run(planned.steps)
+        except StepFailed as failure:
+            traceback.print_exception(failure)  # into the log
+            say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted; the same command continues where this one stopped")
+            return 130
+        folder = store.open(planned.report.fingerprint).path
+        page = folder / REPORT_HTML
+        if html is not None:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            page = Path(shutil.copyfile(page, html))
+        report = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
+        if not as_json:
+            say(text(report, page))
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    return 0

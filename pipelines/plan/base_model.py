@@ -1,0 +1,50 @@
+"""Where a base model comes from: a folder, a GGUF file in a package, or the hub. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipelines.fingerprint import hash_path
+from pipelines.plan.steps import Source, Step
+from pipelines.spec.model_path import adapter_path, local_path
+from pipelines.spec.models import ModelSource
+from pipelines.spec.problems import Problem, SpecError
+from stages.catalog import MATERIALISE
+from stages.policy.config import MaterialiseConfig
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+
+
+def base_step(source: ModelSource, base: Path) -> Step:
+    """The step that makes the base policy's artifact.
+
+    Raises:
+        SpecError: a hub revision cannot be resolved to a commit.
+    """
+    path = local_path(source, base)
+    inputs: dict[str, Step | Source] = {}
+    if source.adapter is not None:
+        adapter = adapter_path(source.adapter, base)
+        inputs["adapter"] = Source("adapter", adapter, hash_path(adapter))
+    if path is not None:
+        name = "model" if path.is_dir() else path.name
+        inputs["source"] = Source(name, path, hash_path(path))
+        return Step("base", MATERIALISE, MaterialiseConfig(), inputs)
+    commit = _commit(source.model, source.revision or "main")
+    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit), inputs)
+
+
+def _commit(hub_id: str, revision: str) -> str:
+    """The commit that a revision stands for now, from the hub or, offline, from its local cache."""
+    if _COMMIT.match(revision):
+        return revision
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:  # the snapshot's folder is named by its commit
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"])).name
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"{hub_id} at {revision} was not found on the hub nor in its local cache: {reason}"
+        raise SpecError([Problem("policy.revision", message)]) from None

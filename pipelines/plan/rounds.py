@@ -1,0 +1,185 @@
+"""A spec becomes a plan: the rounds unrolled into steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.plan.base_model import base_step
+from pipelines.plan.given import Preferences, encoded, preferences, prompts
+from pipelines.plan.steps import Step, walk
+from pipelines.spec.models import PipelineSpec
+from stages.catalog import EVALUATE, HELDOUT, JUDGE, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
+from stages.core.losses import config as loss_config
+from stages.data.config import PrepareConfig
+from stages.generate.config import choose_engine
+from stages.judge.config import EvaluateConfig, JudgeStageConfig
+from stages.score.config import HeldoutConfig, ReferenceConfig, measured
+
+
+@dataclass(frozen=True)
+class Round:
+    """The steps of one round that its report reads."""
+
+    number: int
+    prepare: Step
+    train: Step
+    heldout: Step | None
+    evaluate: Step | None
+    promote: Step | None
+
+    @property
+    def policy(self) -> Step:
+        """The policy after the round: the new one, or what the gate let through."""
+        return self.promote or self.train
+
+
+@dataclass(frozen=True)
+class Plan:
+    rounds: tuple[Round, ...]
+
+    @property
+    def policy(self) -> Step:
+        return self.rounds[-1].policy
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps in the order in which they run: what reads the user's files first, then round by round."""
+        targets = [step for r in self.rounds for step in (r.train, r.heldout, r.evaluate, r.promote) if step]
+        return sorted(walk(targets), key=lambda step: any(isinstance(v, Step) for v in step.inputs.values()))
+
+
+def plan(spec: PipelineSpec, folder: Path) -> Plan:
+    """Unroll a spec's rounds. ``folder`` is where relative model paths begin."""
+    return _Unroller(spec, folder, base_step(spec.policy, folder)).unroll()
+
+
+@dataclass
+class _Unroller:
+    spec: PipelineSpec
+    folder: Path
+    base: Step
+    given: Preferences | None = field(init=False)
+    """The user's preferences, if there are any."""
+    champion: Step = field(init=False)
+    """The last promoted policy."""
+    adapter_base: dict[str, Step] = field(default_factory=dict)
+    """For a policy made of an adapter: what the adapter sits on."""
+    earlier: list[Step] = field(default_factory=list)
+    """Earlier rounds' own pairs, the oldest first."""
+
+    def __post_init__(self) -> None:
+        self.champion = self.base
+        self.given = preferences(self.spec, self.folder, self.base)
+
+    def unroll(self) -> Plan:
+        rounds = tuple(self._round(number) for number in range(1, self.spec.rounds + 1))
+        return Plan(rounds)
+
+    def _round(self, number: int) -> Round:
+        spec = self.spec
+        own = self._own(number)
+        shards = self._shards(number, own)
+        self.earlier = [*self.earlier, *own]
+        train = self._train(number, shards)
+        heldout = self._heldout(number, train)
+        evaluate = self._evaluate(number, train)
+        promote = None
+        if evaluate and spec.evaluate.promote_if:
+            inputs = {"candidate": train, "champion": self.champion, "evaluation": evaluate}
+            promote = Step(f"round-{number}/promote", PROMOTE, spec.evaluate.promote_if, inputs)
+        self.champion = promote or train
+        return Round(number, shards, train, heldout, evaluate, promote)
+
+    def _shards(self, number: int, own: list[Step]) -> Step:
+        """What a round trains on: the given preferences (in later rounds the replayed share of them), the round's own
+        pairs and the replayed share of earlier ones."""
+        share = 1.0 if number == 1 else self.spec.iterate.replay
+        replay = self.earlier if share else []
+        data = self.given if self.given and share else None
+        config = PrepareConfig(preferences=share if data else 1.0, replay=share if replay else 0.0)
+        inputs = (dict(data.inputs) if data else {}) | {f"pairs.{index}": step for index, step in enumerate(own)}
+        return Step(
+            f"round-{number}/prepare", PREPARE, config,
+            inputs | {f"replay.{index}": step for index, step in enumerate(replay)},
+        )  # fmt: skip
+
+    def _own(self, number: int) -> list[Step]:
+        """The round's own pairs, tokenised: judged from the champion's answers."""
+        spec = self.spec
+        if not spec.prompts.train:
+            return []
+        asked = prompts("prompts", spec.prompts.train, self.folder)
+        rollouts = self._rollouts(f"round-{number}/rollout", self.champion, asked, spec.rollout.samples, number)
+        judged = self._judged(f"round-{number}/judge", rollouts)
+        inputs = {"rollouts": rollouts, "judgements": judged}
+        pairs = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
+        return [encoded(f"round-{number}/encode", pairs, self.base, spec)]
+
+    def _train(self, number: int, shards: Step) -> Step:
+        spec = self.spec
+        initial = self.base if spec.iterate.initial == "base" else self.champion
+        config = spec.train.model_copy(update={"seed": spec.train.seed + spec.seed})
+        inputs = {"policy": initial, "shards": shards}
+        if loss_config.needs_reference(config):
+            inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards)
+        train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
+        if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
+            # vLLM knows no DoRA; a LoRA on a quantised base complements that base, which is merged, not this one.
+            self.adapter_base[train.fingerprint] = initial
+        return train
+
+    def _heldout(self, number: int, train: Step) -> Step | None:
+        """The new policy and its reference on the held-out preferences."""
+        spec = self.spec
+        if self.given is None or not spec.data.heldout:
+            return None
+        shards = Step("preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs)
+        name = f"round-{number}/heldout"
+        scored = {"shards": shards, "policy": self._scored(f"{name}-logprobs", train, shards, False)}
+        if loss_config.needs_reference(spec.train):
+            scored["reference"] = self._scored(f"{name}-reference", self._against(), shards, False)
+        return Step(name, HELDOUT, HeldoutConfig(objective=measured(spec.train)), scored)
+
+    def _scored(self, key: str, policy: Step, shards: Step, quantized: bool = True) -> Step:
+        """A policy's log-probabilities of the responses in shards; ``quantized`` if training holds it so."""
+        train = self.spec.train
+        config = ReferenceConfig(
+            precision=train.precision,
+            quantization=train.quantization if quantized else None,
+            layout=train.layout,
+            mismatched=loss_config.needs_kl(train),
+        )
+        return Step(key, REFERENCE, config, {"policy": policy, "shards": shards}, self.spec.resources.reference)
+
+    def _against(self) -> Step:
+        return self.base if self.spec.iterate.reference == "base" else self.champion
+
+    def _evaluate(self, number: int, train: Step) -> Step | None:
+        spec = self.spec
+        if not spec.prompts.heldout:
+            return None
+        asked = prompts("heldout", spec.prompts.heldout, self.folder)
+        judged = {}
+        baseline = self.champion if spec.evaluate.against == "previous" else self.base
+        for role, policy in (("policy", train), ("baseline", baseline)):
+            key = f"round-{number}/evaluate" if role == "policy" else f"{policy.key}/heldout"
+            rollouts = self._rollouts(f"{key}-rollout", policy, asked, spec.evaluate.samples, 0)
+            judged[role] = self._judged(f"{key}-judge", rollouts)
+        return Step(f"round-{number}/evaluate", EVALUATE, EvaluateConfig(), judged)
+
+    def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
+        spec = self.spec
+        seed = spec.rollout.seed + spec.seed + number
+        engine = choose_engine(spec.rollout.engine, spec.train.prompt_learning)
+        config = spec.rollout.model_copy(update={"samples": samples, "seed": seed, "engine": engine})
+        inputs = {"policy": policy, "prompts": prompts}
+        if base := self.adapter_base.get(policy.fingerprint):
+            inputs["adapter_base"] = base
+        return Step(key, ROLLOUT, config, inputs, spec.resources.rollout)
+
+    def _judged(self, key: str, rollouts: Step) -> Step:
+        if self.spec.judge is None:
+            raise ValueError("prompts without a judge; the spec's checks let this through")
+        return Step(key, JUDGE, JudgeStageConfig(judge=self.spec.judge), {"rollouts": rollouts})
+

@@ -1,0 +1,175 @@
+"""One run from spec to summary: the record it leaves, the log it writes, the cluster it uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.plan.rounds import Plan
+from pipelines.run import console, summary
+from pipelines.run.runner import Runner, StepFailed
+from pipelines.run.store import ArtifactStore, StoreError
+from pipelines.spec.load import Loaded
+from stages.base import StageError
+
+_SECRET = re.compile(r"(?i)(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
+
+
+@dataclass
+class Run:
+    """A run in a store; its record is rewritten whole after every step."""
+
+    loaded: Loaded
+    plan: Plan
+    store: ArtifactStore
+    name: str
+    started: str
+
+    @classmethod
+    def begin(cls, loaded: Loaded, plan: Plan, store: ArtifactStore) -> Run:
+        now = datetime.now(UTC)
+        name = f"{now:%Y%m%d-%H%M%S}-{loaded.spec.name}-{secrets.token_hex(2)}"
+        return cls(loaded, plan, store, name, now.isoformat(timespec="seconds"))
+
+    @property
+    def log(self) -> Path:
+        return self.store.local / "logs" / f"{self.name}.log"
+
+    def record(self, status: str, runner: Runner, seconds: float, error: str | None = None) -> dict[str, Any]:
+        """Write and return what is known of the run; what the user's data or environment held stays out."""
+        document = {
+            "run": self.name,
+            "status": status,
+            "host": socket.gethostname(),
+            "spec": str(self.loaded.path),
+            "overrides": [_SECRET.sub("[secret]", text) for text in self.loaded.overrides],
+            "started": self.started,
+            "seconds": round(seconds, 1),
+            **summary.summarise(self.plan, runner.results, self.store, status == "done"),
+            "store": self.store.location,
+            "log": str(self.log),
+        }
+        if error is not None:
+            document["error"] = error
+        self.store.write_run(self.name, document)
+        return document
+
+
+class _Recorder(console.Lines):
+    """Shows each step and writes the run's record after it."""
+
+    def __init__(self, terminal: Console, total: int) -> None:
+        super().__init__(terminal, total)
+        self.after: Callable[[], object] = lambda: None
+
+    def finished(self, result: Any) -> None:
+        super().finished(result)
+        self.after()
+
+
+def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
+    """Run a plan and show it. Returns the exit code: 0 done, 1 a stage failed, 130 interrupted."""
+    from clusters import local
+
+    run = Run.begin(loaded, plan, store)
+    clock = time.monotonic()
+    connected: list[bool] = []
+
+    def connect() -> None:
+        connected.append(True)
+        local.start(local.load())
+
+    with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
+        lines = _Recorder(terminal, len(plan.steps))
+        runner = Runner(store, lines, connect)
+        lines.after = lambda: run.record("running", runner, time.monotonic() - clock)
+        terminal.print(f"run {run.name}, log {run.log}", highlight=False, markup=False, soft_wrap=True)
+        for note in loaded.notes:
+            terminal.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        run.record("running", runner, 0.0)
+        try:
+            with lines:
+                runner.run(plan.steps)
+            document, code = run.record("done", runner, time.monotonic() - clock), 0
+        except Exception as failure:
+            traceback.print_exception(failure)  # into the log
+            document, code = run.record("failed", runner, time.monotonic() - clock, reason(failure)), 1
+        except (KeyboardInterrupt, SystemExit):
+            document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
+        finally:
+            if connected:
+                local.stop()
+        _show(terminal, document, loaded)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    return code
+
+
+def reason(error: BaseException | None) -> str:
+    """An error in one paragraph: a stage's own words, or the type and message of anything else; no secrets."""
+    if isinstance(error, StepFailed):
+        return f"{error.step.key}: {reason(error.__cause__)}"
+    cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
+    inner = cause if isinstance(cause, BaseException) else error
+    if isinstance(inner, StageError | StoreError):
+        return _SECRET.sub("[secret]", str(inner))
+    text = str(inner).strip().splitlines() or [""]
+    return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")
+
+
+def _command(*arguments: str) -> str:
+    """A command line that works when it is pasted into this terminal."""
+    program = "rondo" if shutil.which("rondo") else os.path.relpath(Path(sys.executable).parent / "rondo")
+    return shlex.join([program, *arguments])
+
+
+def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
+    """The table of the rounds, and what to do next."""
+
+    def say(text: str) -> None:
+        terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if document["rounds"]:
+        terminal.print(summary.table(document["rounds"]))
+        if (tasks := summary.tasks_table(document["rounds"])) is not None:
+            terminal.print(tasks)
+        terminal.print(summary.seconds_table(document["rounds"]))
+    for row in document["rounds"]:
+        for miss in row["misses"]:
+            say(f"round {row['round']} was not promoted: {miss}")
+    if document["quarantined"]:
+        where = "quarantine.jsonl in the artifacts of ingest, encode and rollout"
+        say(f"{document['quarantined']} rows in quarantine ({where})")
+    if document["status"] == "done":
+        fresh = sum(not step["cached"] for step in document["steps"])
+        say(f"done in {document['seconds']:.0f} s: {fresh} steps run, {len(document['steps']) - fresh} found committed")
+        say(f"policy    {document['policy']}")
+        if document["adapter"]:
+            say(f"adapter   {document['adapter']} (virtual tokens; the policy needs them)")
+        say(f"manifest  {document['manifest']}")
+        store = [] if document["store"] == str(Path.cwd() / ".rondo") else ["--store", document["store"]]
+        overrides = [part for text in loaded.overrides for part in ("--set", text)]
+        again = ["run", loaded.argument, *overrides, "--set", "train.beta=0.2", *store]
+        say(f"next      {_command('show', document['run'], *store)}")
+        say(f"          {_command(*again)}")
+    elif document["status"] == "failed":
+        say(f"failed at {document['error']}")
+        say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
+    else:
+        say("interrupted; the same command continues where this one stopped")
+

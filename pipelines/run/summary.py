@@ -1,0 +1,130 @@
+"""What a run came to: the object behind ``--json``, the run's record and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.plan.rounds import Plan, Round
+from pipelines.run.runner import StepResult
+from pipelines.run.store import ArtifactStore
+from stages.policy.adapter_settings import prompt_adapter
+
+
+def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, done: bool) -> dict[str, Any]:
+    """Steps run so far, rounds whose training is through, and where the policy is if the run is done.
+
+    ``adapter`` is there where ``policy`` is not the policy without it: virtual tokens.
+    """
+    by_step = {result.step.fingerprint: result for result in results}
+    rounds = [_round(r, by_step, store) for r in plan.rounds if r.train.fingerprint in by_step]
+    steps = [
+        {
+            "key": result.step.key,
+            "stage": result.step.stage.name,
+            "fingerprint": result.step.fingerprint,
+            "cached": result.cached,
+            "seconds": result.seconds,
+        }
+        for result in results
+    ]
+    quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
+    artifact = store.open(plan.policy.fingerprint).path if done else None
+    adapter = prompt_adapter(artifact) if artifact else None
+    manifest = f"{store.location.rstrip('/')}/artifacts/{plan.policy.fingerprint}/manifest.json" if done else None
+    return {
+        "steps": steps,
+        "rounds": rounds,
+        "quarantined": quarantined,
+        "policy": str(artifact / "model") if artifact else None,
+        "adapter": str(adapter) if adapter else None,
+        "manifest": manifest,
+    }
+
+
+def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:
+    manifest = store.manifest(fingerprint)
+    return manifest["summary"] if manifest else {}
+
+
+def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> dict[str, Any]:
+    train = _summary(round_.train.fingerprint, store)
+    heldout = _summary(round_.heldout.fingerprint, store) if round_.heldout else None
+    evaluation = _summary(round_.evaluate.fingerprint, store) if round_.evaluate else {}
+    promotion = _summary(round_.promote.fingerprint, store) if round_.promote else {}
+    prefix = f"round-{round_.number}/"
+    seconds = {
+        result.step.key.removeprefix(prefix): result.seconds
+        for result in done.values()
+        if result.step.key.startswith(prefix)
+    }
+    return {
+        "round": round_.number,
+        "pairs": _summary(round_.prepare.fingerprint, store).get("pairs"),
+        **{name: train.get(name) for name in ("first_loss", "loss", "reward_accuracy", "reward_margin", "kl")},
+        "tasks": train.get("tasks", {}),
+        "heldout": heldout or None,
+        "win_rate": evaluation.get("win_rate"),
+        "judge_score": evaluation.get("judge_score"),
+        "baseline_score": evaluation.get("baseline_score"),
+        "promoted": promotion.get("promoted", True),
+        "misses": promotion.get("misses", []),
+        "seconds": seconds,
+    }
+
+
+def table(rounds: Sequence[dict[str, Any]]) -> Table:
+    """One row a round."""
+    result = Table(title="Rounds", title_justify="left")
+    for name in ("round", "pairs", "loss", "accuracy", "margin", "win rate [95%]", "judge score", "promoted"):
+        result.add_column(name, justify="right")
+    for row in rounds:
+        win = row["win_rate"]
+        result.add_row(
+            str(row["round"]),
+            _number(row["pairs"], 0),
+            f"{_number(row['first_loss'])} -> {_number(row['loss'])}",
+            _number(row["reward_accuracy"], 2),
+            _number(row["reward_margin"]),
+            f"{win['mean']:.2f} [{win['low']:.2f}, {win['high']:.2f}]" if win else "-",
+            f"{_number(row['baseline_score'], 2)} -> {_number(row['judge_score'], 2)}" if win else "-",
+            "yes" if row["promoted"] else "no",
+        )
+    return result
+
+
+def tasks_table(rounds: Sequence[dict[str, Any]]) -> Table | None:
+    """Held-out pairs, and the tasks of a mixture in training and held out; None where there are neither."""
+    result = Table(title="Held-out pairs and tasks", title_justify="left")
+    result.add_column("round", justify="right")
+    result.add_column("task")
+    result.add_column("pairs")
+    for name in ("loss", "accuracy", "margin"):
+        result.add_column(name, justify="right")
+    for row in rounds:
+        heldout = row.get("heldout") or {}
+        trained = [(name, "training", found) for name, found in row.get("tasks", {}).items()]
+        measured = {**({"all": heldout} if heldout else {}), **heldout.get("tasks", {})}
+        groups = [*trained, *((name, f"{found['pairs']} held out", found) for name, found in measured.items())]
+        for name, count, found in groups:
+            accuracy, margin = _number(found["reward_accuracy"], 2), _number(found["reward_margin"])
+            result.add_row(str(row["round"]), name, count, _number(found["loss"]), accuracy, margin)
+    return result if result.row_count else None
+
+
+def seconds_table(rounds: Sequence[dict[str, Any]]) -> Table:
+    """Seconds of every stage, one column a round."""
+    result = Table(title="Seconds a stage (of the execution that made the artifact)", title_justify="left")
+    result.add_column("stage")
+    for row in rounds:
+        result.add_column(f"round {row['round']}", justify="right")
+    names = dict.fromkeys(name for row in rounds for name in row["seconds"])
+    for name in names:
+        result.add_row(name, *(_number(row["seconds"].get(name), 1) for row in rounds))
+    return result
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,75 @@
+"""What stops a base model or its adapter from being used, as far as its files tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.spec.model_path import adapter_path, local_path
+from pipelines.spec.models import ModelSource
+from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
+from stages.policy.config import MERGEABLE
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def problems(source: ModelSource, base: Path) -> list[str]:
+    """What stops this source from being used, as far as can be told without loading or downloading it."""
+    try:
+        path = local_path(source, base)
+    except (ValueError, OSError, RuntimeError) as error:
+        return [str(error)]
+    if path is None:
+        return [] if source.revision else [f"{source.model} is a hub id; name its revision (a commit, tag or branch)"]
+    if not path.exists():
+        return [f"no such folder: {path} (and not a hub id of the form owner/name)"]
+    if path.is_file():
+        return [] if path.suffix == ".gguf" else [f"{path.name}: expected a folder or a .gguf file"]
+    return _folder_problems(path)
+
+
+def adapter_problems(source: ModelSource, base: Path) -> list[str]:
+    """What stops the source's adapter from being merged, as far as can be told without loading it."""
+    if source.adapter is None:
+        return []
+    try:
+        path = adapter_path(source.adapter, base)
+        if not path.is_dir():
+            return [f"no such folder: {path}"]
+        settings = read_settings(path)
+    except (ValueError, OSError, RuntimeError) as error:
+        return [str(error)]
+    if settings["peft_type"] not in MERGEABLE:
+        return [f"{settings['peft_type']} cannot be merged into a model; adapters that can: {', '.join(MERGEABLE)}"]
+    return []
+
+
+def _folder_problems(path: Path) -> list[str]:
+    if (path / ADAPTER_CONFIG).is_file():
+        if (path / "config.json").is_file():
+            return [f"{path} holds a model and an adapter ({ADAPTER_CONFIG}); move the adapter to a folder of its own"]
+        return [
+            f"{path} is an adapter ({ADAPTER_CONFIG} without config.json), not a model; give its base as policy.model "
+            "and this folder as policy.adapter"
+        ]
+    found = []
+    if not (path / "config.json").is_file():
+        found.append(f"{path} has no config.json: not a model in Hugging Face format")
+    if not list(path.glob("*.safetensors")):
+        found.append(f"{path} has no *.safetensors weights (other formats can run code when read; convert them first)")
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        found.append(f"{path} has no tokenizer ({', '.join(_TOKENIZERS)}); save the model's tokenizer there")
+    if not _has_chat_template(path):
+        found.append(f"{path} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
+    return found
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    try:
+        config: Any = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))

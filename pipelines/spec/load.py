@@ -1,0 +1,215 @@
+"""YAML and overrides become a PipelineSpec. Every mistake is reported at once, with file, line and key path."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import reprlib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipelines.spec import yamlfile
+from pipelines.spec.checks import preflight
+from pipelines.spec.checks.data import check_data
+from pipelines.spec.models import PipelineSpec, SourceSpec, explain_type
+from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
+from stages.base import Config
+from stages.core.losses.config import UNKNOWN_NAME
+
+
+@dataclass(frozen=True)
+class Loaded:
+    spec: PipelineSpec
+    path: Path
+    argument: str
+    """The spec as it was named on the command line."""
+    overrides: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What is worth knowing but stops nothing, such as rows that will go to quarantine."""
+
+
+def recipes() -> dict[str, Path]:
+    """The bundled recipes by name."""
+    folder = Path(str(resources.files("pipelines"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file that ``SPEC`` means: a path, or the name of a bundled recipe."""
+    bundled = recipes()
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if Path(name).is_file():
+            return Path(name).resolve()
+    if name in bundled:
+        return bundled[name]
+    close = difflib.get_close_matches(name, bundled, 1)
+    hint = f'; did you mean the recipe "{close[0]}"?' if close else f"; recipes: {', '.join(bundled)}"
+    raise SpecError([Problem(name, f"no such file or recipe{hint}")])
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read, override, validate and check a spec.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    path = find(name)
+    document = yamlfile.read(path)
+    problems = list(document.problems)
+    raw = dict(document.value)
+    for text in overrides:
+        problems += _override(raw, text)
+    preflight.importable_from(path.parent)
+    values, invalid = validate(raw, path.parent)
+    checked = preflight.check(values, path.parent)
+    overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
+    for fault in (*invalid, *checked.faults):
+        given = any(fault.path[: len(key)] == key for key in overridden)
+        where = f"--set {'.'.join(map(str, fault.path))}" if given else document.where(fault.path)
+        problems.append(Problem(where, fault.message))
+    if problems:
+        raise SpecError(problems)
+    spec = PipelineSpec.model_construct(**values)
+    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes))
+
+
+def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:
+    """Preference files without a spec: what a ``preferences`` entry says, its keys given as overrides.
+
+    Returns the source, with its path relative to the current folder, and notes.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    raw: dict[str, Any] = {"path": location}
+    problems = [problem for text in overrides for problem in _override(raw, text)]
+    preflight.importable_from(Path.cwd())
+    values, invalid = validate({"preferences": [raw]}, Path.cwd())
+    checked = Checked()
+    check_data({"preferences": values.get("preferences")}, Path.cwd(), checked)
+    faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] == "preferences"]
+    problems += [Problem(".".join(map(str, fault.path[2:])) or location, fault.message) for fault in faults]
+    if problems:
+        raise SpecError(problems)
+    return values["preferences"][0], tuple(checked.notes)
+
+
+def _override(raw: dict[str, Any], text: str) -> list[Problem]:
+    """Put ``a.b=value`` into the raw document; the value is read as YAML."""
+    key, separator, value_text = text.partition("=")
+    where = f"--set {text}"
+    if not separator or not key:
+        return [Problem(where, "expected key.path=value, as in --set train.beta=0.2")]
+    try:
+        value = yamlfile.scalar(value_text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return [Problem(where, f"{value_text!r} is not a YAML value")]
+    *parents, last = key.split(".")
+    target = raw
+    for parent in parents:
+        inner = target.get(parent)
+        target[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+        target = target[parent]
+    target[last] = value
+    return []
+
+
+def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """Validate section by section, so that sound sections can be checked although others are not.
+
+    Returns the valid sections (defaults filled in) and the faults of the others.
+    """
+    values: dict[str, Any] = {}
+    faults = [
+        Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
+        for key in raw
+        if key not in PipelineSpec.model_fields
+    ]
+    for name, field in PipelineSpec.model_fields.items():
+        if name not in raw:
+            if field.is_required():
+                faults.append(Fault((name,), "required, but missing"))
+            else:
+                values[name] = field.get_default()
+            continue
+        annotation: Any = field.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            typing.Annotated[annotation, *field.metadata] if field.metadata else annotation
+        )
+        try:
+            values[name] = adapter.validate_python(raw[name], context={"base": base})
+        except ValidationError as error:
+            faults += _faults(name, error, raw)
+    return values, faults
+
+
+def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    for item in error.errors(include_url=False):
+        path, models = _real_path((section, *item["loc"]), raw)
+        kind = item["type"]
+        if kind == "extra_forbidden":
+            message = _unknown_key(str(path[-1]), _fields_at(path[:-1], models))
+        elif kind == "missing":
+            message = "required, but missing"
+        elif kind == "unknown_judge":
+            message = item["msg"]
+            path = (*path, "use")
+        elif kind == UNKNOWN_NAME:
+            message = item["msg"]
+            path = (*path, "use") if isinstance(item["input"], Mapping) else path
+        else:
+            plain = explain_type(kind, item.get("ctx", {}))
+            message = plain or item["msg"].removeprefix("Value error, ")
+            if kind != "value_error":
+                message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(item['input'])}"
+        yield Fault(path, message)
+
+
+def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:
+    """Pydantic's location without the union tags that stand in it, and those tags."""
+    path: list[str | int] = []
+    tags: list[str] = []
+    value = raw
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        known = (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if known:
+            path.append(part)
+            value = value[part]
+        elif last and isinstance(part, str) and not isinstance(value, str | int | float | None):
+            path.append(part)
+        else:
+            tags.append(str(part))
+    return tuple(path), tuple(tags)
+
+
+def _fields_at(path: KeyPath, tags: tuple[str, ...]) -> Mapping[str, FieldInfo]:
+    """The fields of the model that stands at ``path``."""
+    models: list[type[Config]] = [PipelineSpec]
+    for part in (part for part in path if isinstance(part, str)):  # an index leads to what the list holds
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in _models(field.annotation, tags)]
+    return {name: field for model in models for name, field in model.model_fields.items()}
+
+
+def _models(annotation: Any, tags: tuple[str, ...]) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    arguments = typing.get_args(annotation)
+    named = [a for a in arguments if any(getattr(m, "tag", None) in tags for m in typing.get_args(a)[1:])]
+    for argument in named or arguments:
+        yield from _models(argument, tags)
+
+
+def _unknown_key(key: str, fields: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, fields, 1, 0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(fields)}"
+    return f"unknown key; {hint}"

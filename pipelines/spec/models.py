@@ -1,0 +1,126 @@
+"""The spec: one YAML file, as frozen models. What a key means stands beside it here."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+
+from stages.base import Config, Resources, Share, TrainResources
+from stages.core.formats.config import FormatConfig
+from stages.core.tokens.config import Truncation
+from stages.data.config import FilterConfig, LabelsConfig, MixConfig
+from stages.generate.config import RolloutConfig
+from stages.judge.config import JudgeConfig, PairConfig, PromoteConfig
+from stages.train.config import TrainConfig
+
+Location = Annotated[str, Field(min_length=1)]
+"""A file, folder or glob, relative to the spec's folder, or an address (s3://, gs://, hf://)."""
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+Origin = Literal["base", "previous"]
+
+
+class ModelSource(Config):
+    """Where the base model comes from.
+
+    ``model`` is a folder in Hugging Face format, ``pkg://package/file.gguf`` (a GGUF file inside an installed
+    package), or a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit).
+    ``adapter`` is a folder in PEFT format that is merged into the model before anything else.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+
+
+class PromptFiles(Config):
+    """Files of prompts, in any container that preferences may come in. ``heldout`` is never trained on."""
+
+    train: Location | None = None
+    heldout: Location | None = None
+
+
+class SourceSpec(FormatConfig, MixConfig):
+    """Files of preferences, how to read them, and their place in the mixture."""
+
+    path: Location
+
+
+def _source(value: Any) -> Any:
+    """A path alone is a source with every default."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class DataSpec(Config):
+    """What becomes of all given preferences before training."""
+
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prompts whose pairs are not trained on but measured after every round."""
+    max_bad_share: Share = 0.2
+    """The run fails when more of a source's rows cannot be used."""
+    labels: LabelsConfig = LabelsConfig()
+    filters: FilterConfig = FilterConfig()
+
+
+class IterateSpec(Config):
+    """How one round builds on the others."""
+
+    initial: Origin = "previous"
+    """The policy that a round's training starts from: the base model, or the last promoted policy."""
+    reference: Origin = "previous"
+    """The reference model of a round's training, likewise."""
+    replay: Share = 0.0
+    """Share of all earlier pairs that a round trains on besides its own."""
+
+
+class PrepareSpec(Config):
+    max_length: PositiveInt = 1024
+    """Tokens of prompt and response together."""
+    truncation: Truncation = "drop"
+    """Longer pairs go to quarantine (``drop``), are cut at the end (``keep_start``), or lose the beginning of their
+    prompt (``keep_end``)."""
+
+
+class EvaluateSpec(Config):
+    """Held-out prompts are answered by the new policy and by a baseline; the judge compares."""
+
+    samples: PositiveInt = 2
+    against: Origin = "base"
+    promote_if: PromoteConfig | None = None
+    """A policy that misses a bound is kept, but the next round goes on from the last promoted one."""
+
+
+class ResourcesSpec(Config):
+    """Workers, CPUs and GPUs of the stages that take long. Changing them never re-runs a stage."""
+
+    reference: Resources = Resources()
+    train: TrainResources = TrainResources()
+    rollout: Resources = Resources()
+
+
+class PipelineSpec(Config):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    policy: ModelSource
+    prompts: PromptFiles = PromptFiles()
+    preferences: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = ()
+    """Preference data to begin with: paths, or mappings with a ``path`` (docs/data.md)."""
+    data: DataSpec = DataSpec()
+    rounds: PositiveInt = 1
+    iterate: IterateSpec = IterateSpec()
+    rollout: RolloutConfig = RolloutConfig()
+    judge: JudgeConfig | None = None
+    pair: PairConfig = PairConfig()
+    prepare: PrepareSpec = PrepareSpec()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    seed: NonNegativeInt = 0
+    """Added to the seeds of rollout and training; another seed is another run."""
+
+
+def explain_type(kind: str, context: dict[str, Any]) -> str | None:
+    """A plainer sentence for pydantic's commonest complaints, or None."""
+    if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern", "")):
+        return "use lower-case letters, digits and hyphens (at most 63, no hyphen at either end)"
+    return None

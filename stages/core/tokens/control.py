@@ -1,0 +1,170 @@
+"""Text from users never becomes a control token, whatever tokenizer and template make of it.
+
+Two things together see to that. Before a template is rendered, the first character of each control string in the data
+is replaced by a stand-in, so that those in the rendered text are the template's own. And the text, with its characters
+back, is tokenised by a copy of the tokenizer in which every control token has another name, a private character that
+is put where the template wrote the token: the copy knows no ``<|im_end|>``, so no text can spell it, and no Unicode
+normalisation can produce it from look-alikes. The template itself is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stages.core.errors import RowError
+
+_FIRST, _LAST = 0x10A000, 0x10FFFD
+_RESERVED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
+"""The end of the last private-use plane, which nobody is known to use."""
+
+
+class ControlTokens:
+    """A fast tokenizer's control tokens, and its way to ids that knows the template's own from those in data."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Takes a transformers tokenizer; ValueError if it has no Rust tokenizer under it, or too many tokens."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: save the model with a tokenizer.json")
+        settings = json.loads(backend.to_str())
+        tokens = [token for token in settings["added_tokens"] if is_control(token["content"], token["special"])]
+        characters = sorted({character for token in tokens for character in token["content"]})
+        if len(tokens) + len(characters) > _LAST - _FIRST:
+            raise ValueError(f"the tokenizer has {len(tokens)} control tokens, more than can be told apart")
+        self._stand_ins = {character: chr(_LAST - i) for i, character in enumerate(characters)}
+        self._characters = {stand_in: character for character, stand_in in self._stand_ins.items()}
+        self._names = {token["content"]: chr(_FIRST + i) for i, token in enumerate(tokens)}
+        self._glued = {token["content"] for token in tokens if token["lstrip"] or token["content"][0].isspace()}
+        _rename(settings, self._names)
+        self._copy = backend.from_str(json.dumps(settings))
+
+        self._pattern = re.compile(f"({_any_of(self._names) or '(?!)'})")
+        self._overlapping = re.compile(f"(?s)(?={self._pattern.pattern})(.)")
+        self._beginnings = {token[:end] for token in self._names for end in range(1, len(token))}
+        self._endings = {token[start:] for token in self._names for start in range(1, len(token))}
+        self._firsts = {token[0] for token in self._names}
+        self._lasts = {token[-1] for token in self._names}
+        self._longest = max(map(len, self._names), default=0)
+        self._unlike = self._differing(tokenizer)
+
+    def protect(self, text: str, field: str = "content") -> str:
+        """Text from data as a template may have it: broken are the control strings in it, and what could become one
+        with the text before or after it.
+
+        Raises:
+            RowError: it has a character that cannot be written, or one of those reserved here.
+        """
+        if not text.isascii():
+            if found := _RESERVED.search(text):
+                raise RowError(field, f"contains the private-use character U+{ord(found[0]):X}, which is reserved")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise RowError(field, f"half a surrogate pair at character {error.start}, which is no text") from None
+        if self._pattern.search(text):
+            text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
+        stripped = text.strip()
+        tail, head = stripped[-self._longest :], stripped[: self._longest]
+        # What would go on after the text has its last character, and what began before it the first.
+        if not self._firsts.isdisjoint(tail) and any(tail[at:] in self._beginnings for at in range(len(tail))):
+            text = self._replaced(text, len(text.rstrip()) - 1)
+        if not self._lasts.isdisjoint(head) and any(head[:end] in self._endings for end in range(1, len(head) + 1)):
+            text = self._replaced(text, len(text) - len(text.lstrip()))
+        return text
+
+    def _replaced(self, text: str, at: int) -> str:
+        return text[:at] + self._stand_ins.get(text[at], text[at]) + text[at + 1 :]
+
+    def protect_json(self, value: Any, field: str) -> Any:
+        """JSON data in which every string, also the names, went through :meth:`protect`."""
+        if isinstance(value, str):
+            return self.protect(value, field)
+        if isinstance(value, list):
+            return [self.protect_json(item, field) for item in value]
+        if isinstance(value, dict):
+            return {self.protect(name, field): self.protect_json(item, field) for name, item in value.items()}
+        return value
+
+    def pieces(self, rendered: str) -> list[str]:
+        """Rendered text as pieces for :meth:`encode`, cut where the tokenizer itself cuts: before control tokens.
+
+        Tokens that take the white space before them are not cut at. The control token stays before its piece, since
+        tokenizers may begin the first text of all differently.
+
+        Raises:
+            RowError: the template writes a token that the tokenizer reads only in some places.
+        """
+        if self._unlike and not self._unlike.isdisjoint(found := self._pattern.findall(rendered)):
+            token = next(token for token in found if token in self._unlike)
+            raise RowError("", f"the chat template writes {token!r}, which this tokenizer reads as a control token in "
+                           "some places only: give it normalized=false in tokenizer.json")  # fmt: skip
+        return self._cut(rendered)
+
+    def _cut(self, rendered: str) -> list[str]:
+        first, *rest = self._pattern.split(rendered)
+        pieces = [first] if first else []
+        for token, text in zip(rest[::2], rest[1::2], strict=True):
+            piece = self._names[token] + text
+            if pieces and token in self._glued:
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        if rendered.isascii():
+            return pieces
+        return [_RESERVED.sub(lambda match: self._characters.get(match[0], match[0]), piece) for piece in pieces]
+
+    def encode(self, pieces: Sequence[str]) -> list[list[int]]:
+        """Token ids of each piece, by the Rust tokenizer's threads."""
+        return [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
+
+    def _differing(self, tokenizer: Any) -> set[str]:
+        """Control tokens that the copy does not read as the tokenizer itself does, between words and within them."""
+        tokens = list(self._names)
+        texts = [text for token in tokens for text in (f"a {token} b\n{token}", f"{token}a{token}b")]
+        expected = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        ids = [[i for part in self.encode(self._cut(text)) for i in part] for text in texts]
+        same = [a == b for a, b in zip(expected, ids, strict=True)]
+        return {token for token, *both in zip(tokens, same[::2], same[1::2], strict=True) if not all(both)}
+
+
+def is_control(content: str, special: bool) -> bool:
+    """Added tokens that are control tokens: the special ones, and those that look like markup (``<tool_call>``). Added
+    words and blank lines are ordinary text."""
+    return bool(content.strip()) and (special or re.search(r"[<\[|]", content) is not None)
+
+
+def _rename(settings: dict[str, Any], names: dict[str, str]) -> None:
+    """Give the control tokens of a ``tokenizer.json`` other names, wherever it has them.
+
+    Merges that would build one from its characters go too: no text reached them before, as added tokens are cut out of
+    the text first.
+    """
+    for token in settings["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = settings["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(token, token): index for token, index in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
+    if "merges" in model:
+        model["merges"] = [m for m in model["merges"] if not {m[0], m[1], m[0] + m[1]} & names.keys()]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    settings |= {"post_processor": None, "truncation": None, "padding": None}
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A regular expression that matches any of the words, the longest first; beginnings that they share are read
+    once, so that thousands of words cost no more than one."""
+    tails: dict[str, set[str]] = {}
+    for word in words:
+        tails.setdefault(word[:1], set()).add(word[1:])
+    ends = tails.pop("", None) is not None
+    choices = "|".join(re.escape(character) + _any_of(rest) for character, rest in sorted(tails.items()))
+    if not ends and len(tails) <= 1:
+        return choices
+    return f"(?:{choices})?" if ends and choices else f"(?:{choices})" if choices else ""

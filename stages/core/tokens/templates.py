@@ -1,0 +1,253 @@
+"""Conversations become token ids and a completion mask.
+
+Prompt and response are rendered and tokenised together by the model's own chat template; where the response
+begins is found by comparing with the prompt tokenised alone. Text from users can never become a control token
+(``stages.core.tokens.control``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain, groupby
+from typing import Any, NamedTuple
+
+from stages.core.errors import RowError
+from stages.core.formats import ROLES
+from stages.core.records import Message, Messages, PreferencePair
+from stages.core.tokens.control import ControlTokens
+from stages.core.tokens.pair import EncodedPair
+
+
+class PairIds(NamedTuple):
+    """Token ids of a pair's three parts; a side that has no answer is empty."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class _Chat(NamedTuple):
+    """What a template is given: messages and tool definitions, protected, and whether an answer is to follow."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    generation_prompt: bool
+
+
+@dataclass
+class ChatEncoder:
+    """Encodes conversations with one tokenizer (a transformers fast tokenizer that has a chat template)."""
+
+    tokenizer: Any
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        """Ids of special tokens, one of which ends a turn. What stands for unknown characters does not."""
+        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id}
+        return frozenset(added | set(self.tokenizer.all_special_ids)) - unknown
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation up to where the assistant's answer begins.
+
+        Raises:
+            RowError: as :meth:`pairs` gives it.
+        """
+        rendered = self._pieces(self._render([_Chat(self._messages(messages), None, True)])[0])
+        return list(chain.from_iterable(self._control.encode(rendered)))
+
+    def pair(self, pair: PreferencePair) -> EncodedPair:
+        """One pair of :meth:`pairs`; raises its RowError."""
+        [encoded] = self.pairs([pair])
+        if isinstance(encoded, RowError):
+            raise encoded
+        return encoded
+
+    def pairs(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | RowError]:
+        """Token ids and masks of each pair, or why it cannot be used."""
+        found = self.ids(pairs)
+        return [
+            ids if isinstance(ids, RowError) else encoded_pair(pair.pair_id, ids, pair)
+            for pair, ids in zip(pairs, found, strict=True)
+        ]
+
+    def ids(self, pairs: Sequence[PreferencePair]) -> list[PairIds | RowError]:
+        """Token ids of each pair's parts, or why it cannot be used; a side that is empty stays so.
+
+        The prompt is what prompt, prompt + chosen and prompt + rejected have in common, at most the prompt
+        tokenised alone (the last character of a prompt may merge with the response's first).
+
+        The rendered texts are cut before control tokens, where the tokenizer cuts them too, and every piece that
+        occurs in the batch is tokenised once. A RowError says that the template refuses the conversation, or rewrites
+        the prompt once an answer follows, that a response has no tokens, or that a text has a reserved character.
+        """
+        chats: list[_Chat] = []
+        places: list[slice | RowError] = []
+        tools = lru_cache(maxsize=16)(self._tools)
+        for pair in pairs:
+            try:
+                found = self._chats(pair, tools(pair.tools) if pair.tools else None)
+            except RowError as error:
+                places.append(error)
+                continue
+            places.append(slice(len(chats), len(chats) + len(found)))
+            chats += found
+        numbers: dict[str, int] = {}
+        texts: list[list[int] | RowError] = []
+        for rendered in self._render(chats):
+            try:
+                texts.append([numbers.setdefault(piece, len(numbers)) for piece in self._pieces(rendered)])
+            except RowError as error:
+                texts.append(error)
+        tokens = self._control.encode(list(numbers))
+        return [
+            place if isinstance(place, RowError) else self._cut(pair, texts[place], tokens)
+            for pair, place in zip(pairs, places, strict=True)
+        ]
+
+    def _chats(self, pair: PreferencePair, tools: list[dict[str, Any]] | None) -> list[_Chat]:
+        """The prompt alone, and with each answer there is."""
+        if not pair.prompt:
+            raise RowError("prompt", "has no messages")
+        if not pair.chosen and not pair.rejected:
+            raise RowError("chosen", "there is neither a chosen nor a rejected answer")
+        prompt = self._messages(pair.prompt)
+        answers = [self._messages(answer) for answer in (pair.chosen, pair.rejected) if answer]
+        return [_Chat(prompt, tools, True), *(_Chat([*prompt, *answer], tools, False) for answer in answers)]
+
+    def _messages(self, messages: Messages) -> list[dict[str, Any]]:
+        return [self._message(message) for message in messages]
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        if message["role"] not in ROLES:
+            raise RowError("role", f"expected one of {', '.join(ROLES)}, found {message['role']!r:.40}")
+        protected: dict[str, Any] = {"role": message["role"], "content": self._control.protect(message["content"])}
+        if calls := message.get("tool_calls"):
+            protected["tool_calls"] = self._control.protect_json(_tool_calls(calls), "tool_calls")
+        return protected
+
+    def _tools(self, text: str) -> list[dict[str, Any]]:
+        tools: list[dict[str, Any]] = self._control.protect_json(_objects(text, "tools"), "tools")
+        return tools
+
+    def _render(self, chats: Sequence[_Chat]) -> list[str | RowError]:
+        """The template's text of each chat, many in one call."""
+        texts: list[str | RowError] = [""] * len(chats)
+        order = sorted(range(len(chats)), key=lambda i: (id(chats[i].tools), chats[i].generation_prompt))
+        for _, same in groupby(order, key=lambda i: (id(chats[i].tools), chats[i].generation_prompt)):
+            group = list(same)
+            for index, text in zip(group, self._render_alike([chats[i] for i in group]), strict=True):
+                texts[index] = text
+        return texts
+
+    def _render_alike(self, chats: Sequence[_Chat]) -> list[str | RowError]:
+        """Text of chats with the same tools and end. If one fails, the halves are tried until that one is found."""
+        try:
+            texts: list[str | RowError] = self.tokenizer.apply_chat_template(
+                [chat.messages for chat in chats], tools=chats[0].tools, tokenize=False,
+                add_generation_prompt=chats[0].generation_prompt, continue_final_message=False,
+            )  # fmt: skip
+            return texts
+        except Exception as error:  # a template can raise anything
+            if len(chats) == 1:
+                return [RowError("", f"the chat template refuses this conversation: {error}"[:200])]
+        half = len(chats) // 2
+        return self._render_alike(chats[:half]) + self._render_alike(chats[half:])
+
+    def _pieces(self, rendered: str | RowError) -> list[str]:
+        if isinstance(rendered, RowError):
+            raise rendered
+        return self._control.pieces(rendered)
+
+    def _cut(
+        self, pair: PreferencePair, texts: Sequence[list[int] | RowError], tokens: Sequence[list[int]]
+    ) -> PairIds | RowError:
+        """A pair's parts from the numbers of its texts' pieces: the prompt's, then each answer's behind the prompt."""
+        sequences = []
+        for text in texts:
+            if isinstance(text, RowError):
+                return text
+            sequences.append(list(chain.from_iterable([tokens[number] for number in text])))
+        prompt, *answered = sequences
+        boundary = min(_common(prompt, sequence) for sequence in answered)
+        if boundary < len(prompt) - 1:
+            return RowError("prompt", "the chat template renders the prompt differently once an answer follows")
+        left = iter(answered)
+        try:
+            chosen, rejected = (
+                self._completion(next(left)[boundary:], ended, field) if answer else []
+                for answer, ended, field in (
+                    (pair.chosen, pair.chosen_ended, "chosen"), (pair.rejected, pair.rejected_ended, "rejected"),
+                )
+            )  # fmt: skip
+        except RowError as error:
+            return error
+        return PairIds(prompt[:boundary], chosen, rejected)
+
+    def _completion(self, ids: list[int], ended: bool, field: str) -> list[int]:
+        """The response up to its end-of-turn token, which counts only if the response ended by itself.
+
+        The end of the turn is the last token of its own that the template writes, such as ``<|im_end|>``; a
+        template that writes none is taken to end with the tokenizer's end-of-sequence token.
+        """
+        last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self._ends), None)
+        text, end = (ids, self.tokenizer.eos_token_id) if last is None else (ids[:last], ids[last])
+        if not text:
+            raise RowError(field, "no tokens after tokenising")
+        return [*text, end] if ended and end is not None else text
+
+
+def encoded_pair(pair_id: str, ids: PairIds, pair: PreferencePair) -> EncodedPair:
+    """A pair's token ids with masks (every token of a response counts) and what it says about itself."""
+    return EncodedPair(
+        pair_id=pair_id,
+        prompt_ids=ids.prompt,
+        chosen_ids=ids.chosen,
+        chosen_mask=[True] * len(ids.chosen),
+        rejected_ids=ids.rejected,
+        rejected_mask=[True] * len(ids.rejected),
+        probability=pair.probability,
+        weight=pair.weight,
+        source=pair.source,
+    )
+
+
+def _objects(text: str, field: str) -> list[dict[str, Any]]:
+    """A JSON text that must be a list of objects."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(field, f"not JSON: {error}"[:120]) from None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise RowError(field, "expected the JSON text of a list of objects")
+    return value
+
+
+def _tool_calls(text: str) -> list[dict[str, Any]]:
+    """Calls as templates take them: arguments that are JSON text themselves, as OpenAI has them, become objects."""
+    calls = _objects(text, "tool_calls")
+    for call in calls:
+        function = call.get("function", call)
+        if isinstance(function, dict) and isinstance(arguments := function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(arguments)
+            except (ValueError, RecursionError) as error:
+                raise RowError("tool_calls", f"the arguments of a call are not JSON: {error}"[:120]) from None
+    return calls
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    if b[: len(a)] == a:
+        return len(a)
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))

@@ -1,0 +1,126 @@
+"""What becomes of the rows of a source on their way to the shards that are trained on: configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from stages.base import Config, Share
+from stages.core.formats.config import FormatConfig
+from stages.core.tokens.config import Truncation
+
+
+def _action(value: str | float) -> str | float:
+    if value in ("keep", "drop") or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"expected keep, drop or a number between 0 and 1, got {value!r}")
+
+
+Action = Annotated[str | float, AfterValidator(_action)]
+"""What becomes of a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
+
+
+class MixConfig(Config):
+    """A source's place in the mixture."""
+
+    task: str = ""
+    """Name under which its pairs are counted and measured."""
+    weight: PositiveFloat = 1.0
+    """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
+    max_pairs: PositiveInt | None = None
+    """At most so many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
+
+
+class LabelsConfig(Config):
+    """How several annotators' votes become the probability that chosen is preferred."""
+
+    aggregate: Literal["share", "dawid_skene", "bradley_terry"] = "share"
+    """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
+    (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
+    min_votes: PositiveInt = 1
+    """Pairs that annotators were asked about and that have fewer votes, abstentions not counted, are left out."""
+    ties: Literal["drop", "keep"] = "drop"
+    """What becomes of pairs whose probability is one half."""
+
+
+class FilterConfig(Config):
+    """What becomes of pairs that the quality report would name."""
+
+    duplicates: Action = "drop"
+    """The same prompt, chosen and rejected as an earlier pair."""
+    near_duplicates: Action = "keep"
+    """Nearly the same words as an earlier pair (MinHash)."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """From which Jaccard similarity of word 5-grams on two pairs are nearly the same."""
+    contradictory: Action = "keep"
+    """The same prompt and answers as another pair, preferred the other way round."""
+    contaminated: Action = "keep"
+    """The prompt shares an n-gram of words with a held-out prompt."""
+    ngram: PositiveInt = 13
+    """Words of that n-gram; a shorter prompt counts when it is the same."""
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
+    """Keep only pairs whose chosen response is in one of these languages (ISO 639-1); empty keeps all."""
+    max_words: PositiveInt | None = None
+    """Drop pairs of which prompt and one response together have more words."""
+    max_length_ratio: Annotated[float, Field(gt=1)] | None = None
+    """Drop pairs of which one response has so many times the words of the other."""
+
+
+class CurateConfig(Config):
+    """From all pairs of all files to those that are trained on, and those that are held out.
+
+    ``mix`` has one entry a source, ``source_of`` the source of each input file.
+    """
+
+    mix: tuple[MixConfig, ...]
+    source_of: tuple[int, ...]
+    labels: LabelsConfig = LabelsConfig()
+    filters: FilterConfig = FilterConfig()
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The stage fails when more of a source's rows are in quarantine."""
+
+
+class QualityConfig(Config):
+    """What the quality report looks for, and how closely."""
+
+    tasks: tuple[str, ...] = ()
+    """The task of each input file, as in the mixture; empty where there are none."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of pairs that there should be equally many of, such as factuality and safety; empty takes those that
+    there are."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    ngram: PositiveInt = 13
+    """Both as in ``FilterConfig``."""
+    sample: PositiveInt = 100_000
+    """Of more rows than these, a fixed sample by the prompt's content is looked at where all would take too long."""
+    named: PositiveInt = 20
+    """Rows that a finding names at most."""
+
+
+class IngestConfig(FormatConfig):
+    kind: Literal["pairs", "prompts"]
+
+
+class EncodeConfig(Config):
+    max_length: PositiveInt = 1024
+    """Tokens of prompt and response together."""
+    truncation: Truncation = "drop"
+    """What becomes of longer pairs (``stages.core.tokens.truncation``)."""
+
+
+class PrepareConfig(Config):
+    shard_rows: PositiveInt = 2048
+    preferences: Share = 1.0
+    """Share of the selected pairs that is taken."""
+    replay: Share = 0.0
+    """Share of the pairs under ``replay`` that is added to the others."""
+    heldout: bool = False
+    """Take the held-out rows of the selection instead of the others."""

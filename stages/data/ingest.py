@@ -1,0 +1,114 @@
+"""Users' files become records; rows that cannot be used go to quarantine with file, line and reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from stages.base import Artifact, StageContext, StageError, Summary, grouped
+from stages.core.errors import NoPair, RowError
+from stages.core.formats import RowParser, parse_prompt
+from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_row
+from stages.data.config import IngestConfig
+from stages.io.filenames import RECORDS
+from stages.io.quarantine import Quarantine
+from stages.io.tables import write_table
+from stages.readers import DataFile, Row, rows
+
+_ROWS = 1000
+"""Records that are held at a time."""
+
+
+def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+    """Read the files one after another; write ``records.arrow`` and ``quarantine.jsonl``.
+
+    ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts sound rows that give no pair by
+    their nature, such as answers of equal score.
+
+    Raises:
+        StageError: there are no prompts. (Pairs are looked at together with those of other files, in
+            ``stages.data.curate``.)
+    """
+    files = [DataFile.at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
+    schema = PAIRS if config.kind == "pairs" else PROMPTS
+    with Quarantine(context.output) as quarantine:
+        reading = _Reading(config, files, quarantine, context)
+        made = write_table(context.output / RECORDS, _tables(reading.records(), schema), schema)
+    if not made and config.kind == "prompts":
+        names = ", ".join(file.name for file in files)
+        reasons = quarantine.summary["quarantine_reasons"]
+        raise StageError(f"no usable row in {names}" + (f"; all went to quarantine: {reasons}" if reasons else ""))
+    skipped = {"skipped": reading.skipped.total(), "skipped_reasons": dict(reading.skipped.most_common())}
+    return {"read": reading.read, "rows": made, **(skipped if reading.skipped else {}), **quarantine.summary}
+
+
+def _tables(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    waiting: list[Mapping[str, Any]] = []
+    for record in records:
+        waiting.append(record)
+        if len(waiting) == _ROWS:
+            yield pa.Table.from_pylist(waiting, schema=schema)
+            waiting = []
+    yield pa.Table.from_pylist(waiting, schema=schema)
+
+
+@dataclass
+class _Reading:
+    config: IngestConfig
+    files: Sequence[DataFile]
+    quarantine: Quarantine
+    context: StageContext
+    skipped: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    """Rows of the files so far, usable or not."""
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """Every row that can be used, as rows of ``PAIRS`` or ``PROMPTS``."""
+        read = self._pairs() if self.config.kind == "pairs" else self._prompts()
+        for number, record in enumerate(read):
+            if number % _ROWS == 0:
+                self.context.progress(number, 0, self.config.kind)
+            yield record
+
+    def _pairs(self) -> Iterator[Mapping[str, Any]]:
+        parser = RowParser(self.config)
+        for row in self._rows():
+            try:
+                yield from map(pair_row, parser.pairs(_value(row), str(row.place)))
+            except NoPair as why:
+                self.skipped[str(why)] += 1
+            except RowError as error:
+                self._reject(row, error)
+
+    def _prompts(self) -> Iterator[Mapping[str, Any]]:
+        """Rollouts are grouped by prompt id, so a prompt may stand only once."""
+        seen: dict[str, str] = {}
+        for row in self._rows():
+            place = str(row.place)
+            try:
+                prompt = parse_prompt(_value(row))
+                first = seen.setdefault(prompt.prompt_id, place)
+                if first != place:
+                    raise RowError("prompt", f"repeats an earlier prompt; first at {first}")
+                yield prompt_row(prompt, place)
+            except RowError as error:
+                self._reject(row, error)
+
+    def _rows(self) -> Iterator[Row]:
+        for file in self.files:
+            for row in rows(file):
+                self.read += 1
+                yield row
+
+    def _reject(self, row: Row, error: RowError) -> None:
+        self.quarantine.add(Quarantine.row(str(row.place), error, row.excerpt))
+
+
+def _value(row: Row) -> Mapping[str, Any]:
+    if isinstance(row.value, RowError):
+        raise row.value
+    return row.value

@@ -1,0 +1,144 @@
+"""Rows of records files, streamed in order or fetched by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.core.records import content_id, prompt_key
+from stages.data.quality.text import words
+from stages.io.tables import read_table
+from stages.readers import Place
+
+_SLICE = 1000
+TEXTS = ("prompt", "chosen", "rejected")
+LABELS = ("probability", "votes")
+
+
+class Row:
+    """One pair as the detectors look at it. ``number`` counts over all files. What is asked for is worked out once."""
+
+    def __init__(self, number: int, values: Mapping[str, Any]) -> None:
+        self.number = number
+        self.values = values
+
+    @cached_property
+    def pair_id(self) -> int:
+        return int(self.values["pair_id"], 16)
+
+    @cached_property
+    def texts(self) -> tuple[str, str, str]:
+        """What stands in prompt, chosen and rejected."""
+        prompt, chosen, rejected = (_text(self.values[name]) for name in TEXTS)
+        return prompt, chosen, rejected
+
+    @cached_property
+    def lengths(self) -> tuple[int, int, int]:
+        """Words of prompt, chosen and rejected."""
+        prompt, chosen, rejected = (len(words(text)) for text in self.texts)
+        return prompt, chosen, rejected
+
+    @property
+    def paired(self) -> bool:
+        return bool(self.values["chosen"] and self.values["rejected"])
+
+    @property
+    def answer(self) -> str:
+        """The chosen response, or the only one."""
+        return _text(self.values["chosen"]) or _text(self.values["rejected"])
+
+    @cached_property
+    def prompt_key(self) -> str:
+        return prompt_key(self.values["prompt"])
+
+    @cached_property
+    def answer_keys(self) -> tuple[str, str]:
+        """Equal for chosen and rejected responses that differ only in case or white space; "" where there is none."""
+        return _answer_key(self.values["chosen"]), _answer_key(self.values["rejected"])
+
+    @property
+    def comparison(self) -> int:
+        """64 bits that are equal for pairs of the same prompt and answers, whichever is preferred."""
+        return int(content_id([self.prompt_key, *sorted(self.answer_keys)]), 16)
+
+    @cached_property
+    def votes(self) -> list[float]:
+        """The votes that were given, abstentions left out."""
+        return [vote["preference"] for vote in self.values["votes"] or () if vote["preference"] is not None]
+
+    @property
+    def preference(self) -> float:
+        """Probability that chosen is preferred: the share of the votes where there are any."""
+        if self.values["votes"]:
+            return sum(self.votes) / len(self.votes) if self.votes else 0.5
+        return float(self.values["probability"])
+
+    @property
+    def sign(self) -> int:
+        """1 if the first of the sorted answers is preferred, -1 if the second is, 0 for a tie. A good and a bad label
+        of one answer have opposite signs too."""
+        chosen, rejected = self.answer_keys
+        return int(np.sign(self.preference - 0.5)) * (1 if chosen <= rejected else -1)
+
+    @property
+    def source(self) -> str:
+        return str(self.values["source"])
+
+    @property
+    def file(self) -> str:
+        """The source without its line or row."""
+        return Place.parse(self.source).file
+
+
+class Records:
+    """All rows of some files, one after the other. Single rows are fetched from memory-mapped files; what is streamed
+    is read batch by batch instead, since the pages of a mapped file stay and count as memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._tables = [read_table(file) for file in files]
+        self.sizes = [int(table.num_rows) for table in self._tables]
+        self._starts = np.cumsum([0, *self.sizes])
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def stream(self, columns: Iterable[str]) -> Iterator[Row]:
+        """Every row in order, with these columns."""
+        wanted = set(columns)
+        number = 0
+        for file, table in zip(self._files, self._tables, strict=True):
+            fields = [index for index, name in enumerate(table.schema.names) if name in wanted]
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            with pa.OSFile(str(file), "rb") as source, pa.ipc.open_file(source, options=options) as reader:
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    for at in range(0, batch.num_rows, _SLICE):
+                        for values in batch.slice(at, _SLICE).to_pylist():
+                            yield Row(number, values)
+                            number += 1
+
+    def row(self, number: int) -> Row:
+        """One row with all its columns."""
+        file = self.file_of(number)
+        (values,) = self._tables[file].slice(number - int(self._starts[file]), 1).to_pylist()
+        return Row(number, values)
+
+    def file_of(self, number: int) -> int:
+        """Which of the files a row stands in."""
+        return int(np.searchsorted(self._starts, number, side="right")) - 1
+
+
+def _text(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(part for m in messages for part in (m["content"], m["tool_calls"]) if part)
+
+
+def _answer_key(messages: Sequence[Mapping[str, Any]]) -> str:
+    if not messages:
+        return ""
+    return content_id([[" ".join(m["content"].casefold().split()), m["tool_calls"]] for m in messages])

@@ -1,0 +1,56 @@
+"""Random access to tokenised shards and the reference log-probabilities beside them, memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from stages.core.records import SHARD
+from stages.core.tokens.pair import EncodedPair, mismatched
+from stages.io.filenames import shard_files
+from stages.io.tables import read_table
+
+_SIDES = ("chosen", "rejected", "mismatched")
+
+
+def encoded_pairs(table: pa.Table) -> list[EncodedPair]:
+    return [EncodedPair(**row) for row in table.select(SHARD.names).to_pylist()]
+
+
+class ShardData:
+    """Every pair of a training set by its index. Rows are decoded when asked for.
+
+    Raises:
+        ValueError: the reference log-probabilities belong to other shards.
+    """
+
+    def __init__(self, shards: Path, reference: Path | None = None) -> None:
+        self._table = pa.concat_tables(read_table(file) for file in shard_files(shards))
+        self._logprobs = torch.zeros(len(_SIDES), self._table.num_rows)
+        if reference is None:
+            return
+        logprobs = pa.concat_tables(read_table(file) for file in shard_files(reference))
+        if not logprobs["pair_id"].equals(self._table["pair_id"]):
+            raise ValueError(f"the reference log-probabilities in {reference} are not those of the shards in {shards}")
+        self._logprobs = torch.from_numpy(np.stack([logprobs[side].to_numpy() for side in _SIDES]))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def pairs(self, indices: Sequence[int]) -> list[EncodedPair]:
+        return encoded_pairs(self._table.take(pa.array(indices, pa.int64())))
+
+    def reference(self, indices: Sequence[int]) -> Tensor:
+        """Reference log-probabilities, float32 [3, len(indices)]: of the chosen responses, the rejected ones and the
+        mismatched ones; zeros where nothing was scored."""
+        return self._logprobs[:, list(indices)]
+
+    def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
+        """Each pair's prompt with the answer of the next pair, as ``chosen``; nothing is rejected."""
+        following = self.pairs([(index + 1) % len(self) for index in indices])
+        return [mismatched(pair, other) for pair, other in zip(self.pairs(indices), following, strict=True)]

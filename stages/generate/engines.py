@@ -1,0 +1,199 @@
+"""Generation engines behind one seam: vLLM, and transformers where vLLM cannot run.
+
+An engine takes prompts as token ids and gives, for each, n samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+
+from stages.base import StageError
+from stages.core.forward.virtual_tokens import is_prompt_learning
+from stages.generate.config import RolloutConfig, choose_engine
+from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.adapter_settings import prompt_adapter
+from stages.policy.adapters import attach
+from stages.policy.load import load_model, load_policy, load_tokenizer
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Sample:
+    token_ids: list[int]
+    finish_reason: str
+    """``stop`` or ``length``."""
+
+
+class Engine(Protocol):
+    def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]: ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What an engine serves: a whole model, or a model with an adapter that has a name of its own.
+
+    The adapter's name comes from its content: vLLM caches adapters by name, and a name used twice can serve the
+    older one.
+    """
+
+    model: Path
+    adapter: Path | None = None
+    adapter_name: str = ""
+
+
+def weights_for(policy: Path, fingerprint: str, adapter_base: Path | None, gpu: bool) -> Weights:
+    """On GPU an adapter on its base, if the policy is one; on CPU, where adapters cost a factor of 3 to 4, the
+    merged weights, which every policy has."""
+    adapter = policy / ADAPTER
+    if gpu and adapter_base is not None and adapter.is_dir():
+        return Weights(adapter_base, adapter, f"adapter-{fingerprint[:32]}")
+    return Weights(policy)
+
+
+def make(config: RolloutConfig, weights: Weights, cpus: int) -> Engine:
+    if choose_engine(config.engine) == "vllm":
+        return VllmEngine(config, weights, cpus)
+    return TransformersEngine(config, weights, cpus)
+
+
+def environment(config: RolloutConfig, gpu: bool) -> dict[str, str]:
+    """Environment that the process of an engine has to start with.
+
+    The engine runs inside the stage's own process: it starts in seconds, uses every core it is given, and
+    leaves no child behind when the process ends.
+    """
+    shared = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if choose_engine(config.engine) != "vllm":
+        return shared
+    cpu = {} if gpu else {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}
+    return shared | cpu | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+def distinct(config: RolloutConfig) -> int:
+    """How many of the samples of a prompt can differ: greedy ones are all the same, so one is computed."""
+    return config.samples if config.temperature else 1
+
+
+def lora_room(adapter: Path) -> int:
+    """The smallest rank that vLLM makes room for and that holds this adapter.
+
+    Raises:
+        ValueError: its rank is above all of them.
+    """
+    rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    room = [size for size in _LORA_RANKS if size >= rank]
+    if not room:
+        raise ValueError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, this one has {rank}")
+    return room[0]
+
+
+class VllmEngine:
+    """vLLM's offline engine. CPU: eager, since compiling takes longer than most rollouts there."""
+
+    def __init__(self, config: RolloutConfig, weights: Weights, cpus: int) -> None:
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        if prompt_adapter(weights.model) is not None:
+            raise StageError("vLLM cannot serve virtual tokens; set rollout.engine to transformers")
+        gpu = torch.cuda.is_available()
+        options: dict[str, Any] = {} if gpu else {"dtype": "bfloat16", "enforce_eager": True}
+        self.lora = None
+        if weights.adapter is not None:
+            self.lora = LoRARequest(weights.adapter_name, 1, str(weights.adapter.absolute()))
+            options |= {"enable_lora": True, "max_lora_rank": lora_room(weights.adapter)}
+        self.llm = LLM(
+            model=str((weights.model / MODEL).absolute()),
+            max_model_len=config.max_length,
+            seed=config.seed,
+            disable_log_stats=True,
+            **options,
+        )
+        if not gpu:
+            torch.set_num_threads(cpus)
+        self.samples = config.samples
+        # The engine's own seed: seeds of requests fail on CPU together with top_p.
+        self.params = SamplingParams(
+            n=distinct(config),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens,
+            detokenize=False,
+        )
+
+    def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs = self.llm.generate(inputs, self.params, use_tqdm=False, lora_request=self.lora)
+        repeat = self.samples // self.params.n
+        return [
+            [Sample(list(o.token_ids), "length" if o.finish_reason == "length" else "stop") for o in output.outputs]
+            * repeat
+            for output in outputs
+        ]
+
+
+class TransformersEngine:
+    """transformers' generate: slower, and runs wherever torch does."""
+
+    def __init__(self, config: RolloutConfig, weights: Weights, cpus: int) -> None:
+        torch.set_num_threads(cpus)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if weights.adapter is None:
+            self.model = load_policy(weights.model, self.device).eval()
+        else:
+            self.model = attach(load_model(weights.model, self.device), weights.adapter).eval()
+        tokenizer = load_tokenizer(weights.model)
+        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        ends = bare.generation_config.eos_token_id
+        self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        bare.generation_config = GenerationConfig()  # no penalties but those that were asked for
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
+        if not is_prompt_learning(self.model):
+            return self._together(prompts)
+        # Padding would stand between the virtual tokens and the prompt and move them apart.
+        answers: dict[int, list[Sample]] = {}
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            answers |= zip(rows, self._together([prompts[row] for row in rows]), strict=True)
+        return [answers[row] for row in range(len(prompts))]
+
+    def _together(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
+        """One batch, padded on the left."""
+        length = max(map(len, prompts))
+        ids = torch.tensor([[self.pad] * (length - len(p)) + list(p) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.config.temperature:
+            sampling = {
+                "do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0,
+            }  # fmt: skip
+        wanted = distinct(self.config)
+        with warnings.catch_warnings():
+            # peft leaves positions to the model where there are virtual tokens; without padding that is right.
+            warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
+            output = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=self.config.max_tokens, num_return_sequences=wanted,
+                pad_token_id=self.pad, eos_token_id=self.ends, **sampling,
+            )  # fmt: skip
+        samples = [self._sample(row) for row in output[:, length:].tolist()]
+        repeat = self.config.samples // wanted
+        return [samples[i : i + wanted] * repeat for i in range(0, len(samples), wanted)]
+
+    def _sample(self, ids: list[int]) -> Sample:
+        end = next((index for index, token in enumerate(ids) if token in self.ends), None)
+        return Sample(ids, "length") if end is None else Sample(ids[: end + 1], "stop")

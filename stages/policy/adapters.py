@@ -1,0 +1,96 @@
+"""Adapters through peft: put on a model, read back from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.base import StageError
+from stages.policy.adapter_settings import read_settings
+from stages.policy.config import PROMPT_LEARNING
+from stages.train.config import TrainConfig
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any] | None:
+    """peft's settings for the adapter that a training asks for; None for full fine-tuning."""
+    if config.lora is None:
+        return dict(config.peft) if config.peft is not None else None
+    lora = config.lora
+    return {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha or 2 * lora.rank,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.target_modules) if lora.target_modules else None,
+        "use_dora": lora.dora,
+        "use_rslora": lora.rslora,
+    }
+
+
+def wrap(model: Any, settings: Mapping[str, Any]) -> Any:
+    """The model with a fresh adapter, which alone is trainable.
+
+    Without ``target_modules`` peft's table for the architecture decides; for an architecture that it does not list,
+    all linear layers but the head are adapted.
+    """
+    from peft import get_peft_model
+
+    return get_peft_model(model, _config(settings, model))
+
+
+def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
+    """The model with the adapter that is saved in ``folder``.
+
+    What prompt learning saves are the virtual tokens alone, so these and not the network that may have made them are
+    what a continued training trains.
+
+    Raises:
+        StageError: the adapter cannot be loaded safely, or was trained on a model of another shape.
+    """
+    from peft import get_peft_model
+
+    try:
+        config = _config(read_settings(folder), model)
+    except ValueError as error:
+        raise StageError(str(error)) from None
+    config.inference_mode = not trainable
+    if getattr(config, "prefix_projection", False):
+        config.prefix_projection = False
+    try:
+        adapted = get_peft_model(model, config)
+        result = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"the adapter in {folder} does not fit the model: {_first_mismatch(error)}") from error
+    # Saved prompts reach their encoder on a way of their own, on which a wrong shape is an error.
+    prompt = config.peft_type in PROMPT_LEARNING
+    odd = [] if prompt else [*result.missing_keys, *result.unexpected_keys]
+    if odd:
+        raise StageError(
+            f"the adapter in {folder} does not fit the model: {len(odd)} weights have no counterpart, the first is "
+            f"{odd[0]}; is it an adapter of this base model?"
+        )
+    return adapted
+
+
+def _config(settings: Mapping[str, Any], model: Any) -> Any:
+    """peft's configuration object, with the target modules filled in where peft does not know the architecture."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import constants
+
+    values = {name: value for name, value in settings.items() if name != "peft_type"}
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]](**values, task_type="CAUSAL_LM")
+    if settings["peft_type"] in PROMPT_LEARNING or config.target_modules is not None:
+        return config
+    table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{settings['peft_type']}_TARGET_MODULES_MAPPING")
+    if model.config.model_type not in table:
+        config.target_modules = "all-linear"
+        if settings["peft_type"] == "IA3" and config.feedforward_modules is None:
+            config.feedforward_modules = set()  # vectors on the outputs only
+    return config
+
+
+def _first_mismatch(error: Exception) -> str:
+    """The line of torch's long message that names a weight."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)

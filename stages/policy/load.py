@@ -1,0 +1,84 @@
+"""Loading and saving policies: a folder ``model`` in Hugging Face format inside every policy artifact."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.core.tokens.templates import ChatEncoder
+from stages.io.filenames import MODEL
+from stages.policy.adapter_settings import prompt_adapter
+from stages.policy.adapters import attach
+
+
+def load_policy(path: Path, device: torch.device, trainable: bool = False) -> Any:
+    """A policy as it behaves, float32: its ``model``, and before it the virtual tokens of its ``adapter`` where it is
+    made of such (any other adapter is merged into ``model``). ``trainable`` is for going on with the tokens' training.
+    """
+    model = load_model(path, device)
+    if (adapter := prompt_adapter(path)) is not None:
+        return attach(model, adapter, trainable)
+    return model
+
+
+def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: str = "bf16") -> Any:
+    """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits a weight
+    (bitsandbytes: NF4 with products in ``precision``, arXiv:2305.14314, or LLM.int8, arXiv:2208.07339).
+
+    On CPU attention runs as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence
+    slightly different values next to different neighbours, plain products do not. So reference and policy agree
+    bit for bit at step 0, and it is no slower.
+    """
+    attention = "eager" if device_of_worker().type == "cpu" else "sdpa"  # it may be loaded here and moved to a GPU
+    model = AutoModelForCausalLM.from_pretrained(
+        path / MODEL,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **(_quantized(quantization, precision, device) if quantization else {}),
+    )
+    return model if quantization else model.to(device)
+
+
+def _quantized(quantization: str, precision: str, device: torch.device) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        compute = torch.bfloat16 if precision == "bf16" else torch.float32
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(path: Path) -> Any:
+    """A policy's tokenizer, with its chat template."""
+    return AutoTokenizer.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False)
+
+
+@lru_cache(maxsize=2)
+def load_encoder(path: Path) -> ChatEncoder:
+    """One object a process: what it makes of the tokenizer takes a second or so for a large one."""
+    return ChatEncoder(load_tokenizer(path))
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The precision in which a policy's weights are stored; what is trained from it is stored likewise."""
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def device_of_worker() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,5 @@
+"""How likely a policy finds the responses of pairs, and how it ranks them.
+
+A policy and shards come in; log-probabilities, loss, reward accuracy and margin go out.
+It imports ``data``, ``policy``, ``io``, ``core`` and ``base``.
+"""

@@ -1,0 +1,89 @@
+"""One training: configuration."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from stages.base import Config, Share, plain
+from stages.core.forward.config import Layout, Precision
+from stages.core.losses.config import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
+from stages.policy.config import PROMPT_LEARNING, TYPES, Quantization, unknown_type
+
+
+class LoraConfig(Config):
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    """Scale of the update, alpha / rank; by default alpha is twice the rank."""
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """Names of the modules to adapt; by default peft's choice for the architecture, else all linear layers but the
+    head."""
+    dora: bool = False
+    """Train the direction and the length of each column of a weight apart (DoRA, arXiv:2402.09353)."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
+
+
+class TrainConfig(Config):
+    """One DPO training. ``batch_size`` counts pairs an optimizer step, over all workers."""
+
+    loss: Losses = (PairwiseLoss(use="sigmoid"),)
+    """One loss or a weighted sum of several: names, mappings with options, or the user's own functions."""
+    beta: PositiveFloat = 0.1
+    """Strength of the pull towards the reference; what it means to each loss is in docs/losses.md."""
+    length_normalise: bool = False
+    """Divide each response's log-ratio by its tokens before the loss."""
+    divergence: Divergence = KlDivergence(use="reverse_kl")
+    """What measures the distance to the reference (f-DPO)."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the preferred response's mean negative log-likelihood a token, added to the loss (RPO)."""
+    wpo: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO)."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """The user's own penalties, added to the loss."""
+    learning_rate: PositiveFloat = 1e-6
+    batch_size: PositiveInt = 32
+    epochs: PositiveInt = 1
+    warmup: Share = 0.1
+    """Share of the steps in which the learning rate rises from zero."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Precision = "bf16"
+    """Precision of the products; weights and log-probability sums are always float32."""
+    layout: Layout = "auto"
+    """How pairs are laid out. The results are the same but for rounding, so the reference is made in the same one."""
+    lora: LoraConfig | None = None
+    peft: dict[str, Any] | None = None
+    """Another adapter: ``peft_type`` and peft's own settings of that type."""
+    quantization: Quantization | None = None
+    """Bits of the frozen base under a LoRA adapter, in training and in its reference (QLoRA, arXiv:2305.14314)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    seed: NonNegativeInt = 0
+
+    @field_validator("peft")
+    @classmethod
+    def _peft(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        if info.data.get("lora") is not None:
+            raise ValueError("train.lora is given too; one adapter is trained: give one of the two")
+        if "peft_type" not in value:
+            raise ValueError(f"needs peft_type, one of {', '.join(TYPES)}; for example {{peft_type: IA3}}")
+        if problem := unknown_type(value["peft_type"]):
+            raise ValueError(problem)
+        return plain(value)
+
+    @property
+    def prompt_learning(self) -> bool:
+        """Whether it trains virtual tokens, which are not merged into the weights."""
+        return self.peft is not None and self.peft["peft_type"] in PROMPT_LEARNING

@@ -1,0 +1,86 @@
+"""The policy in training: built from an earlier one, and saved as the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.adapter_settings import prompt_adapter
+from stages.policy.adapters import attach, settings_of, wrap
+from stages.policy.config import PROMPT_LEARNING
+from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, stored_dtype
+from stages.train.config import TrainConfig
+
+
+def build_policy(config: TrainConfig, path: Path, device: torch.device | None = None) -> Any:
+    """The model to train, float32 (but for a quantised base), with an adapter if the configuration asks for one, on
+    ``device`` (by default the worker's).
+
+    Weights are drawn on the CPU, so that they are the same wherever the model goes. A policy that has virtual tokens
+    already goes on with these.
+    """
+    settings, cpu, target = settings_of(config), torch.device("cpu"), device or device_of_worker()
+    if prompt_adapter(path) is not None:
+        return load_policy(path, cpu, trainable=True).to(target)
+    if config.quantization is not None:  # is made on its device and stays there
+        model = load_model(path, target, config.quantization, config.precision)
+        return model if settings is None else wrap(model, settings)
+    model = load_model(path, cpu)
+    return (model if settings is None else wrap(model, settings)).to(target)
+
+
+def rebuild_policy(config: TrainConfig, path: Path, weights: Mapping[str, Tensor]) -> Any:
+    """The policy in main memory as it was built, but with these trained weights."""
+    policy = build_policy(config, path, torch.device("cpu"))
+    unknown = policy.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+    return policy
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with moments in float32 or, from bitsandbytes, in 8 bits (Dettmers et al., arXiv:2110.02861)."""
+    if config.optimizer == "adamw_8bit":
+        import bitsandbytes
+
+        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        return made
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
+    """Turn off the model's own dropout, as the reference has it; an adapter's, which was asked for, stays on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    module.eval()
+    for part in list(module.modules()):
+        if isinstance(part, BaseTunerLayer):  # around a linear layer, which has no dropout of its own
+            part.train()
+    return module
+
+
+def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -> None:
+    """Write the trained policy, weights in the precision in which the initial policy's are stored.
+
+    ``model`` holds everything, with the adapter merged; only virtual tokens cannot be merged, then it holds what they
+    were trained on. An adapter trained on a quantised base is merged into what the quantised weights stand for, since
+    that is what it was trained to complement; ``model`` is not quantised.
+    """
+    settings = settings_of(config)
+    if settings is not None:
+        policy.save_pretrained(folder / ADAPTER)
+        if settings["peft_type"] in PROMPT_LEARNING:
+            policy = policy.get_base_model()
+        else:  # the base in training is rounded to the products' precision, or quantised
+            device = next(policy.parameters()).device
+            base = load_model(initial, device, config.quantization, config.precision)
+            base = base.dequantize() if config.quantization is not None else base
+            policy = attach(base, folder / ADAPTER).merge_and_unload()
+    policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
+    load_tokenizer(initial).save_pretrained(folder / MODEL)

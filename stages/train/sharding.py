@@ -1,0 +1,97 @@
+"""A model on several workers: every one holds all of it (DDP), or a share of every weight (FSDP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from stages.core.forward.logprobs import ResponseLogprobs, decoder_of
+
+Strategy = Literal["ddp", "fsdp"]
+
+
+def shards(strategy: Strategy, world: int) -> bool:
+    """Whether ``world`` workers hold shares of the weights; a single worker holds all of them anyway."""
+    return strategy == "fsdp" and world > 1
+
+
+def distribute(model: ResponseLogprobs, strategy: Strategy, device: torch.device) -> torch.nn.Module:
+    """The model as the training loop calls it on this worker, one of torch's default process group.
+
+    Gradients come out as means over the workers. For ``ddp`` the model has to be on ``device``; for ``fsdp`` it may be
+    on the CPU, only this worker's share is brought to ``device``.
+    """
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if shards(strategy, world):
+        return _shard(model, device, world)
+    if world == 1:
+        return model
+    ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+    replicated = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # Nothing here changes buffers; to send them in each forward pass, all workers would have to make equally many.
+    replicated.broadcast_buffers = False
+    return replicated
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def whole_weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The trainable weights of a sharded module by name, whole and in main memory, on worker 0; nothing on the others.
+
+    All workers have to call it.
+    """
+    weights = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            shard = parameter.data
+            assert isinstance(shard, DTensor)
+            whole = shard.full_tensor()
+            if dist.get_rank() == 0:
+                weights[name] = whole.cpu()
+    return weights
+
+
+def _shard(model: ResponseLogprobs, device: torch.device, world: int) -> torch.nn.Module:
+    """FSDP2: each decoder layer is gathered when its turn comes, what is outside of the layers (the embedding, the
+    head) stays whole during a step. Gradients are reduced in float32."""
+    mesh = init_device_mesh(device.type, (world,))
+    gathered = torch.bfloat16 if _only_products(model) else None
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=_precision(gathered))
+    fully_shard(model, mesh=mesh, mp_policy=_precision(None))
+    return model
+
+
+def _precision(gathered: torch.dtype | None) -> MixedPrecisionPolicy:
+    # What goes into a layer keeps its type: the residual stream is float32 on purpose.
+    return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def _only_products(model: ResponseLogprobs) -> bool:
+    """Whether the layers use all their weights in bfloat16 alone, so that they may be gathered in it and nothing comes
+    out differently: half the memory and half the traffic.
+
+    Not so for models that Rondo does not run by its own forward pass, for those that normalise queries and keys, and
+    for adapters, some of which calculate in float32; what is frozen under an adapter is stored in bfloat16 anyway.
+    """
+    if model.packed is None or model.dtype != torch.bfloat16:
+        return False
+    layers = list(_layers(model))
+    trained = all(p.requires_grad for layer in layers for p in layer.parameters())
+    return trained and not any(hasattr(layer.self_attn, "q_norm") for layer in layers)
+
+
+def _layers(model: ResponseLogprobs) -> Iterator[Any]:
+    """The decoder's layers, whatever the architecture calls their list."""
+    for part in decoder_of(model.model).children():
+        if isinstance(part, torch.nn.ModuleList):
+            yield from part
