@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import sys
-from collections.abc import Iterator
-from importlib import resources
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import PositiveInt
 
-from pipelines.spec.models import PipelineSpec
-from pipelines.spec.problems import Fault
-from stages.base import Config
+from stages.base import Config, Resources
 
 
 class LocalCluster(Config):
@@ -31,25 +29,20 @@ class LocalCluster(Config):
 
 def load() -> LocalCluster:
     """The settings in ``clusters/local.yaml``."""
-    text = resources.files("clusters").joinpath("local.yaml").read_text(encoding="utf-8")
+    text = importlib.resources.files("clusters").joinpath("local.yaml").read_text(encoding="utf-8")
     return LocalCluster.model_validate(yaml.safe_load(text))
 
 
-def unplaceable(spec: PipelineSpec, cluster: LocalCluster) -> Iterator[Fault]:
-    """Resources that this machine does not have: Ray would wait for them without end."""
+def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
+    """The names of what wants more than this machine has, each with what is too much: Ray would wait without end."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    for name in type(spec.resources).model_fields:
-        wanted = getattr(spec.resources, name)
+    for name, wanted in resources.items():
         fewest, each = wanted.worker_range[0], wanted.cpus_per_worker(cluster.total_cpus)
         if fewest * each > cluster.total_cpus:
-            yield Fault(
-                ("resources", name),
-                f"{fewest} workers with {each} CPUs each need {fewest * each}; this machine has {cluster.total_cpus}",
-            )
+            need = f"{fewest} workers with {each} CPUs each need {fewest * each}"
+            yield name, f"{need}; this machine has {cluster.total_cpus}"
         if fewest * wanted.gpus > gpus:
-            yield Fault(
-                ("resources", name), f"{fewest} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
-            )
+            yield name, f"{fewest} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
 
 
 def start(cluster: LocalCluster) -> None:

@@ -41,9 +41,9 @@ def plan_of(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
 
     try:
         loaded = load.load(spec, overrides or ())
-        faults = list(local.unplaceable(loaded.spec, local.load()))
-        if faults:
-            raise SpecError([Problem(f"{loaded.path.name} {'.'.join(map(str, f.path))}", f.message) for f in faults])
+        found = list(local.unplaceable(dict(loaded.spec.resources), local.load()))
+        if found:
+            raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)
     except SpecError as error:
         refuse_all(error)

@@ -14,7 +14,7 @@ from pipelines.plan.steps import Source, Step
 from pipelines.run.explain import explain
 from pipelines.run.store import ArtifactStore
 from stages.base import Artifact, StageContext, StageError, resolve
-from stages.readers import DataFile
+from stages.readers import file_at
 
 
 class Listener(Protocol):
@@ -131,7 +131,7 @@ class Runner:
 
 
 def _identity(source: Source) -> str:
-    return data_identity(DataFile.at(source.data.uri)) if source.data else hash_path(source.path)
+    return data_identity(file_at(source.data.uri)) if source.data else hash_path(source.path)
 
 
 def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:

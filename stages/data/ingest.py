@@ -17,7 +17,7 @@ from stages.data.config import IngestConfig
 from stages.io.filenames import RECORDS
 from stages.io.quarantine import Quarantine
 from stages.io.tables import write_table
-from stages.readers import DataFile, Row, rows
+from stages.readers import DataFile, Row, file_at, rows
 
 _ROWS = 1000
 """Records that are held at a time."""
@@ -33,7 +33,7 @@ def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageCont
         StageError: there are no prompts. (Pairs are looked at together with those of other files, in
             ``stages.data.curate``.)
     """
-    files = [DataFile.at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
+    files = [file_at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
     schema = PAIRS if config.kind == "pairs" else PROMPTS
     with Quarantine(context.output) as quarantine:
         reading = _Reading(config, files, quarantine, context)

@@ -9,23 +9,6 @@ from typing import Any
 from stages.base import StageError
 from stages.policy.adapter_settings import read_settings
 from stages.policy.config import PROMPT_LEARNING
-from stages.train.config import TrainConfig
-
-
-def settings_of(config: TrainConfig) -> dict[str, Any] | None:
-    """peft's settings for the adapter that a training asks for; None for full fine-tuning."""
-    if config.lora is None:
-        return dict(config.peft) if config.peft is not None else None
-    lora = config.lora
-    return {
-        "peft_type": "LORA",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha or 2 * lora.rank,
-        "lora_dropout": lora.dropout,
-        "target_modules": list(lora.target_modules) if lora.target_modules else None,
-        "use_dora": lora.dora,
-        "use_rslora": lora.rslora,
-    }
 
 
 def wrap(model: Any, settings: Mapping[str, Any]) -> Any:

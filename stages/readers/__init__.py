@@ -7,6 +7,6 @@ from stages.core.errors import RowError
 from stages.readers.containers import rows
 from stages.readers.listing import files
 from stages.readers.places import DataFile, Limits, Place, ReadError, Row
-from stages.readers.stores import identity
+from stages.readers.stores import file_at, identity
 
-__all__ = ["DataFile", "Limits", "Place", "ReadError", "Row", "RowError", "files", "identity", "rows"]
+__all__ = ["DataFile", "Limits", "Place", "ReadError", "Row", "RowError", "file_at", "files", "identity", "rows"]

@@ -67,7 +67,7 @@ def _named(uri: str) -> DataFile:
     name = uri.rpartition("/")[2]
     if container_suffix(name) is None:
         raise ReadError(f"{uri}: the suffix says no kind of data that is known; known are {KNOWN}")
-    return DataFile.at(uri)
+    return stores.file_at(uri)
 
 
 def _remote(location: str) -> list[DataFile]:

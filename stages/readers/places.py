@@ -49,17 +49,6 @@ class DataFile:
     def remote(self) -> bool:
         return is_remote(self.uri)
 
-    @classmethod
-    def at(cls, uri: str, name: str = "") -> DataFile:
-        """The file at a path or URI; its name is the path's last part unless given.
-
-        Raises:
-            ReadError: there is no such file, or it is no regular file.
-        """
-        from stages.readers.stores import at
-
-        return at(uri, name)
-
 
 def is_remote(location: str) -> bool:
     return _REMOTE.match(location) is not None

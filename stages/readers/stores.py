@@ -109,8 +109,12 @@ def reaching(uri: str) -> Iterator[None]:
                         "the credentials") from error  # fmt: skip
 
 
-def at(uri: str, name: str = "") -> DataFile:
-    """See ``DataFile.at``."""
+def file_at(uri: str, name: str = "") -> DataFile:
+    """The file at a path or URI; its name is the path's last part unless given.
+
+    Raises:
+        ReadError: there is no such file, or it is no regular file.
+    """
     if not is_remote(uri):
         path = Path(os.path.abspath(uri))  # not resolved: the name, and with it the suffix, is the link's
         if not path.exists():

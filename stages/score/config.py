@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stages.base import Config
 from stages.core.forward.config import Layout, Precision
+from stages.core.losses.config import ObjectiveConfig
 from stages.policy.config import Quantization
-from stages.train.config import TrainConfig
 
 
 class ReferenceConfig(Config):
@@ -19,11 +19,11 @@ class ReferenceConfig(Config):
 class HeldoutConfig(Config):
     """How a policy's ranking of held-out pairs is measured."""
 
-    objective: TrainConfig
+    objective: ObjectiveConfig
     """The loss of the training, without what is not about the pairs themselves."""
 
 
-def measured(train: TrainConfig) -> TrainConfig:
+def measured(objective: ObjectiveConfig) -> ObjectiveConfig:
     """What of a training's objective is measured on held-out pairs: neither constraints nor weights by confidence."""
     kept = ("loss", "beta", "length_normalise", "divergence", "sft_weight")
-    return TrainConfig(**{name: getattr(train, name) for name in kept})
+    return ObjectiveConfig(**{name: getattr(objective, name) for name in kept})

@@ -15,7 +15,7 @@ from pydantic import (
 
 from stages.base import Config, Share, plain
 from stages.core.forward.config import Layout, Precision
-from stages.core.losses.config import ConstraintConfig, Divergence, KlDivergence, Losses, PairwiseLoss
+from stages.core.losses.config import ObjectiveConfig
 from stages.policy.config import PROMPT_LEARNING, TYPES, Quantization, unknown_type
 
 
@@ -33,23 +33,9 @@ class LoraConfig(Config):
     """Scale the update by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
 
 
-class TrainConfig(Config):
-    """One DPO training. ``batch_size`` counts pairs an optimizer step, over all workers."""
+class TrainConfig(ObjectiveConfig):
+    """One DPO training. ``batch_size`` counts pairs per optimizer step, over all workers."""
 
-    loss: Losses = (PairwiseLoss(use="sigmoid"),)
-    """One loss or a weighted sum of several: names, mappings with options, or the user's own functions."""
-    beta: PositiveFloat = 0.1
-    """Strength of the pull towards the reference; what it means to each loss is in docs/losses.md."""
-    length_normalise: bool = False
-    """Divide each response's log-ratio by its tokens before the loss."""
-    divergence: Divergence = KlDivergence(use="reverse_kl")
-    """What measures the distance to the reference (f-DPO)."""
-    sft_weight: NonNegativeFloat = 0.0
-    """Weight of the preferred response's mean negative log-likelihood a token, added to the loss (RPO)."""
-    wpo: bool = False
-    """Weight each pair by how likely the policy is to write it (WPO)."""
-    constraints: tuple[ConstraintConfig, ...] = ()
-    """The user's own penalties, added to the loss."""
     learning_rate: PositiveFloat = 1e-6
     batch_size: PositiveInt = 32
     epochs: PositiveInt = 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import prompt_adapter
-from stages.policy.adapters import attach, settings_of, wrap
+from stages.policy.adapters import attach, wrap
 from stages.policy.config import PROMPT_LEARNING
 from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, stored_dtype
 from stages.train.config import TrainConfig
@@ -24,7 +24,7 @@ def build_policy(config: TrainConfig, path: Path, device: torch.device | None = 
     Weights are drawn on the CPU, so that they are the same wherever the model goes. A policy that has virtual tokens
     already goes on with these.
     """
-    settings, cpu, target = settings_of(config), torch.device("cpu"), device or device_of_worker()
+    settings, cpu, target = _adapter_settings(config), torch.device("cpu"), device or device_of_worker()
     if prompt_adapter(path) is not None:
         return load_policy(path, cpu, trainable=True).to(target)
     if config.quantization is not None:  # is made on its device and stays there
@@ -72,7 +72,7 @@ def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -
     were trained on. An adapter trained on a quantised base is merged into what the quantised weights stand for, since
     that is what it was trained to complement; ``model`` is not quantised.
     """
-    settings = settings_of(config)
+    settings = _adapter_settings(config)
     if settings is not None:
         policy.save_pretrained(folder / ADAPTER)
         if settings["peft_type"] in PROMPT_LEARNING:
@@ -84,3 +84,19 @@ def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -
             policy = attach(base, folder / ADAPTER).merge_and_unload()
     policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
     load_tokenizer(initial).save_pretrained(folder / MODEL)
+
+
+def _adapter_settings(config: TrainConfig) -> dict[str, Any] | None:
+    """peft's settings for the adapter that a training asks for; None for full fine-tuning."""
+    if config.lora is None:
+        return dict(config.peft) if config.peft is not None else None
+    lora = config.lora
+    return {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha or 2 * lora.rank,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.target_modules) if lora.target_modules else None,
+        "use_dora": lora.dora,
+        "use_rslora": lora.rslora,
+    }

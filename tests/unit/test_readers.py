@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from stages.readers import DataFile, Limits, Place, ReadError, Row, RowError, arrays, lines, rows
+from stages.readers import DataFile, Limits, Place, ReadError, Row, RowError, arrays, file_at, lines, rows
 
 ROWS = [
     {"prompt": f"Frage {i}: Größe? 🌍", "chosen": 'Blue, "sky"\nand sea' * i, "rejected": "Seven;"} for i in range(7)
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def read(path: Path, **limits: Any) -> list[Row]:
-    return list(rows(DataFile.at(str(path)), Limits(**limits)))
+    return list(rows(file_at(str(path)), Limits(**limits)))
 
 
 def values(path: Path, **limits: Any) -> list[Any]:
@@ -197,7 +197,7 @@ def test_excerpts_are_cut_and_can_be_written(tmp_path: Path) -> None:
 def test_reading_can_stop_early(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(_lines()))
-    reading = rows(DataFile.at(str(path)))
+    reading = rows(file_at(str(path)))
     assert next(reading).value == ROWS[0]
     reading.close()  # type: ignore[attr-defined]
 

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 from pyarrow import parquet as pq
 
-from stages.readers import DataFile, ReadError, files, identity, rows, stores
+from stages.readers import DataFile, ReadError, file_at, files, identity, rows, stores
 from stages.readers.listing import _expression
 
 
@@ -41,7 +41,7 @@ def test_a_file_is_found_from_the_base_or_by_its_absolute_path(tmp_path: Path) -
     (file,) = files("d/x.jsonl.gz", tmp_path)
     assert file == DataFile(str(tmp_path / "d/x.jsonl.gz"), "x.jsonl.gz", 9)
     assert files(file.uri, Path("elsewhere")) == [file]
-    assert DataFile.at(file.uri, file.name) == file
+    assert file_at(file.uri, file.name) == file
     assert not file.remote
 
 
@@ -200,7 +200,7 @@ def test_a_bucket_is_read_like_a_folder(scheme: str, bucket: Path, tmp_path: Pat
     ]  # fmt: skip
     for file in found:
         assert file.remote
-        assert file == DataFile.at(file.uri, file.name)
+        assert file == file_at(file.uri, file.name)
         (row,) = rows(file)
         assert set(row.value) == {"a"}
         assert str(row.place).startswith(file.name)
@@ -213,7 +213,7 @@ def test_a_bucket_s_faults_are_told(bucket: Path, tmp_path: Path) -> None:
     assert "s3://bucket/x.txt: the suffix says no kind of data" in refused("s3://bucket/x.txt", tmp_path)
     assert "cannot be reached (OSError: no bucket other)" in refused("s3://other/x.jsonl", tmp_path)
     gone = DataFile("s3://bucket/gone.jsonl", "gone.jsonl", 1)
-    for ask in (identity, lambda file: list(rows(file)), lambda file: DataFile.at(file.uri)):
+    for ask in (identity, lambda file: list(rows(file)), lambda file: file_at(file.uri)):
         with pytest.raises(ReadError, match=r"gone\.jsonl"):
             ask(gone)
 
@@ -230,7 +230,7 @@ def test_identity_in_a_bucket_needs_no_download(
     with monkeypatch.context() as patch:
         patch.setattr(stores, "opened", never)
         before = identity(file)
-        assert before == identity(DataFile.at(file.uri))
+        assert before == identity(file_at(file.uri))
         os.utime(bucket / "a.jsonl", (1, 1))
         assert identity(file) != before
 
@@ -312,7 +312,7 @@ def test_a_dataset_on_the_hub_is_read_at_a_commit(hub: Path, tmp_path: Path) -> 
     assert x == DataFile(f"hf://datasets/owner/name@{'a' * 40}/data/x.jsonl", "data/x.jsonl", 9)
     assert [row.value for row in rows(x)] == [{"a": 1}]
     same, other = files("hf://datasets/owner/name@v1/data/*.jsonl", tmp_path)
-    assert identity(same) == identity(x) == identity(DataFile.at(x.uri))
+    assert identity(same) == identity(x) == identity(file_at(x.uri))
     assert identity(other) != identity(x)
     assert names(f"hf://datasets/owner/name@{'b' * 40}/data/x.jsonl", tmp_path) == ["x.jsonl"]
 

@@ -9,15 +9,12 @@ import difflib
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, Tag
 from pydantic_core import PydanticCustomError
 
 from stages.base import Config, Plugin
-
-if TYPE_CHECKING:
-    from stages.train.config import TrainConfig
 
 LabelSmoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -219,6 +216,25 @@ Divergence = Annotated[
 ]
 
 
+class ObjectiveConfig(Config):
+    """What a training minimises."""
+
+    loss: Losses = (PairwiseLoss(use="sigmoid"),)
+    """One loss or a weighted sum of several: names, mappings with options, or the user's own functions."""
+    beta: PositiveFloat = 0.1
+    """Strength of the pull towards the reference; what it means to each loss is in docs/losses.md."""
+    length_normalise: bool = False
+    """Divide each response's log-ratio by its tokens before the loss."""
+    divergence: Divergence = KlDivergence(use="reverse_kl")
+    """What measures the distance to the reference (f-DPO)."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the preferred response's mean negative log-likelihood a token, added to the loss (RPO)."""
+    wpo: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO)."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """The user's own penalties, added to the loss."""
+
+
 def traits(loss: LossConfig) -> Traits:
     """What a loss needs; a user's function gets pairs with their reference, part of a step's pairs at a time."""
     return TRAITS.get(loss.use, _OWN)
@@ -229,31 +245,31 @@ def own_options(loss: LossConfig) -> dict[str, Any]:
     return loss.options if isinstance(loss, CustomLoss) else loss.model_dump(exclude={"use", "weight"})
 
 
-def needs_reference(train: TrainConfig) -> bool:
+def needs_reference(objective: ObjectiveConfig) -> bool:
     """Whether anything reads the reference's log-probabilities. User code may."""
-    return bool(train.constraints) or any(traits(loss).reference for loss in train.loss)
+    return bool(objective.constraints) or any(traits(loss).reference for loss in objective.loss)
 
 
-def needs_kl(train: TrainConfig) -> bool:
+def needs_kl(objective: ObjectiveConfig) -> bool:
     """Whether prompts are scored with other prompts' answers as well."""
-    return any(traits(loss).kl for loss in train.loss)
+    return any(traits(loss).kl for loss in objective.loss)
 
 
-def takes_unpaired(train: TrainConfig) -> bool:
+def takes_unpaired(objective: ObjectiveConfig) -> bool:
     """Whether rows with only one response can be trained on."""
-    return all(traits(loss).unpaired for loss in train.loss)
+    return all(traits(loss).unpaired for loss in objective.loss)
 
 
-def loss_path(train: TrainConfig, index: int) -> tuple[str | int, ...]:
+def loss_path(objective: ObjectiveConfig, index: int) -> tuple[str | int, ...]:
     """Key path, below ``train``, of one of the losses."""
-    return ("loss", index) if len(train.loss) > 1 else ("loss",)
+    return ("loss", index) if len(objective.loss) > 1 else ("loss",)
 
 
-def conflicts(train: TrainConfig) -> Iterator[tuple[str, str]]:
+def conflicts(objective: ObjectiveConfig) -> Iterator[tuple[str, str]]:
     """Settings that are valid one by one and cannot work together: the key below ``train``, and what to do."""
-    given = {"length_normalise": train.length_normalise, "divergence": train.divergence.use != "reverse_kl"}
+    given = {"length_normalise": objective.length_normalise, "divergence": objective.divergence.use != "reverse_kl"}
     for key in (key for key, changed in given.items() if changed):
-        for loss in train.loss:
+        for loss in objective.loss:
             if (reason := _why_not(loss, key)) is not None:
                 yield key, f"cannot be combined with the loss {loss.use}, {reason}; leave it out, or use another loss"
 

@@ -18,7 +18,6 @@ from stages.core.losses import config as loss_config
 from stages.core.losses.functions import LOSSES
 from stages.core.losses.inputs import LossInput, per_token
 from stages.core.tokens.pair import EncodedPair
-from stages.train.config import TrainConfig
 
 _LINEAR_FROM = 20.0
 """Where ``_exp`` leaves the exponential function."""
@@ -80,7 +79,7 @@ class Objective:
         ImportError: a user's function does not exist.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: loss_config.ObjectiveConfig) -> None:
         if problems := [f"{key} {message}" for key, message in loss_config.conflicts(config)]:
             raise ValueError("; ".join(problems))
         self._config = config
