@@ -17,7 +17,7 @@ MATERIALISE = Stage(
 )
 INGEST = Stage("ingest", 3, IngestConfig, ("files",), "records", "stages.data.ingest:run")
 CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
-ENCODE = Stage("encode", 1, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
+ENCODE = Stage("encode", 2, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
     "prepare", 2, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )

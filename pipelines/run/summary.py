@@ -70,9 +70,22 @@ def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> 
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),
         "promoted": promotion.get("promoted", True),
+        "decided": _decided(round_),
         "misses": promotion.get("misses", []),
         "seconds": seconds,
     }
+
+
+def _decided(round_: Round) -> str:
+    """On what evidence a policy was promoted or not: by the ``gate``, or as it came, ``measured`` or ``unmeasured``."""
+    if round_.promote:
+        return "gate"
+    return "measured" if round_.evaluate or round_.heldout else "unmeasured"
+
+
+def _promoted(row: dict[str, Any]) -> str:
+    why = {"measured": " (no gate)", "unmeasured": " (nothing measured)"}
+    return ("yes" if row["promoted"] else "no") + why.get(row.get("decided", ""), "")
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:
@@ -90,7 +103,7 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
             _number(row["reward_margin"]),
             f"{win['mean']:.2f} [{win['low']:.2f}, {win['high']:.2f}]" if win else "-",
             f"{_number(row['baseline_score'], 2)} -> {_number(row['judge_score'], 2)}" if win else "-",
-            "yes" if row["promoted"] else "no",
+            _promoted(row),
         )
     return result
 

@@ -20,8 +20,8 @@ from stages.io.quarantine import Quarantine
 from stages.io.tables import read_table, write_table
 from stages.policy.load import load_encoder
 
-TOO_LONG = "too_long"
-"""Finish reason of the rows that stand for prompts without room for an answer, on their way to quarantine."""
+REFUSED = "refused"
+"""Finish reason of the rows that stand for prompts that cannot be answered, on their way to quarantine."""
 _SEQUENCES = 128
 """Sequences a call: enough to fill an engine's batch, few enough to show progress."""
 
@@ -30,7 +30,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     """Sample every prompt; ``records.arrow`` holds one row a sample, in the prompts' order.
 
     Raises:
-        StageError: no prompt leaves room for an answer, or every answer is empty.
+        StageError: no prompt can be answered (it leaves no room, or the template refuses it), or all answers are empty.
     """
     prompts = inputs["prompts"].path / RECORDS
     total = read_table(prompts).num_rows
@@ -50,9 +50,9 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
 
     def counted() -> Iterator[pa.Table]:
         for table in tables:
-            fits = [reason != TOO_LONG for reason in table["finish_reason"].to_pylist()]
-            rejected.extend(_reject(config, row) for row in table.filter(pa.compute.invert(pa.array(fits))).to_pylist())
-            table = table.filter(pa.array(fits))
+            answered = pa.compute.not_equal(table["finish_reason"], REFUSED)
+            rejected.extend(_reject(row) for row in table.filter(pa.compute.invert(answered)).to_pylist())
+            table = table.filter(answered)
             stats["rollouts"] += table.num_rows
             stats["tokens"] += pa.compute.sum(table["tokens"]).as_py() or 0
             stats["cut_off"] += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
@@ -65,7 +65,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
         for row in rejected:
             quarantine.add(row)
     if not stats["rollouts"]:
-        raise StageError(f"no prompt leaves room for an answer: {quarantine.summary['quarantine_reasons']}")
+        raise StageError(f"no prompt can be answered: {quarantine.summary['quarantine_reasons']}")
     if stats["empty"] == stats["rollouts"]:
         raise StageError("every answer is empty: does the model fit its chat template?")
     return {**stats, **quarantine.summary, "prompts": total - len(rejected), "engine": choose_engine(config.engine)}
@@ -84,32 +84,47 @@ class Generator:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for task in batch.to_pylist():
             rows = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist()
-            ids = [self.encoder.prompt(messages_of(row["messages"])) for row in rows]
-            fits = [len(prompt) <= self.config.max_length - self.config.max_tokens for prompt in ids]
-            room = [prompt for prompt, ok in zip(ids, fits, strict=True) if ok]
-            answers = iter(self.engine.generate(room) if room else [])
-            samples = [next(answers) if ok else [engines.Sample([], TOO_LONG)] for ok in fits]
+            prompts = [self._prompt(row) for row in rows]
+            usable = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
+            answers = iter(self.engine.generate(usable) if usable else [])
             yield pa.Table.from_pylist(
                 [
-                    {
-                        "prompt_id": row["prompt_id"],
-                        "source": row["source"],
-                        "sample": number,
-                        "messages": row["messages"],
-                        "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-                        "tokens": len(sample.token_ids),
-                        "finish_reason": sample.finish_reason,
-                        "policy": self.policy,
-                        "sampling": self.sampling,
-                    }
-                    for row, given in zip(rows, samples, strict=True)
-                    for number, sample in enumerate(given)
+                    made
+                    for row, prompt in zip(rows, prompts, strict=True)
+                    for made in (
+                        [self._row(row, 0, engines.Sample([], REFUSED)) | {"refused": [prompt.field, prompt.reason]}]
+                        if isinstance(prompt, RowError)
+                        else [self._row(row, number, sample) for number, sample in enumerate(next(answers))]
+                    )
                 ],
-                schema=pa.schema([*ROLLOUTS, ("source", pa.string())]),
+                schema=pa.schema([*ROLLOUTS, ("source", pa.string()), ("refused", pa.list_(pa.string()))]),
             )
 
+    def _prompt(self, row: Mapping[str, Any]) -> list[int] | RowError:
+        """A prompt's tokens, or why it cannot be answered."""
+        try:
+            ids = self.encoder.prompt(messages_of(row["messages"]))
+        except RowError as error:
+            return error
+        config = self.config
+        if len(ids) <= (room := config.max_length - config.max_tokens):
+            return ids
+        reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
+        return RowError("prompt", reason)
 
-def _reject(config: RolloutConfig, row: Mapping[str, Any]) -> dict[str, str]:
-    room = config.max_length - config.max_tokens
-    reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
-    return Quarantine.row(row["source"], RowError("prompt", reason), row["messages"][-1]["content"])
+    def _row(self, row: Mapping[str, Any], number: int, sample: engines.Sample) -> dict[str, Any]:
+        return {
+            "prompt_id": row["prompt_id"],
+            "source": row["source"],
+            "sample": number,
+            "messages": row["messages"],
+            "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+            "tokens": len(sample.token_ids),
+            "finish_reason": sample.finish_reason,
+            "policy": self.policy,
+            "sampling": self.sampling,
+        }
+
+
+def _reject(row: Mapping[str, Any]) -> dict[str, str]:
+    return Quarantine.row(row["source"], RowError(*row["refused"]), row["messages"][-1]["content"])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,11 @@ def test_the_terminal_names_counts_rows_and_the_page(tmp_path: Path) -> None:
 def test_no_row_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no usable row"):
         report(tmp_path, [])
+
+
+def test_a_pill_grows_with_its_word() -> None:
+    css = (files("stages.data.quality") / "report.css").read_text(encoding="utf-8")
+    rule = css[css.index(".badge {") :].partition("}")[0]
+    assert "flex: none" in rule
+    assert "min-width" in rule
+    assert " width" not in rule.replace("min-width", "")

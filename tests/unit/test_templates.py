@@ -229,3 +229,37 @@ def test_a_single_answer_leaves_the_other_side_empty() -> None:
         assert single.prompt_ids == both.prompt_ids
         assert getattr(single, f"{side}_ids") == getattr(both, f"{side}_ids")
         assert getattr(single, f"{other}_ids") == getattr(single, f"{other}_mask") == []
+
+
+TWO_QUESTIONS: list[Message] = [{"role": "user", "content": "One?"}, {"role": "user", "content": "Two?"}]
+LATE_SYSTEM: list[Message] = [{"role": "user", "content": "One?"}, {"role": "system", "content": "Be brief."}]
+ONLY_LAST = "{% for m in messages[-2:] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+SYSTEM_FIRST = (
+    "{% for m in messages if m.role == 'system' %}{{ m.content }}\n{% endfor %}"
+    "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+STRICT = "{% if messages[1].role != 'assistant' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+
+
+@pytest.mark.parametrize("messages", [TWO_QUESTIONS, LATE_SYSTEM])
+def test_roles_out_of_order_are_taken_where_the_template_renders_them_all(messages: list[Message]) -> None:
+    encoded = encoder().pair(replace(pair(), prompt=messages))
+    text = encoder().tokenizer.decode(encoded.prompt_ids)
+    assert all(message["content"] in text for message in messages)
+    assert encoder().prompt(messages) == template_ids(encoder(), messages, generation=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "reason"),
+    [
+        (ONLY_LAST, TWO_QUESTIONS, "leaves out or moves a message; the roles come as user, user, assistant"),
+        (SYSTEM_FIRST, LATE_SYSTEM, "leaves out or moves a message; the roles come as user, system"),
+        (STRICT, TWO_QUESTIONS, "roles must alternate; the roles come as user, user"),
+    ],
+)
+def test_roles_out_of_order_that_the_template_is_not_made_for_are_refused_by_their_order(
+    template: str, messages: list[Message], reason: str
+) -> None:
+    [found] = encoder(template).pairs([replace(pair(), prompt=messages)])
+    assert isinstance(found, RowError)
+    assert reason in found.reason

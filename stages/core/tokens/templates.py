@@ -19,6 +19,7 @@ from stages.core.formats import ROLES
 from stages.core.records import Message, Messages, PreferencePair
 from stages.core.tokens.control import ControlTokens
 from stages.core.tokens.pair import EncodedPair
+from stages.core.tokens.roles import left_out, unusual_order
 
 
 class PairIds(NamedTuple):
@@ -144,7 +145,7 @@ class ChatEncoder:
         for _, same in groupby(order, key=lambda i: (id(chats[i].tools), chats[i].generation_prompt)):
             group = list(same)
             for index, text in zip(group, self._render_alike([chats[i] for i in group]), strict=True):
-                texts[index] = text
+                texts[index] = _in_order(chats[index], text)
         return texts
 
     def _render_alike(self, chats: Sequence[_Chat]) -> list[str | RowError]:
@@ -202,6 +203,19 @@ class ChatEncoder:
         if not text:
             raise RowError(field, "no tokens after tokenising")
         return [*text, end] if ended and end is not None else text
+
+
+def _in_order(chat: _Chat, rendered: str | RowError) -> str | RowError:
+    """What the template made of a chat, or why it cannot be used if its roles come in an order that it is not made
+    for."""
+    order = unusual_order(chat.messages)
+    if order is None:
+        return rendered
+    if isinstance(rendered, RowError):
+        return RowError("messages", f"{rendered.reason}; the roles come as {order}")
+    if left_out(chat.messages, rendered):
+        return RowError("messages", f"the chat template leaves out or moves a message; the roles come as {order}")
+    return rendered
 
 
 def encoded_pair(pair_id: str, ids: PairIds, pair: PreferencePair) -> EncodedPair:
