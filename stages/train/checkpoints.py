@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ def save(state: TrainState, folder: Path) -> None:
     (folder / _PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
 
 
+def newest(folders: Iterable[Path | None]) -> Path | None:
+    """The checkpoint of the latest step among those that are there."""
+    found = [folder for folder in folders if folder is not None and (folder / _PROGRESS).is_file()]
+    return max(found, key=_step, default=None)
+
+
+def _step(folder: Path) -> int:
+    return int(json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"])
+
+
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put a checkpoint back into a model and an optimizer that are built like those it was saved from; the number of
     workers and the strategy may be others. All workers have to call it.
@@ -77,7 +87,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     by_index = {index: moments[name] for index, name in enumerate(parameters) if name in moments}
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": by_index, "param_groups": groups})
-    step = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"]
+    step = _step(folder)
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     return TrainState(model, optimizer, step, rows)
 

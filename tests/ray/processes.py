@@ -53,9 +53,10 @@ def children(pid: int, name: str) -> list[psutil.Process]:
 
 
 def checkpoints(store: Path) -> list[Path]:
-    """Training checkpoints that Ray Train has registered."""
+    """Complete training checkpoints: of one worker, and those that Ray Train has registered."""
     snapshots = store.glob("work/*/ray-train/checkpoint_manager_snapshot.json")
-    return [path for path in snapshots if "checkpoint_" in path.read_text()]
+    registered = [path for path in snapshots if "checkpoint_" in path.read_text()]
+    return [*store.glob("work/*/checkpoints/step-*"), *registered]
 
 
 def long_training(

@@ -142,7 +142,7 @@ def test_a_prompt_without_room_for_an_answer_goes_to_quarantine(
     assert (quarantined["file"], quarantined["line"]) == ("prompts.jsonl", 2)
     assert "longer than 96 tokens" in quarantined["reason"]
     assert (made.summary["prompts"], made.summary["quarantined"]) == (2, 1)
-    with pytest.raises(StageError, match="no prompt can be answered: .*longer than"):
+    with pytest.raises(StageError, match=r"no prompt can be answered: .*longer than"):
         execute(ROLLOUT, config.model_copy(update={"max_length": 33}), {"policy": policy, "prompts": prompts})
 
 

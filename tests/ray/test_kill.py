@@ -56,7 +56,7 @@ def test_a_killed_worker_is_replaced_and_continues(tmp_path: Path, undisturbed: 
     path, store = processes.long_training(tmp_path), tmp_path / "store"
     process = processes.start(path, store)
     wait_for(lambda: checkpoints(store), process)
-    workers = processes.children(process.pid, "RayTrainWorker")
+    workers = processes.children(process.pid, "ray::single_worker")
     assert workers, "no training worker found"
     workers[0].kill()
     output, errors = process.communicate(timeout=300)

@@ -14,10 +14,11 @@ from stages.core.losses.objective import UserFunctionError
 from stages.core.metrics import BY_TASK
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.load import load_model, load_tokenizer, stored_dtype
-from stages.train import train
+from stages.train import distributed, session, train
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
 from stages.train.loop import NotFiniteError
+from stages.train.policy import build_policy, save_policy, without_dropout
 from tests import tiny
 from tests.memory import random_pairs
 
@@ -57,13 +58,13 @@ def moved(policy: Any) -> Any:
 
 
 def test_full_training_trains_every_weight_in_float32(initial: Path) -> None:
-    policy = train.build_policy(TrainConfig(), initial)
+    policy = build_policy(TrainConfig(), initial)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in policy.parameters())
     torch.testing.assert_close(logits(policy), logits(tiny.model()))
 
 
 def test_an_adapter_changes_nothing_at_first_and_alone_is_trained(initial: Path) -> None:
-    policy = train.build_policy(lora(), initial)
+    policy = build_policy(lora(), initial)
     torch.testing.assert_close(logits(policy), logits(tiny.model()))
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     assert trained
@@ -72,13 +73,13 @@ def test_an_adapter_changes_nothing_at_first_and_alone_is_trained(initial: Path)
 
 
 def test_an_adapter_sits_where_it_is_told_to(initial: Path) -> None:
-    policy = train.build_policy(lora(target_modules=("gate_proj", "o_proj")), initial)
+    policy = build_policy(lora(target_modules=("gate_proj", "o_proj")), initial)
     assert adapted_modules(policy) == {"gate_proj", "o_proj"}
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(None, 8.0), (2.0, 2.0)])
 def test_alpha_is_twice_the_rank_unless_it_is_set(initial: Path, alpha: float | None, expected: float) -> None:
-    settings = train.build_policy(lora(alpha=alpha, dropout=0.25), initial).peft_config["default"]
+    settings = build_policy(lora(alpha=alpha, dropout=0.25), initial).peft_config["default"]
     assert (settings.r, settings.lora_alpha, settings.lora_dropout) == (4, expected, 0.25)
 
 
@@ -87,18 +88,18 @@ def test_the_models_own_dropout_stays_off_in_training(tmp_path: Path) -> None:
     model = tiny.model()
     model.config.attention_dropout = 0.5
     model.save_pretrained(tmp_path / MODEL)
-    policy = ResponseLogprobs(train.build_policy(TrainConfig(), tmp_path), "padded", "fp32").train()
+    policy = ResponseLogprobs(build_policy(TrainConfig(), tmp_path), "padded", "fp32").train()
     batch = collate(random_pairs(2), "padded")
     assert not torch.equal(policy(batch).logprobs, policy(batch).logprobs)
-    train.without_dropout(policy)
+    without_dropout(policy)
     assert torch.equal(policy(batch).logprobs, policy(batch).logprobs)
 
 
 def test_a_saved_policy_holds_adapter_and_merged_model_that_agree(initial: Path, tmp_path: Path) -> None:
-    policy = moved(train.build_policy(lora(), initial))
+    policy = moved(build_policy(lora(), initial))
     expected = logits(policy)
     assert not torch.allclose(expected, logits(tiny.model()), atol=0.1)
-    train.save_policy(policy, lora(), initial, tmp_path)
+    save_policy(policy, lora(), initial, tmp_path)
     merged = load_model(tmp_path, CPU)
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
     on_base = PeftModel.from_pretrained(load_model(initial, CPU), tmp_path / ADAPTER)
@@ -107,9 +108,9 @@ def test_a_saved_policy_holds_adapter_and_merged_model_that_agree(initial: Path,
 
 
 def test_a_saved_full_policy_has_no_adapter_and_keeps_tokenizer_and_template(initial: Path, tmp_path: Path) -> None:
-    policy = moved(train.build_policy(TrainConfig(), initial))
+    policy = moved(build_policy(TrainConfig(), initial))
     expected = logits(policy)
-    train.save_policy(policy, TrainConfig(), initial, tmp_path)
+    save_policy(policy, TrainConfig(), initial, tmp_path)
     assert not (tmp_path / ADAPTER).exists()
     torch.testing.assert_close(logits(load_model(tmp_path, CPU)), expected)
     messages = [{"role": "user", "content": "Hi"}]
@@ -125,7 +126,7 @@ def test_weights_are_stored_in_the_initial_policys_precision(tmp_path: Path, con
     initial = tmp_path / "initial"
     tiny.model().to(torch.bfloat16).save_pretrained(initial / MODEL)
     tiny.tokenizer().save_pretrained(initial / MODEL)
-    train.save_policy(train.build_policy(config, initial), config, initial, tmp_path)
+    save_policy(build_policy(config, initial), config, initial, tmp_path)
     assert stored_dtype(tmp_path) == torch.bfloat16
     torch.testing.assert_close(logits(load_model(tmp_path, CPU)), logits(load_model(initial, CPU)))
 
@@ -135,10 +136,10 @@ def test_what_the_adapter_leaves_alone_keeps_its_full_precision(tmp_path: Path) 
     stored, here float32 weights that bfloat16 does not hold."""
     initial, config = tiny.save(tmp_path / "initial" / MODEL).parent, lora(target_modules=("q_proj",))
     assert config.precision == "bf16"
-    policy = freeze(train.build_policy(config, initial), config.precision)
+    policy = freeze(build_policy(config, initial), config.precision)
     rounded = [p for n, p in policy.named_parameters() if p.dtype == torch.bfloat16]
     assert rounded
-    train.save_policy(moved(policy), config, initial, tmp_path)
+    save_policy(moved(policy), config, initial, tmp_path)
     before, after = (load_model(folder, CPU).state_dict() for folder in (initial, tmp_path))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -189,16 +190,16 @@ def test_the_summary_has_no_divergence_where_none_was_measured() -> None:
 
 @pytest.mark.parametrize("what", ["the loss is", "the gradient is"])
 def test_a_step_that_is_not_finite_ends_the_training_with_advice(what: str) -> None:
-    reason = train.explain(NotFiniteError(3, what, []), TrainResources())
+    reason = session.explain(NotFiniteError(3, what, []), TrainResources())
     assert f"{what} not finite at step 3; lower train.learning_rate" in reason
     assert "train.precision: fp32" in reason
     assert "pairs" not in reason
 
 
 def test_the_pairs_whose_loss_is_not_finite_are_named_but_not_all_of_them() -> None:
-    named = train.explain(NotFiniteError(3, "the loss is", ["a", "b"]), TrainResources())
+    named = session.explain(NotFiniteError(3, "the loss is", ["a", "b"]), TrainResources())
     assert "at step 3 for the pairs a, b; lower" in named
-    many = train.explain(NotFiniteError(3, "the loss is", [f"p{i}" for i in range(13)]), TrainResources())
+    many = session.explain(NotFiniteError(3, "the loss is", [f"p{i}" for i in range(13)]), TrainResources())
     assert "p0, p1" in many
     assert "p9 and 3 more; lower" in many
     assert "p10" not in many
@@ -206,14 +207,14 @@ def test_the_pairs_whose_loss_is_not_finite_are_named_but_not_all_of_them() -> N
 
 def test_a_micro_batch_that_does_not_fit_comes_with_what_to_lower() -> None:
     error = MicroBatchError("out of memory in a micro-batch of 50 tokens, 1 pairs: a")
-    reason = train.explain(error, TrainResources(micro_batch_tokens=123))
+    reason = session.explain(error, TrainResources(micro_batch_tokens=123))
     assert reason.startswith(str(error))
     for advice in ("resources.train.micro_batch_tokens (123)", "checkpointing: true", "prepare.max_length"):
         assert advice in reason
 
 
 def test_a_users_functions_error_is_passed_on_as_it_is() -> None:
-    assert train.explain(UserFunctionError("mine:loss returned a float"), TrainResources()) == (
+    assert session.explain(UserFunctionError("mine:loss returned a float"), TrainResources()) == (
         "mine:loss returned a float"
     )
 
@@ -225,8 +226,8 @@ def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
     run = tmp_path / "ray-train"
     run.mkdir()
     (run / "checkpoint_manager_snapshot.json").write_text(content)
-    train._forget_torn_state(run)
-    train._forget_torn_state(tmp_path / "nothing-yet")
+    distributed._forget_torn_state(run)
+    distributed._forget_torn_state(tmp_path / "nothing-yet")
     assert run.exists() is kept
 
 
@@ -241,7 +242,7 @@ def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
 def test_ray_train_is_asked_for_a_number_or_a_range_of_workers(
     resources: TrainResources, workers: int | tuple[int, int], each: dict[str, float]
 ) -> None:
-    scaling = train.scaling(resources, 2)
+    scaling = distributed.scaling(resources, 2)
     assert scaling.num_workers == workers
     assert scaling.resources_per_worker == each
     assert scaling.use_gpu is ("GPU" in each)

@@ -1,0 +1,139 @@
+"""Training with several workers, or a range of them, by Ray Train."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from stages.base import StageError, TrainResources
+from stages.train.session import Arguments, train_worker
+
+_RUN = "ray-train"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Where Ray Train writes down which of its checkpoints are complete."""
+
+
+def fit(arguments: Arguments, work: Path) -> Path:
+    """Train to the end; returns the last checkpoint. The Ray Train run lives in ``work``.
+
+    Raises:
+        StageError: a worker failed, or the workers were lost too often.
+    """
+    resources = arguments.resources
+    _forget_torn_state(work / _RUN)
+    if arguments.start is not None and not arguments.start.is_relative_to(work / _RUN):
+        shutil.rmtree(work / _RUN, ignore_errors=True)  # behind the checkpoint that training starts from
+    trainer = TorchTrainer(
+        distributed_worker,
+        train_loop_config={"arguments": arguments},
+        scaling_config=scaling(resources, arguments.cpus),
+        run_config=ray.train.RunConfig(
+            name=_RUN,
+            storage_path=str(work),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        with own_interrupts():
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _plain(error) from error
+    if result.checkpoint is None:
+        raise StageError("the workers ended without a checkpoint")
+    return Path(result.checkpoint.path)
+
+
+def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:
+    """What Ray Train is asked for: with a range of workers it starts as many as there is room for, and anew from the
+    last checkpoint when that changes."""
+    per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    fewest, most = resources.worker_range
+    return ray.train.ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=per_worker,
+    )
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C what it is: Ray Train installs a handler that ends the process with exit code 0, for good."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _forget_torn_state(run: Path) -> None:
+    """Ray Train rewrites its snapshot in place; one that was cut short by a kill would fail every later start."""
+    snapshot = run / _SNAPSHOT
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError:
+        print(f"{snapshot} was cut short; training starts from the beginning", flush=True)
+        shutil.rmtree(run)
+
+
+def _plain(error: Exception) -> StageError:
+    """The worker's own reason, out of Ray's wrapping."""
+    reasons = getattr(error, "worker_failures", {}) or {}
+    causes = [getattr(reason, "_base_exc", reason) for reason in reasons.values()]
+    first = causes[0] if causes else error
+    return StageError(str(first).strip().splitlines()[-1] if str(first).strip() else repr(first))
+
+
+def newest(work: Path) -> Path | None:
+    """The newest checkpoint that all workers of an earlier attempt handed in."""
+    _forget_torn_state(work / _RUN)
+    snapshot = work / _RUN / _SNAPSHOT
+    if not snapshot.exists():
+        return None
+    latest = json.loads(snapshot.read_text(encoding="utf-8")).get("latest_checkpoint_result")
+    folder = work / _RUN / latest["checkpoint_dir_name"] if latest else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def distributed_worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    if torch.cuda.is_available():  # the workers of a machine see all its GPUs
+        torch.cuda.set_device(get_device())
+    train_worker(config["arguments"], RayTrainSession())
+
+
+class RayTrainSession:
+    """This process as one of Ray Train's workers."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        if (checkpoint := ray.train.get_checkpoint()) is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, step: int, checkpoint: Path | None) -> None:
+        """Waits for the other workers."""
+        handed = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+        ray.train.report({"step": step}, checkpoint=handed)
