@@ -61,6 +61,8 @@ def start(cluster: LocalCluster) -> None:
         include_dashboard=False,
         configure_logging=False,
         _node_ip_address="127.0.0.1",
+        # A process that has imported torch or vLLM waits for the next stage that needs it.
+        _system_config={"num_workers_soft_limit": 8, "idle_worker_killing_time_threshold_ms": 3_600_000},
     )
 
 

@@ -22,7 +22,7 @@ from stages.generate.config import RolloutConfig, choose_engine
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
-from stages.policy.load import load_model, load_policy, load_tokenizer
+from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, product_precision
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)
 
@@ -36,6 +36,10 @@ class Sample:
 
 class Engine(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]: ...
+
+    def close(self) -> None:
+        """Free what the engine holds; the process may serve another afterwards."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class VllmEngine:
         if prompt_adapter(weights.model) is not None:
             raise StageError("vLLM cannot serve virtual tokens; set rollout.engine to transformers")
         gpu = torch.cuda.is_available()
-        options: dict[str, Any] = {} if gpu else {"dtype": "bfloat16", "enforce_eager": True}
+        products = "bfloat16" if product_precision("bf16", device_of_worker()) == "bf16" else "float32"
+        options: dict[str, Any] = {} if gpu else {"dtype": products, "enforce_eager": True}
         self.lora = None
         if weights.adapter is not None:
             self.lora = LoRARequest(weights.adapter_name, 1, str(weights.adapter.absolute()))
@@ -142,6 +147,14 @@ class VllmEngine:
         ]
 
 
+    def close(self) -> None:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()
+
+
 class TransformersEngine:
     """transformers' generate: slower, and runs wherever torch does."""
 
@@ -160,6 +173,9 @@ class TransformersEngine:
         self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
         bare.generation_config = GenerationConfig()  # no penalties but those that were asked for
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def close(self) -> None:
+        del self.model
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:

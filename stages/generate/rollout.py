@@ -100,6 +100,9 @@ class Generator:
                 schema=pa.schema([*ROLLOUTS, ("source", pa.string()), ("refused", pa.list_(pa.string()))]),
             )
 
+    def close(self) -> None:
+        self.engine.close()
+
     def _prompt(self, row: Mapping[str, Any]) -> list[int] | RowError:
         """A prompt's tokens, or why it cannot be answered."""
         try:

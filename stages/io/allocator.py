@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+from typing import Any
 
 # The numbers that glibc's mallopt(3) knows its settings by.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -18,11 +20,26 @@ def keep_freed_memory() -> None:
     kernel has to clear its pages one by one: measured, training takes up to twice as long. Does nothing where
     the C library is not glibc.
     """
+    if (libc := _glibc()) is not None:
+        for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
+            libc.mallopt(setting, value)
+
+
+def give_back_memory() -> None:
+    """Collect what is no longer used and give freed memory back to the machine: at the end of a stage in a process that
+    waits for the next."""
+    gc.collect()
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library if it is glibc, else None."""
     if not sys.platform.startswith("linux"):
-        return
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        libc.malloc_trim, libc.mallopt  # noqa: B018
     except (OSError, AttributeError):
-        return
-    for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
-        mallopt(setting, value)
+        return None
+    return libc

@@ -10,6 +10,12 @@ import pyarrow as pa
 import ray.data
 
 from stages.base import Resources
+from stages.io.allocator import give_back_memory
+
+_RETRIES = 3
+"""How often a lost process is replaced."""
+_AHEAD = 4
+"""Tables that may wait to be taken."""
 
 
 def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any, **options: Any) -> Iterator[pa.Table]:
@@ -36,11 +42,15 @@ def map_actors(
 ) -> Iterator[pa.Table]:
     """Like :func:`map_tasks`, but the function is an object (a model, an engine) that is made once a worker.
 
-    ``worker`` is called with ``arguments`` and ``cpus``, then with one-row tables. The actors, and with them
-    whatever memory and devices they hold, are gone when the last table has been taken.
+    ``worker`` is called with ``arguments`` and ``cpus``, then with one-row tables, and closed if it can be. Whatever
+    memory and devices it holds are free when the last table has been taken. A single worker is one long task: there is
+    nothing to share out, and its process, with all that it has imported, serves the next stage.
     """
-    _configure()
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
+    if resources.workers == 1:
+        yield from _one_task(tasks, worker, {**arguments, "cpus": cpus}, cpus, resources.gpus, env or {})
+        return
+    _configure()
     dataset = ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map_batches(
         worker,
         batch_size=1,
@@ -52,6 +62,42 @@ def map_actors(
         runtime_env={"env_vars": dict(env or {})},
     )
     yield from _tables(dataset)
+
+
+def _one_task(
+    tasks: Sequence[Mapping[str, Any]], worker: type, arguments: Mapping[str, Any], cpus: int, gpus: float,
+    env: Mapping[str, str],
+) -> Iterator[pa.Table]:  # fmt: skip
+    call = ray.remote(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_calls=1 if gpus else 0,  # a device's memory is free only when the process has ended
+        max_retries=_RETRIES,
+        num_returns="streaming",
+        _generator_backpressure_num_objects=_AHEAD,
+    )(mapped)
+    options = {"runtime_env": {"env_vars": dict(env)}} if env else {}
+    tables = call.options(name=worker.__name__, **options).remote(worker, dict(arguments), list(tasks))
+    try:
+        for table in tables:
+            yield ray.get(table)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause or error from None  # else a stage's own words are lost on the way
+    finally:
+        ray.cancel(tables, force=True)
+
+
+def mapped(worker: type, arguments: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
+    """The tables that a worker makes of some tasks, in order."""
+    mapper = worker(**arguments)
+    try:
+        for task in tasks:
+            yield from mapper(pa.Table.from_pylist([task]))
+    finally:
+        if hasattr(mapper, "close"):
+            mapper.close()
+        del mapper
+        give_back_memory()
 
 
 def _tables(dataset: Any) -> Iterator[pa.Table]:

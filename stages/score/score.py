@@ -19,7 +19,7 @@ from stages.io.allocator import keep_freed_memory
 from stages.io.filenames import shard_files
 from stages.io.parts import map_actors
 from stages.io.tables import read_table, write_table
-from stages.policy.load import device_of_worker, load_model, load_policy
+from stages.policy.load import device_of_worker, load_model, load_policy, product_precision
 from stages.score.config import ReferenceConfig
 
 _SLICE = 64
@@ -56,19 +56,20 @@ class Scorer:
         torch.set_num_threads(cpus)
         self.device = device_of_worker()
         self.config = config
+        precision = product_precision(config.precision, self.device)
         self.data = ShardData(Path(shards))
         if config.quantization is None:
             model = load_policy(Path(policy), self.device).eval()
         else:
-            model = load_model(Path(policy), self.device, config.quantization, config.precision).eval()
+            model = load_model(Path(policy), self.device, config.quantization, precision).eval()
         self.layout = choose_layout(model, config.layout)
         if config.quantization is None and not agrees(model, self.layout):
             raise StageError(
                 f"{type(model).__name__} treats its attention or its logits in a way that Rondo does not know; "
                 "try train.layout: padded"
             )
-        frozen = freeze(model.requires_grad_(False), config.precision)
-        self.model = ResponseLogprobs(frozen, self.layout, config.precision)
+        frozen = freeze(model.requires_grad_(False), precision)
+        self.model = ResponseLogprobs(frozen, self.layout, precision)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for task in batch.to_pylist():

@@ -20,7 +20,7 @@ from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
 from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
-from stages.policy.load import device_of_worker
+from stages.policy.load import device_of_worker, product_precision
 from stages.train import checkpoints
 from stages.train.checkpoints import TrainState
 from stages.train.config import TrainConfig
@@ -83,7 +83,8 @@ def train_worker(arguments: Arguments, session: Session) -> None:
     device, sharded = device_of_worker(), shards(resources.strategy, session.world)
     policy = build_policy(config, paths["policy"], torch.device("cpu") if sharded else device)
     layout = choose_layout(policy, config.layout)
-    bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, resources.checkpointing)
+    precision = product_precision(config.precision, device)
+    bare = ResponseLogprobs(freeze(policy, precision), layout, precision, resources.checkpointing)
     without_dropout(bare)
     model = distribute(bare, resources.strategy, device)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from stages.base import StageError
+from stages.io.allocator import give_back_memory
 from stages.train.session import Arguments, train_worker
 
 _FOLDER = "checkpoints"
@@ -31,7 +32,7 @@ def fit(arguments: Arguments, work: Path) -> Path:
         num_cpus=arguments.cpus,
         num_gpus=resources.gpus,
         max_retries=resources.max_failures,
-        max_calls=1,  # its memory goes with it
+        max_calls=1 if resources.gpus else 0,  # a device's memory is free only when the process has ended
     )(single_worker)
     running = task.remote(arguments, work)
     try:
@@ -57,7 +58,10 @@ def _reason(error: BaseException) -> str:
 
 
 def single_worker(arguments: Arguments, work: Path) -> None:
-    train_worker(arguments, SingleSession(work))
+    try:
+        train_worker(arguments, SingleSession(work))
+    finally:
+        give_back_memory()
 
 
 class SingleSession:

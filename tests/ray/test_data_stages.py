@@ -160,11 +160,11 @@ def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     config = RolloutConfig(samples=4, max_tokens=100, max_length=256, engine="transformers")
     killed: list[int] = []
-    before = {process.pid for process in processes.children(os.getpid(), "MapBatches(Generator)")}
+    before = {process.pid for process in processes.children(os.getpid(), "ray::Generator")}
 
     def kill_first_generator() -> None:
         while not killed:
-            for process in processes.children(os.getpid(), "MapBatches(Generator)"):
+            for process in processes.children(os.getpid(), "ray::Generator"):
                 if process.pid not in before:
                     time.sleep(1)  # let it take up some work
                     with contextlib.suppress(psutil.NoSuchProcess):

@@ -46,7 +46,7 @@ def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
     assert interrupt(first)["status"] == "interrupted"
 
     second = processes.start(path, store)
-    processes.wait_for(lambda: processes.children(second.pid, "MapBatches(Generator)"), second)
+    processes.wait_for(lambda: processes.children(second.pid, "ray::Generator"), second)
     assert interrupt(second)["status"] == "interrupted"
 
     # With -v the libraries' chatter stays out of standard output too.

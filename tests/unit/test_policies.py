@@ -21,7 +21,7 @@ from stages.judge import promote
 from stages.judge.config import PromoteConfig
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.config import MERGEABLE, PROMPT_LEARNING, TYPES
-from stages.policy.load import load_model, load_policy
+from stages.policy.load import load_model, load_policy, product_precision
 from stages.train import policy as policies
 from stages.train.config import LoraConfig, TrainConfig
 from tests import tiny
@@ -289,3 +289,15 @@ def test_an_adapter_on_a_quantised_base_is_merged_into_what_that_base_stands_for
 
 def test_prompt_types_are_those_that_cannot_be_merged() -> None:
     assert not set(PROMPT_LEARNING) & set(MERGEABLE)
+
+
+@pytest.mark.parametrize(
+    ("capability", "device", "found"),
+    [("AVX2", "cpu", "fp32"), ("DEFAULT", "cpu", "fp32"), ("AVX512", "cpu", "bf16"), ("AVX2", "cuda", "bf16")],
+)
+def test_bfloat16_is_left_to_processors_that_have_it(
+    capability: str, device: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert product_precision("bf16", torch.device(device)) == found
+    assert product_precision("fp32", torch.device(device)) == "fp32"

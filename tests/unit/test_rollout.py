@@ -22,6 +22,8 @@ class Repeats:
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[Sample]]:
         return [[Sample(list(prompt), "stop")] for prompt in prompts]
 
+    def close(self) -> None: ...
+
 
 def test_what_the_template_refuses_is_a_row_with_its_reason_and_the_others_are_answered(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
