@@ -22,11 +22,11 @@ $(READY): $(LOCK) pyproject.toml
 demo: setup  ## run the quickstart: two rounds of DPO on SmolLM2-135M
 	$(BIN)/rondo run quickstart
 
-test: setup lint  ## run every check and test
-	$(BIN)/python -m pytest
+test: setup lint unit  ## run every check and test
+	$(BIN)/python -m pytest tests/ray tests/e2e
 
 unit: setup  ## run the tests that take seconds
-	$(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses=auto --dist=worksteal
 
 lint: setup
 	$(BIN)/ruff check .
