@@ -14,6 +14,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from stages.base import StageError, TrainResources
 from stages.train.session import Arguments, train_worker
@@ -33,7 +34,7 @@ def fit(arguments: Arguments, work: Path) -> Path:
     _forget_torn_state(work / _RUN)
     if arguments.start is not None and not arguments.start.is_relative_to(work / _RUN):
         shutil.rmtree(work / _RUN, ignore_errors=True)  # behind the checkpoint that training starts from
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         distributed_worker,
         train_loop_config={"arguments": arguments},
         scaling_config=scaling(resources, arguments.cpus),
@@ -52,6 +53,15 @@ def fit(arguments: Arguments, work: Path) -> Path:
     if result.checkpoint is None:
         raise StageError("the workers ended without a checkpoint")
     return Path(result.checkpoint.path)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # ray has no types
+    """Without Ray Train's cleaner of placement groups: it asks Ray's dashboard every second whether the controller
+    lives, and this cluster has no dashboard (and ends with the driver), so it would log a warning every second."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:

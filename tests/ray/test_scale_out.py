@@ -61,4 +61,6 @@ def test_two_sharing_workers_that_are_killed_go_on_as_one(tmp_path: Path) -> Non
     ended = load_file(policy / "model.safetensors")
     assert ended.keys() == weights.keys()
     assert all((ended[name] - weights[name]).abs().max() < 1e-4 for name in ended)
-    assert "continued from step" in "".join(path.read_text() for path in store.glob("logs/*.log"))
+    logs = "".join(path.read_text() for path in store.glob("logs/*.log"))
+    assert "continued from step" in logs
+    assert "Failed to query" not in logs  # Ray Train would say so every second
