@@ -55,7 +55,7 @@ def plan(
 ) -> None:
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
     from pipelines.run.explain import explain
-    from pipelines.run.runner import committed as found
+    from pipelines.run.runner import committed
 
     _, planned = plan_of(spec, overrides)
     opened = open_store(store)
@@ -63,13 +63,13 @@ def plan(
     to_run: set[str] = set()
     for step in planned.steps:
         waits = any(value.fingerprint in to_run for value in step.inputs.values())
-        committed = not waits and found(step, opened) is not None
-        if not committed:
+        there = not waits and committed(step, opened) is not None
+        if not there:
             to_run.add(step.fingerprint)
         rows.append(
             {
-                "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": committed,
-                "why": "" if committed else explain(step, opened),
+                "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": there,
+                "why": "" if there else explain(step, opened),
             }
         )  # fmt: skip
     if as_json:

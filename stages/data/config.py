@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from stages.base import Config, Share
 from stages.core.formats.config import FormatConfig

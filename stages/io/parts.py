@@ -1,4 +1,4 @@
-"""How stages use Ray Data: a list of small tasks in, Arrow tables out, in the tasks' order."""
+"""How stages use Ray: a list of small tasks in, Arrow tables out, in the tasks' order."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def load_policy(path: Path, device: torch.device, trainable: bool = False) -> An
     return model
 
 
-def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: str = "bf16") -> Any:
+def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: Precision = "bf16") -> Any:
     """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits a weight
     (bitsandbytes: NF4 with products in ``precision``, arXiv:2305.14314, or LLM.int8, arXiv:2208.07339).
 
@@ -45,7 +45,7 @@ def load_model(path: Path, device: torch.device, quantization: str | None = None
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
-        **(_quantized(quantization, precision, device) if quantization else {}),
+        **(_quantized(quantization, product_precision(precision, device), device) if quantization else {}),
     )
     return model if quantization else model.to(device)
 

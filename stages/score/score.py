@@ -61,7 +61,7 @@ class Scorer:
         if config.quantization is None:
             model = load_policy(Path(policy), self.device).eval()
         else:
-            model = load_model(Path(policy), self.device, config.quantization, precision).eval()
+            model = load_model(Path(policy), self.device, config.quantization, config.precision).eval()
         self.layout = choose_layout(model, config.layout)
         if config.quantization is None and not agrees(model, self.layout):
             raise StageError(

@@ -258,6 +258,7 @@ def test_a_quantised_base_is_asked_for_with_the_right_arguments(
         asked.update(options, path=path)
         return tiny.model()
 
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # one that has bfloat16
     monkeypatch.setattr("stages.policy.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
     config = TrainConfig(lora=LoraConfig(rank=4), quantization=quantization, precision=precision)
     policy = policies.build_policy(config, tmp_path)

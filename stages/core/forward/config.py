@@ -6,5 +6,5 @@ from typing import Literal
 
 Precision = Literal["bf16", "fp32"]
 Layout = Literal["auto", "shared", "packed", "padded"]
-"""How pairs lie in a forward pass (``stages.core.forward.packing``); ``auto`` is the best that the
-model can be run in."""
+"""How pairs lie in a forward pass (``stages.core.forward.packing``); ``auto`` is the best
+that the model can be run in."""
