@@ -85,8 +85,9 @@ class Lines:
             self._console.print(f"{self._place()} {step.key}: another run is at it, waiting")
 
     def progress(self, step: Step, done: int, total: int, note: str) -> None:
+        count = f"{done:,}/{total:,}" if total else f"{done:,}"  # 0: it is not known yet how many there are
         if self._task is not None and step.key == self._running:
-            self._bar.update(self._task, completed=done, total=total, note=f"{done}/{total} {escape(note)}")
+            self._bar.update(self._task, completed=done, total=total or None, note=f"{count} {escape(note)}")
 
     def finished(self, result: StepResult) -> None:
         self._clear()

@@ -28,7 +28,7 @@ class Contamination:
     """Prompts that are the same as a held-out prompt (``prompt_key``), or of which a message shares ``ngram`` words in
     a row with one. System messages do not count: many prompts have the same one."""
 
-    columns: tuple[str, ...] = ("prompt",)
+    columns: tuple[str, ...] = ("prompt", "prompt_key")
 
     def __init__(self, heldout: Sequence[Path], ngram: int) -> None:
         self._ngram = ngram

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.quality.rows import TEXTS, Records, Row
+from stages.data.quality.rows import KEYS, Records, Row
 
 _NAMES = 1000
 OTHERS = "(others)"
@@ -18,7 +18,7 @@ NO_KIND = ""
 class Counts:
     """Rows by file and by kind, pairs and single answers, and different prompts."""
 
-    columns: tuple[str, ...] = ("source", "kind", *TEXTS)
+    columns: tuple[str, ...] = ("source", "kind", *KEYS)
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -61,7 +61,7 @@ class Counts:
 class SameAnswers:
     """Chosen and rejected are the same but for case and white space."""
 
-    columns: tuple[str, ...] = TEXTS
+    columns: tuple[str, ...] = KEYS
 
     def __init__(self) -> None:
         self._found = array("b")

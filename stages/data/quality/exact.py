@@ -10,7 +10,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.quality.rows import LABELS, TEXTS, Row
+from stages.data.quality.rows import KEYS, LABELS, Row
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -41,7 +41,7 @@ class Duplicates:
 class Contradictions:
     """The same prompt and answers (but for case and white space), preferred one way here and the other way there."""
 
-    columns: tuple[str, ...] = (*TEXTS, *LABELS)
+    columns: tuple[str, ...] = (*KEYS, *LABELS)
 
     def __init__(self) -> None:
         self._keys = array("Q")

@@ -4,7 +4,7 @@ MinHash (Broder 1997, "On the resemblance and containment of documents"): the sm
 permutation is that of another set with probability equal to their Jaccard similarity s. Signatures of ``_PERMUTATIONS``
 such values are cut into b bands of r; two rows share a band with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman and
 Ullman, "Mining of Massive Datasets", 3.4). Of a signature only one 32-bit hash a band is kept, and later the earlier
-row with the same hash, so that a row takes 4b bytes; datasketch's own index would take a hundred times that.
+row with the same hash, so that a row takes 4b bytes; an index of whole signatures would take a hundred times that.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from datasketch import MinHash
 from numpy.typing import NDArray
+from rensa import RMinHash
 
 from stages.data.quality.rows import LABELS, TEXTS, Records, Row
-from stages.data.quality.text import Hashes, jaccard, shingles
+from stages.data.quality.text import SHINGLE, Hashes, jaccard, shingles, words
 
 _PERMUTATIONS = 64
+_SEED = 1
 _RECALL = 0.95
 _STEPS = 16
 """How far back a band is followed, and so how much work a row can make."""
 _COMPARED = 8
 """Candidates that a row is compared with, those with the most bands in common first."""
 _CACHED = 4096
-_ANSWER = np.uint64(0xA5A5A5A5A5A5A5A5)
-"""Sets the n-grams of answers apart from those of prompts."""
+_WAITING = 1000
+"""Rows whose signatures are made in one call."""
+_MARKS = ("", " ", " ")
+"""Set the n-grams of answers apart from those of prompts."""
 
 
 class Link(NamedTuple):
@@ -68,25 +71,32 @@ class NearDuplicates:
         self._count, self._rows = bands(similarity)
         self._numbers = array("q")
         self._bands = array("I")
-        self._permutations = MinHash(_PERMUTATIONS, seed=1, scheme="affine64").permutations
+        self._waiting: list[list[str]] = []
         self._multipliers = (np.arange(self._rows, dtype=np.uint64) * np.uint64(2) + np.uint64(1)) * np.uint64(
             0x9E3779B97F4A7C15
         )
 
     def see(self, row: Row) -> None:
-        sets = _sets(row)
-        united = np.concatenate([sets.prompt, sets.chosen ^ _ANSWER, sets.rejected ^ _ANSWER])
-        sketch = MinHash(
-            _PERMUTATIONS, seed=1, scheme="affine64", permutations=self._permutations, hashfunc=_as_it_is
-        )  # fmt: skip
-        sketch.update_batch(united)
-        grid = sketch.hashvalues[: self._count * self._rows].reshape(self._count, self._rows)
-        keys = (grid * self._multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(32)
         self._numbers.append(row.number)
-        self._bands.extend(keys.tolist())
+        marked = zip(row.texts, _MARKS, strict=True)
+        self._waiting.append([gram for text, mark in marked for gram in _grams(text, mark)])
+        if len(self._waiting) == _WAITING:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Keep the bands of the rows that wait."""
+        if not self._waiting:
+            return
+        made = RMinHash.digest_matrix_from_token_sets(self._waiting, _PERMUTATIONS, _SEED)
+        signatures = np.asarray(made.to_rows(), np.uint64)[:, : self._count * self._rows]
+        grid = signatures.reshape(-1, self._count, self._rows)
+        keys = (grid * self._multipliers).sum(axis=2, dtype=np.uint64) >> np.uint64(32)
+        self._bands.frombytes(keys.astype(np.uint32).tobytes())
+        self._waiting.clear()
 
     def links(self, records: Records, progress: Callable[[int, int, str], None]) -> list[Link]:
         """Every row that is nearly the same as an earlier one, in order."""
+        self._flush()
         numbers = np.asarray(self._numbers, np.int64)
         before = self._before()
         repeated = np.zeros(len(numbers), np.bool_)
@@ -151,6 +161,8 @@ def _sets(row: Row) -> _Sets:
     return _Sets(prompt, chosen, rejected, int(np.sign(row.preference - 0.5)))
 
 
-def _as_it_is(value: int) -> int:
-    """The n-grams are hashes already."""
-    return value
+def _grams(text: str, mark: str) -> list[str]:
+    """What ``shingles`` hashes, as text."""
+    tokens = words(text) or text.split()
+    runs = (tokens[start:] for start in range(min(SHINGLE, len(tokens))))
+    return [mark + " ".join(run) for run in zip(*runs, strict=False)]

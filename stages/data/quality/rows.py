@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.core.records import content_id, prompt_key
-from stages.data.quality.text import words
+from stages.data.quality.text import digest, words
 from stages.io.tables import read_table
 from stages.readers import Place
 
 _SLICE = 1000
+_APART = "\x1f"
+"""White space to Python, and escaped in JSON: it stands in no key's parts."""
 TEXTS = ("prompt", "chosen", "rejected")
+KEYS = ("prompt_key", "chosen", "rejected")
 LABELS = ("probability", "votes")
 
 
@@ -52,9 +54,10 @@ class Row:
         """The chosen response, or the only one."""
         return _text(self.values["chosen"]) or _text(self.values["rejected"])
 
-    @cached_property
+    @property
     def prompt_key(self) -> str:
-        return prompt_key(self.values["prompt"])
+        """As ingest wrote it (``records.prompt_key``)."""
+        return str(self.values["prompt_key"])
 
     @cached_property
     def answer_keys(self) -> tuple[str, str]:
@@ -64,7 +67,7 @@ class Row:
     @property
     def comparison(self) -> int:
         """64 bits that are equal for pairs of the same prompt and answers, whichever is preferred."""
-        return int(content_id([self.prompt_key, *sorted(self.answer_keys)]), 16)
+        return digest(_APART.join([self.prompt_key, *sorted(self.answer_keys)]))
 
     @cached_property
     def votes(self) -> list[float]:
@@ -139,6 +142,6 @@ def _text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _answer_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    if not messages:
-        return ""
-    return content_id([[" ".join(m["content"].casefold().split()), m["tool_calls"]] for m in messages])
+    return "".join(
+        _APART + part for m in messages for part in (" ".join(m["content"].casefold().split()), m["tool_calls"] or "")
+    )

@@ -27,7 +27,7 @@ class Sample:
     def __init__(self, detector: Detector, limit: int) -> None:
         self._detector = detector
         self._limit = limit
-        self.columns: tuple[str, ...] = ("prompt", *detector.columns)
+        self.columns: tuple[str, ...] = ("prompt_key", *detector.columns)
         self.rows = 0
 
     def see(self, row: Row) -> None:

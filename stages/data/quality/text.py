@@ -17,6 +17,8 @@ _ONE_BY_ONE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff
 _WORD = re.compile(rf"[{_ONE_BY_ONE}]|[^\W{_ONE_BY_ONE}]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no information is lost modulo 2^64
 _CACHED = 1 << 16
+SHINGLE = 5
+"""Words a shingle."""
 
 
 def words(text: str) -> list[str]:
@@ -24,15 +26,17 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-@lru_cache(maxsize=_CACHED)
-def hash_of(text: str) -> int:
+def digest(text: str) -> int:
     """64 bits that depend on the text alone (Python's own ``hash`` differs from run to run)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+_hash_of = lru_cache(maxsize=_CACHED)(digest)
+
+
 def ngrams(tokens: Sequence[str], n: int) -> Hashes:
     """Hashes of all runs of ``n`` words, uint64 [max(0, len(tokens) - n + 1)], in the order of the text."""
-    hashes = np.fromiter(map(hash_of, tokens), np.uint64, len(tokens))
+    hashes = np.fromiter(map(_hash_of, tokens), np.uint64, len(tokens))
     runs = max(0, len(tokens) - n + 1)
     total = np.zeros(runs, np.uint64)
     for offset in range(n):
@@ -40,7 +44,7 @@ def ngrams(tokens: Sequence[str], n: int) -> Hashes:
     return total
 
 
-def shingles(text: str, n: int = 5) -> Hashes:
+def shingles(text: str, n: int = SHINGLE) -> Hashes:
     """The set of a text's word n-grams, sorted; a shorter text has one, itself, and an empty text none."""
     tokens = words(text) or text.split()
     return np.unique(ngrams(tokens, min(n, len(tokens)))) if tokens else np.zeros(0, np.uint64)
