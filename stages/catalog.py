@@ -16,7 +16,7 @@ MATERIALISE = Stage(
     "materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
 )
 INGEST = Stage("ingest", 3, IngestConfig, ("files",), "records", "stages.data.ingest:run")
-CURATE = Stage("curate", 1, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
+CURATE = Stage("curate", 2, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
 ENCODE = Stage("encode", 2, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
     "prepare", 2, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
@@ -33,7 +33,7 @@ EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluat
 PROMOTE = Stage(
     "promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"
 )
-QUALITY = Stage("quality", 1, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
+QUALITY = Stage("quality", 2, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
     MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, HELDOUT, EVALUATE, PROMOTE,
