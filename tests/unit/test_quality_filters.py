@@ -9,6 +9,7 @@ import pytest
 from stages.base import StageError
 from stages.core.records import PreferencePair
 from stages.data.config import FilterConfig
+from stages.data.quality import near
 from stages.data.quality.filters import Filters, Found
 from tests.unit.quality import pair, sentence, write, write_prompts
 
@@ -108,6 +109,15 @@ def test_near_duplicates_are_told_apart_in_a_crowd_that_looks_alike(tmp_path: Pa
     pairs = [pair(prompt, sentence(2 * i + 1, 12), sentence(2 * i + 2, 12)) for i in range(60)]
     again = [pair(prompt + " indeed", sentence(2 * i + 1, 12), sentence(2 * i + 2, 12)) for i in (57, 58, 59)]
     assert factors(tmp_path, pairs + again, near_duplicates="drop") == [1] * 60 + [0] * 3
+
+
+def test_near_duplicates_are_found_across_the_calls_that_sign_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "_WAITING", 2)
+    pairs = [pair(sentence(3 * n), sentence(3 * n + 1), sentence(3 * n + 2)) for n in range(4)]
+    again = pair(sentence(3) + " indeed", sentence(4), sentence(5))
+    assert factors(tmp_path, [*pairs, again], near_duplicates="drop") == [1, 1, 1, 1, 0]
 
 
 def test_short_and_empty_texts_have_near_duplicates_too(tmp_path: Path) -> None:

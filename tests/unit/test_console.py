@@ -1,0 +1,24 @@
+"""The bar of a running step."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.run.console import Lines
+
+
+@pytest.mark.parametrize(("total", "shown"), [(0, "3,000 pairs"), (9000, "3,000/9,000 pairs")])
+def test_a_bar_counts_whether_or_not_the_end_is_known(total: int, shown: str) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    lines = Lines(console, 1)
+    step: Any = SimpleNamespace(key="preferences/a.jsonl")
+    lines.started(step, "new")
+    lines.progress(step, 3000, total, "pairs")
+    (task,) = lines._bar.tasks
+    assert task.fields["note"] == shown
+    assert task.total == (total or None)  # without a total the bar moves, and is not full
