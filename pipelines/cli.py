@@ -40,6 +40,7 @@ app = typer.Typer(
     epilog="Start with: rondo run quickstart",
 )
 
+
 @app.command()
 def check(spec: SpecArgument, overrides: SetOption = None) -> None:
     """Find every mistake in a spec and in the files it names. Starts nothing."""
@@ -108,7 +109,8 @@ def data(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE",
+            "--set",
+            metavar="KEY=VALUE",
             help="Override a value of the spec; for files, of their entry, as in --set fields.prompt=question.",
         ),
     ] = None,

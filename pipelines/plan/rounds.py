@@ -182,4 +182,3 @@ class _Unroller:
         if self.spec.judge is None:
             raise ValueError("prompts without a judge; the spec's checks let this through")
         return Step(key, JUDGE, JudgeStageConfig(judge=self.spec.judge), {"rollouts": rollouts})
-

@@ -172,4 +172,3 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
     else:
         say("interrupted; the same command continues where this one stopped")
-

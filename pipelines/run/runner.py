@@ -148,5 +148,3 @@ def committed(step: Step, store: ArtifactStore) -> dict[str, Any] | None:
     """
     manifest = store.manifest(step.fingerprint)
     return manifest if manifest and manifest.get("made_from", {}) == made_from(step, store) else None
-
-

@@ -44,7 +44,6 @@ class Attempt:
     """The attempt that the manifest named when this one began."""
 
 
-
 class ArtifactStore:
     """A store at a local path or at a URI that pyarrow.fs knows (``s3://bucket/prefix``, ``gs://...``).
 

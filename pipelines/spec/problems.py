@@ -17,6 +17,7 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
 
+
 @dataclass(frozen=True)
 class Fault:
     """What is wrong at one key path of the spec."""
@@ -39,5 +40,3 @@ class SpecError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
-
-

@@ -92,10 +92,12 @@ class PreferencePair:
         return content_id([*content, self.tools] if self.tools else content)
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
+
 def content_id(value: object) -> str:
     """A short name for JSON data that depends on its content alone."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:16]
 
 
 def id_numbers(ids: pa.ChunkedArray) -> NDArray[np.uint64]:

@@ -78,7 +78,8 @@ class _Reading:
         parser = RowParser(self.config)
         for row in self._rows():
             try:
-                yield from map(pair_row, parser.pairs(_value(row), str(row.place)))
+                for pair in parser.pairs(_value(row)):
+                    yield {**pair_row(pair), "source": str(row.place)}
             except NoPair as why:
                 self.skipped[str(why)] += 1
             except RowError as error:

@@ -146,7 +146,6 @@ class VllmEngine:
             for output in outputs
         ]
 
-
     def close(self) -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 

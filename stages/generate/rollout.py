@@ -38,9 +38,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     tasks = [{"file": str(prompts), "start": at, "stop": min(at + size, total)} for at in range(0, total, size)]
     base = inputs.get("adapter_base")
     gpu = context.resources.gpus > 0
-    weights = engines.weights_for(
-        inputs["policy"].path, inputs["policy"].fingerprint, base.path if base else None, gpu
-    )
+    weights = engines.weights_for(inputs["policy"].path, inputs["policy"].fingerprint, base.path if base else None, gpu)
     tables = map_actors(
         tasks, Generator, context.resources, engines.environment(config, gpu),
         config=config, weights=weights, policy=inputs["policy"].fingerprint,

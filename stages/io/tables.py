@@ -43,5 +43,3 @@ def stream_columns(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(path).to_pylist()
     return rows
-
-

@@ -84,7 +84,7 @@ def test_resolve_imports_what_is_named() -> None:
 
 @pytest.mark.parametrize("reference", ["pathlib", "pathlib:", ":Path", "", "pathlib:Path.home", "pathlib:a b"])
 def test_resolve_refuses_other_forms(reference: str) -> None:
-    with pytest.raises(ValueError, match="expected \"module:name\""):
+    with pytest.raises(ValueError, match='expected "module:name"'):
         resolve(reference)
 
 

@@ -20,11 +20,11 @@ def pair_error(**changes: Any) -> RowError:
 
 
 def test_text_stands_for_one_message() -> None:
-    pair = parse_pair(ROW, source="a.jsonl:3")
+    pair = parse_pair(ROW)
     assert list(pair.prompt) == [{"role": "user", "content": "Name a colour."}]
     assert list(pair.chosen) == [{"role": "assistant", "content": "Blue."}]
     assert list(pair.rejected) == [{"role": "assistant", "content": "Seven."}]
-    assert (pair.probability, pair.source) == (1.0, "a.jsonl:3")
+    assert pair.probability == 1.0
     assert pair.chosen_ended
     assert pair.rejected_ended
 

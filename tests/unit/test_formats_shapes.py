@@ -73,7 +73,7 @@ EXAMPLES = [pytest.param(name, row, id=f"{name}-{i}") for name, rows in SHAPES.i
 
 
 def parse(row: dict[str, Any], **config: Any) -> list[PreferencePair]:
-    return RowParser(FormatConfig(**config)).pairs(row, "f.jsonl:1")
+    return RowParser(FormatConfig(**config)).pairs(row)
 
 
 def only(row: dict[str, Any], **config: Any) -> PreferencePair:
@@ -97,7 +97,6 @@ def test_a_row_is_recognised_and_becomes_the_pair(shape: str, row: dict[str, Any
     assert detect(row) == shape
     pair = only(row)
     assert text(pair) == (Q, A, B)
-    assert pair.source == "f.jsonl:1"
     assert [m["role"] for m in pair.prompt] == ["user"]
     assert only(row, format=shape) == pair
 

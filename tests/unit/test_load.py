@@ -172,7 +172,12 @@ def test_text_that_only_looks_like_a_number_stays_text(folder: Path) -> None:
 
 def test_overrides_replace_and_add_values(folder: Path) -> None:
     spec = workspace.loaded(
-        folder, SPEC, "train.beta=0.2", "train.lora.rank=8", "rounds=3", "judge={use: rules, max_words: 9}",
+        folder,
+        SPEC,
+        "train.beta=0.2",
+        "train.lora.rank=8",
+        "rounds=3",
+        "judge={use: rules, max_words: 9}",
         "preferences=[pairs.jsonl]",
     ).spec
     assert spec.train.beta == 0.2

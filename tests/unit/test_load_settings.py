@@ -24,9 +24,7 @@ from tests import specs
         ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(
-    tmp_path: Path, section: dict[str, Any], where: str, part: str
-) -> None:
+def test_settings_that_cannot_work_are_refused(tmp_path: Path, section: dict[str, Any], where: str, part: str) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):

@@ -221,7 +221,9 @@ def test_a_sample_is_chosen_by_content_and_said(tmp_path: Path) -> None:
     assert 40 < value["sample"]["rows"] < 160
     assert value["sample"]["rows"] % 2 == 0  # a prompt is in it with all its rows
     assert value["sample"]["complete"] is False
-    assert f"in a sample of {value['sample']['rows']}" in finding(value, "near_duplicates")["says"]
+    assert value["lengths"]["prompt"]["count"] == value["sample"]["rows"]
+    for name in ("near_duplicates", "length_bias"):
+        assert f"in a sample of {value['sample']['rows']}" in finding(value, name)["says"]
     assert finding(value, "duplicates")["count"] == 200  # what is cheap is counted over all
     other = report(tmp_path, lined("a", pairs)[:130], lined("a", pairs)[130:], sample=100)
     assert other["sample"] == value["sample"]

@@ -218,9 +218,7 @@ def test_a_bucket_s_faults_are_told(bucket: Path, tmp_path: Path) -> None:
             ask(gone)
 
 
-def test_identity_in_a_bucket_needs_no_download(
-    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_identity_in_a_bucket_needs_no_download(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(bucket, "a.jsonl")
     (file,) = files("s3://bucket/a.jsonl", tmp_path)
 

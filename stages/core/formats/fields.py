@@ -77,7 +77,10 @@ def _lookup(row: Row, path: str, name: str) -> Any:
 
 def column(row: Row, name: str) -> str | None:
     """The column that a field stands in, or None."""
-    return next((alias for alias in ALIASES[name] if row.get(alias) is not None), None)
+    for alias in ALIASES[name]:  # a loop: this is asked a dozen times a row
+        if row.get(alias) is not None:
+            return alias
+    return None
 
 
 def value(row: Row, name: str) -> Any:
@@ -94,7 +97,10 @@ def value(row: Row, name: str) -> Any:
 
 def candidates(row: Row) -> tuple[str, str] | None:
     """The names of two answers that a verdict is about, or None."""
-    return next((pair for pair in CANDIDATES if row.get(pair[0]) is not None and row.get(pair[1]) is not None), None)
+    for pair in CANDIDATES:
+        if row.get(pair[0]) is not None and row.get(pair[1]) is not None:
+            return pair
+    return None
 
 
 def number(value: Any, field: str) -> float:

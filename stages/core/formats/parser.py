@@ -35,16 +35,15 @@ class RowParser:
         if isinstance(config.format, Plugin):
             self._own = partial(resolve(config.format.use), **config.format.options)
 
-    def pairs(self, row: Mapping[str, Any], source: str = "") -> list[PreferencePair]:
-        """The pairs that a row gives; ``source`` is where it stands.
+    def pairs(self, row: Mapping[str, Any]) -> list[PreferencePair]:
+        """The pairs that a row gives.
 
         Raises:
             NoPair: the row is sound, but gives none by its nature.
             RowError: the row cannot be used.
         """
         row = mapped(row, self._fields)
-        found = self._by_shape(row) if self._own is None else self._by_own(row)
-        return [replace(pair, source=source) for pair in found]
+        return self._by_shape(row) if self._own is None else self._by_own(row)
 
     def _by_shape(self, row: Row) -> list[PreferencePair]:
         shape = detect(row) if not isinstance(self._format, str) or self._format == "auto" else self._format
@@ -196,7 +195,7 @@ def parse_prompt(row: Row) -> Prompt:
     return Prompt(content_id(list(asked)), asked)
 
 
-def parse_pair(row: Row, source: str = "") -> PreferencePair:
+def parse_pair(row: Row) -> PreferencePair:
     """The pair of a row of which only one can be made, by its shape."""
-    (pair,) = RowParser(FormatConfig()).pairs(row, source)
+    (pair,) = RowParser(FormatConfig()).pairs(row)
     return pair

@@ -131,7 +131,7 @@ def _verdict(given: Any, names: tuple[str, str], field: str) -> float | None:
         return likely if strength[1] == "a" else 1 - likely
     text = text.removesuffix(".0")
     zero_based = names[0].endswith("0")
-    sides = (("0", "1") if zero_based else ("1", "2"))
+    sides = ("0", "1") if zero_based else ("1", "2")
     if text in _TIES or (text == "0" and not zero_based):
         return 0.5
     if text == sides[0] or text in _FIRST or text == names[0].lower():

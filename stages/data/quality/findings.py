@@ -124,7 +124,7 @@ def _length_bias(survey: Survey) -> Finding:
         else "no pair has answers of different lengths"
     )
     return _finding(
-        survey, "length_bias", [survey.lengths.numbers[index] for index in worst.tolist()], says,
+        survey, "length_bias", [survey.lengths.numbers[index] for index in worst.tolist()], says + _of_sample(survey),
         note=lambda row: " against ".join(str(n) for n in sorted(lengths[place[row.number], 1:].tolist())[::-1])
         + f" {survey.unit}",
         level="look" if biased else "fine" if bias.pairs else "unknown", of=bias.pairs,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from stages.data.quality.rows import LABELS, TEXTS, Records, Row
-from stages.data.quality.text import SHINGLE, Hashes, jaccard, shingles, words
+from stages.data.quality.text import SHINGLE, Hashes, jaccard, shingles
 
 _PERMUTATIONS = 64
 _SEED = 1
@@ -78,8 +78,8 @@ class NearDuplicates:
 
     def see(self, row: Row) -> None:
         self._numbers.append(row.number)
-        marked = zip(row.texts, _MARKS, strict=True)
-        self._waiting.append([gram for text, mark in marked for gram in _grams(text, mark)])
+        marked = zip(row.words, _MARKS, strict=True)
+        self._waiting.append([gram for words, mark in marked for gram in _grams(words, mark)])
         if len(self._waiting) == _WAITING:
             self._flush()
 
@@ -157,12 +157,11 @@ def _relation(a: _Sets, b: _Sets, least: float) -> bool | None:
 
 
 def _sets(row: Row) -> _Sets:
-    prompt, chosen, rejected = map(shingles, row.texts)
+    prompt, chosen, rejected = map(shingles, row.words)
     return _Sets(prompt, chosen, rejected, int(np.sign(row.preference - 0.5)))
 
 
-def _grams(text: str, mark: str) -> list[str]:
+def _grams(words: list[str], mark: str) -> list[str]:
     """What ``shingles`` hashes, as text."""
-    tokens = words(text) or text.split()
-    runs = (tokens[start:] for start in range(min(SHINGLE, len(tokens))))
+    runs = (words[start:] for start in range(min(SHINGLE, len(words))))
     return [mark + " ".join(run) for run in zip(*runs, strict=False)]

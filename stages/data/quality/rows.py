@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from stages.data.quality.text import digest, words
@@ -40,9 +41,15 @@ class Row:
         return prompt, chosen, rejected
 
     @cached_property
+    def words(self) -> tuple[list[str], list[str], list[str]]:
+        """The words of prompt, chosen and rejected."""
+        prompt, chosen, rejected = map(words, self.texts)
+        return prompt, chosen, rejected
+
+    @cached_property
     def lengths(self) -> tuple[int, int, int]:
         """Words of prompt, chosen and rejected."""
-        prompt, chosen, rejected = (len(words(text)) for text in self.texts)
+        prompt, chosen, rejected = map(len, self.words)
         return prompt, chosen, rejected
 
     @property
@@ -86,7 +93,8 @@ class Row:
         """1 if the first of the sorted answers is preferred, -1 if the second is, 0 for a tie. A good and a bad label
         of one answer have opposite signs too."""
         chosen, rejected = self.answer_keys
-        return int(np.sign(self.preference - 0.5)) * (1 if chosen <= rejected else -1)
+        preference = self.preference
+        return ((preference > 0.5) - (preference < 0.5)) * (1 if chosen <= rejected else -1)
 
     @property
     def source(self) -> str:
@@ -106,7 +114,7 @@ class Records:
         self._files = files
         self._tables = [read_table(file) for file in files]
         self.sizes = [int(table.num_rows) for table in self._tables]
-        self._starts = np.cumsum([0, *self.sizes])
+        self._starts = [0, *accumulate(self.sizes)]
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -129,12 +137,12 @@ class Records:
     def row(self, number: int) -> Row:
         """One row with all its columns."""
         file = self.file_of(number)
-        (values,) = self._tables[file].slice(number - int(self._starts[file]), 1).to_pylist()
+        (values,) = self._tables[file].slice(number - self._starts[file], 1).to_pylist()
         return Row(number, values)
 
     def file_of(self, number: int) -> int:
         """Which of the files a row stands in."""
-        return int(np.searchsorted(self._starts, number, side="right")) - 1
+        return bisect_right(self._starts, number) - 1
 
 
 def _text(messages: Sequence[Mapping[str, Any]]) -> str:

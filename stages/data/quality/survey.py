@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found. ``sampled`` is how many rows the languages, the near duplicates and lengths in tokens are of."""
+    """What was found. ``sampled`` is how many rows the languages, the near duplicates and the lengths are of."""
 
     records: Records
     config: QualityConfig
@@ -80,7 +80,7 @@ def survey(
     sample = Sample(near, limit)
     everything: list[Detector] = [
         found.counts, found.duplicates, found.contradictions, found.same_answers, found.votes, sample,
-        Sample(languages, limit), lengths if count is None else Sample(lengths, limit),
+        Sample(languages, limit), Sample(lengths, limit),
     ]  # fmt: skip
     look(records, [*everything, *([found.contamination] if found.contamination else [])], progress)
     links = near.links(records, progress)

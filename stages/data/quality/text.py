@@ -22,8 +22,8 @@ SHINGLE = 5
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without case and punctuation."""
-    return _WORD.findall(text.casefold())
+    """The words of a text without case and punctuation; of a text that has none, what white space parts."""
+    return _WORD.findall(text.casefold()) or text.split()
 
 
 def digest(text: str) -> int:
@@ -44,9 +44,8 @@ def ngrams(tokens: Sequence[str], n: int) -> Hashes:
     return total
 
 
-def shingles(text: str, n: int = SHINGLE) -> Hashes:
-    """The set of a text's word n-grams, sorted; a shorter text has one, itself, and an empty text none."""
-    tokens = words(text) or text.split()
+def shingles(tokens: Sequence[str], n: int = SHINGLE) -> Hashes:
+    """The set of the n-grams of a text's words, sorted; a shorter text has one, itself, and an empty text none."""
     return np.unique(ngrams(tokens, min(n, len(tokens)))) if tokens else np.zeros(0, np.uint64)
 
 
