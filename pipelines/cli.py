@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,22 +56,23 @@ def plan(
     spec: SpecArgument, overrides: SetOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
-    from pipelines.run.explain import explain
+    from pipelines.run.explain import Explain
     from pipelines.run.runner import committed
 
     _, planned = plan_of(spec, overrides)
     opened = open_store(store)
+    manifest_of, explain = cache(opened.manifest), Explain(opened)
     rows = []
     to_run: set[str] = set()
     for step in planned.steps:
         waits = any(value.fingerprint in to_run for value in step.inputs.values())
-        there = not waits and committed(step, opened) is not None
+        there = not waits and committed(step, manifest_of) is not None
         if not there:
             to_run.add(step.fingerprint)
         rows.append(
             {
                 "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": there,
-                "why": "" if there else explain(step, opened),
+                "why": "" if there else explain(step),
             }
         )  # fmt: skip
     if as_json:

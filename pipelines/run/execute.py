@@ -32,7 +32,7 @@ _SECRET = re.compile(r"(?i)(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
 
 @dataclass
 class Run:
-    """A run in a store; its record is rewritten whole after every step."""
+    """A run in a store; its record is rewritten whole after every step that was executed."""
 
     loaded: Loaded
     plan: Plan
@@ -71,7 +71,7 @@ class Run:
 
 
 class _Recorder(console.Lines):
-    """Shows each step and writes the run's record after it."""
+    """Shows each step, and writes the run's record after each that was executed."""
 
     def __init__(self, terminal: Console, total: int) -> None:
         super().__init__(terminal, total)
@@ -79,7 +79,8 @@ class _Recorder(console.Lines):
 
     def finished(self, result: Any) -> None:
         super().finished(result)
-        self.after()
+        if not result.cached:
+            self.after()
 
 
 def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import cached_property
 from typing import Any
 
 from pipelines.plan.steps import Step
 from pipelines.run.store import ArtifactStore
 
 
-def explain(step: Step, store: ArtifactStore) -> str:
-    """Why a step has to run: the difference to the most similar committed artifact of its stage."""
-    best: dict[str, tuple[Any, Any]] | None = None
-    defaults = _defaults(step)
-    for manifest in store.manifests():
-        payload = manifest.get("payload", {})
-        if payload.get("stage") != step.stage.name:
-            continue
-        difference = diff(_flat(payload), _flat(step.payload))
-        if best is None or len(difference) < len(best):
-            best = difference
-    if best is None:
-        return "new"
-    shown = {name: tuple(defaults.get(name) if v is None else v for v in pair) for name, pair in best.items()}
-    sentences = [_sentence(name, old, new) for name, (old, new) in sorted(shown.items())]
-    return ", ".join(sentences) or "its input is made anew"
+class Explain:
+    """Why steps have to run. The store's manifests are read once, when the first reason is asked for."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    def __call__(self, step: Step) -> str:
+        """The difference to the most similar committed artifact of a step's stage."""
+        now = _flat(step.payload)
+        differences = [diff(old, now) for old in self._payloads[step.stage.name]]
+        if not differences:
+            return "new"
+        best, defaults = min(differences, key=len), _defaults(step)
+        shown = {name: tuple(defaults.get(name) if v is None else v for v in pair) for name, pair in best.items()}
+        sentences = [_sentence(name, old, new) for name, (old, new) in sorted(shown.items())]
+        return ", ".join(sentences) or "its input is made anew"
+
+    def committed(self, step: Step) -> None:
+        """The step's artifact is in the store now."""
+        self._payloads[step.stage.name].append(_flat(step.payload))
+
+    @cached_property
+    def _payloads(self) -> dict[str, list[dict[str, Any]]]:
+        """Flat payloads by stage."""
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for manifest in self._store.manifests():
+            payload = manifest.get("payload", {})
+            found[payload.get("stage", "")].append(_flat(payload))
+        return found
 
 
 def _defaults(step: Step) -> dict[str, Any]:

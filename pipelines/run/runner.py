@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from pipelines.fingerprint import data_identity, hash_path
 from pipelines.plan.steps import Source, Step
-from pipelines.run.explain import explain
+from pipelines.run.explain import Explain
 from pipelines.run.store import ArtifactStore
 from stages.base import Artifact, StageContext, StageError, resolve
 from stages.readers import file_at
+
+Manifest = dict[str, Any]
+ManifestOf = Callable[[str], Manifest | None]
+"""A fingerprint's manifest, as ``ArtifactStore.manifest``."""
 
 
 class Listener(Protocol):
@@ -32,6 +36,8 @@ class StepResult:
     cached: bool
     seconds: float
     """Of the execution; for a cached step, of the execution that made it."""
+    summary: Mapping[str, Any]
+    """What the stage returned."""
 
 
 class StepFailed(Exception):
@@ -51,6 +57,11 @@ class Runner:
     results: list[StepResult] = field(default_factory=list)
     version: str = field(default_factory=lambda: importlib.metadata.version("rondo-dpo"))
     _connected: bool = False
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
+    """Of the steps so far, so that a step does not read those of its inputs again."""
+
+    def __post_init__(self) -> None:
+        self._explain = Explain(self.store)
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run the steps in order.
@@ -59,29 +70,33 @@ class Runner:
             StepFailed: a stage raised; the steps before it stay committed.
         """
         for step in steps:
-            result = self._cached(step) or self._locked(step)
+            result = self._cached(step, self._known) or self._locked(step)
             self.results.append(result)
             self.listener.finished(result)
         return self.results
 
-    def _cached(self, step: Step) -> StepResult | None:
-        manifest = committed(step, self.store)
+    def _known(self, fingerprint: str) -> Manifest | None:
+        return self._manifests.get(fingerprint) or self.store.manifest(fingerprint)
+
+    def _cached(self, step: Step, manifest_of: ManifestOf) -> StepResult | None:
+        manifest = committed(step, manifest_of)
         if manifest is None:
             return None
         self.store.forget_work(step.fingerprint)
-        return StepResult(step, True, manifest["seconds"])
+        self._manifests[step.fingerprint] = manifest
+        return StepResult(step, True, manifest["seconds"], manifest["summary"])
 
     def _locked(self, step: Step) -> StepResult:
         """Execute, unless another run on this machine is at it: then wait and take its result."""
         with self.store.lock(step.fingerprint, timeout=0) as free:
             if free:
-                return self._cached(step) or self._execute(step)
+                return self._cached(step, self.store.manifest) or self._execute(step)
         self.listener.waiting(step)
         with self.store.lock(step.fingerprint):
-            return self._cached(step) or self._execute(step)
+            return self._cached(step, self.store.manifest) or self._execute(step)
 
     def _execute(self, step: Step) -> StepResult:
-        self.listener.started(step, explain(step, self.store))
+        self.listener.started(step, self._explain(step))
         if not self._connected:
             self.connect()
             self._connected = True
@@ -101,17 +116,18 @@ class Runner:
             raise StepFailed(step, error) from error
         self._check_sources(step)
         seconds = round(time.monotonic() - started, 2)
-        manifest = {
+        manifest: Manifest = {
             "key": step.key,
             "produces": step.stage.produces,
             "payload": step.payload,
-            "made_from": made_from(step, self.store),
+            "made_from": made_from(step, self.store.manifest),
             "summary": summary,
             "seconds": seconds,
             "rondo": self.version,
         }
-        self.store.commit(attempt, manifest)
-        return StepResult(step, False, seconds)
+        manifest = self._manifests[step.fingerprint] = self.store.commit(attempt, manifest)
+        self._explain.committed(step)
+        return StepResult(step, False, seconds, manifest["summary"])
 
     def _check_sources(self, step: Step) -> None:
         """What was read has to be what was hashed when the plan was made."""
@@ -134,17 +150,17 @@ def _identity(source: Source) -> str:
     return data_identity(file_at(source.data.uri)) if source.data else hash_path(source.path)
 
 
-def made_from(step: Step, store: ArtifactStore) -> dict[str, str | None]:
+def made_from(step: Step, manifest_of: ManifestOf) -> dict[str, str | None]:
     """Which attempt of each input's artifact is there now."""
-    manifests = {name: store.manifest(v.fingerprint) for name, v in step.inputs.items() if isinstance(v, Step)}
+    manifests = {name: manifest_of(v.fingerprint) for name, v in step.inputs.items() if isinstance(v, Step)}
     return {name: manifest["attempt"] if manifest else None for name, manifest in manifests.items()}
 
 
-def committed(step: Step, store: ArtifactStore) -> dict[str, Any] | None:
+def committed(step: Step, manifest_of: ManifestOf) -> Manifest | None:
     """The manifest of a step's artifact, if it was made from the artifacts that are there now.
 
     An input that was deleted and made anew may differ in content (sampling is not repeatable), so what was made
     from the old one no longer counts.
     """
-    manifest = store.manifest(step.fingerprint)
-    return manifest if manifest and manifest.get("made_from", {}) == made_from(step, store) else None
+    manifest = manifest_of(step.fingerprint)
+    return manifest if manifest and manifest.get("made_from", {}) == made_from(step, manifest_of) else None

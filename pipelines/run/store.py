@@ -134,10 +134,9 @@ class ArtifactStore:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def commit(self, attempt: Attempt, manifest: Mapping[str, Any]) -> None:
-        """Make the attempt the artifact: its files first, the manifest last.
-
-        If another machine has committed the same step meanwhile, its result stays.
+    def commit(self, attempt: Attempt, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the attempt the artifact: its files first, the manifest last. Returns the manifest that is there then:
+        if another machine has committed the same step meanwhile, its result stays.
         """
         files = {
             file.relative_to(attempt.path).as_posix(): file.stat().st_size
@@ -159,8 +158,9 @@ class ArtifactStore:
         }
         now = self.manifest(attempt.fingerprint)
         if now is None or now["attempt"] == attempt.replaces:
-            self._write_json(f"{folder}/manifest.json", document)
+            self._write_json(f"{folder}/manifest.json", now := document)
         self.forget_work(attempt.fingerprint)
+        return now
 
     def forget_work(self, fingerprint: str) -> None:
         """Delete what an interrupted stage left to continue from."""

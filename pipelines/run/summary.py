@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.plan.rounds import Plan, Round
+from pipelines.plan.steps import Step
 from pipelines.run.runner import StepResult
 from pipelines.run.store import ArtifactStore
 from stages.policy.adapter_settings import prompt_adapter
@@ -18,8 +19,8 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
 
     ``adapter`` is there where ``policy`` is not the policy without it: virtual tokens.
     """
-    by_step = {result.step.fingerprint: result for result in results}
-    rounds = [_round(r, by_step, store) for r in plan.rounds if r.train.fingerprint in by_step]
+    done_so_far = {result.step.fingerprint: result for result in results}
+    rounds = [_round(r, done_so_far) for r in plan.rounds if r.train.fingerprint in done_so_far]
     steps = [
         {
             "key": result.step.key,
@@ -30,7 +31,7 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
         }
         for result in results
     ]
-    quarantined = sum(_summary(result.step.fingerprint, store).get("quarantined", 0) for result in results)
+    quarantined = sum(result.summary.get("quarantined", 0) for result in results)
     artifact = store.open(plan.policy.fingerprint).path if done else None
     adapter = prompt_adapter(artifact) if artifact else None
     manifest = f"{store.location.rstrip('/')}/artifacts/{plan.policy.fingerprint}/manifest.json" if done else None
@@ -44,16 +45,12 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
     }
 
 
-def _summary(fingerprint: str, store: ArtifactStore) -> dict[str, Any]:
-    manifest = store.manifest(fingerprint)
-    return manifest["summary"] if manifest else {}
+def _round(round_: Round, done: Mapping[str, StepResult]) -> dict[str, Any]:
+    def summary(step: Step | None) -> Mapping[str, Any]:
+        return done[step.fingerprint].summary if step and step.fingerprint in done else {}
 
-
-def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> dict[str, Any]:
-    train = _summary(round_.train.fingerprint, store)
-    heldout = _summary(round_.heldout.fingerprint, store) if round_.heldout else None
-    evaluation = _summary(round_.evaluate.fingerprint, store) if round_.evaluate else {}
-    promotion = _summary(round_.promote.fingerprint, store) if round_.promote else {}
+    train, heldout = summary(round_.train), summary(round_.heldout)
+    evaluation, promotion = summary(round_.evaluate), summary(round_.promote)
     prefix = f"round-{round_.number}/"
     seconds = {
         result.step.key.removeprefix(prefix): result.seconds
@@ -62,10 +59,10 @@ def _round(round_: Round, done: dict[str, StepResult], store: ArtifactStore) -> 
     }
     return {
         "round": round_.number,
-        "pairs": _summary(round_.prepare.fingerprint, store).get("pairs"),
+        "pairs": summary(round_.prepare).get("pairs"),
         **{name: train.get(name) for name in ("first_loss", "loss", "reward_accuracy", "reward_margin", "kl")},
         "tasks": train.get("tasks", {}),
-        "heldout": heldout or None,
+        "heldout": dict(heldout) or None,
         "win_rate": evaluation.get("win_rate"),
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),

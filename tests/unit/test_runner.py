@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.fingerprint import hash_path
 from pipelines.plan.steps import Source, Step, walk
-from pipelines.run.explain import explain
+from pipelines.run.explain import Explain
 from pipelines.run.runner import StepFailed
 from pipelines.run.store import ArtifactStore
 from stages.base import Resources, StageError
@@ -215,7 +215,7 @@ def test_resources_reach_the_stage_and_do_not_run_it_again(store: ArtifactStore)
 
 def reason(store: ArtifactStore, before: Step, now: Step) -> str:
     runner(store)[0].run(walk([before]))
-    return explain(now, store)
+    return Explain(store)(now)
 
 
 def test_a_first_time_is_new(store: ArtifactStore) -> None:
@@ -262,3 +262,19 @@ def test_the_nearest_artifact_is_the_one_compared_with(store: ArtifactStore) -> 
     runner(store)[0].run([counted("a", CountConfig(add=1, label="far"))])
     near = counted("b", CountConfig(add=1, label="near"))
     assert reason(store, near, counted("c", CountConfig(add=2, label="near"))) == "add 1 -> 2"
+
+
+def test_a_run_reads_each_manifest_once_however_many_steps_there_are(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [counted("0", CountConfig(add=0))]
+    for number in range(1, 30):
+        steps.append(counted(f"{number}", CountConfig(add=number), left=steps[-1], right=steps[0]))
+    runner(store)[0].run(steps)
+    read: list[str] = []
+    manifest = ArtifactStore.manifest
+    monkeypatch.setattr(ArtifactStore, "manifest", lambda self, name: read.append(name) or manifest(self, name))
+    results = runner(store)[0].run(steps)
+    assert all(result.cached for result in results)
+    assert results[-1].summary == store.open(steps[-1].fingerprint).summary
+    assert sorted(read[:-1]) == sorted(step.fingerprint for step in steps)

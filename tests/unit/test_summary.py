@@ -30,7 +30,7 @@ HELDOUT = "data: {heldout: 0.5}\n"
 def test_a_promotion_says_what_it_was_decided_by(tmp_path: Path, text: str, decided: str, shown: str) -> None:
     folder = workspace.make(tmp_path)
     planned = rounds.plan(workspace.loaded(folder, text).spec, folder)
-    trained = [StepResult(planned.rounds[0].train, False, 1.0)]
+    trained = [StepResult(planned.rounds[0].train, False, 1.0, {})]
     made = summary.summarise(planned, trained, ArtifactStore(str(tmp_path / "store")), False)
     (row,) = made["rounds"]
     assert (row["promoted"], row["decided"]) == (True, decided)
