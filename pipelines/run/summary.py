@@ -13,6 +13,9 @@ from pipelines.run.runner import StepResult
 from pipelines.run.store import ArtifactStore
 from stages.policy.adapter_settings import prompt_adapter
 
+_COLUMNS = 8
+"""Rounds that stand beside each other on a line."""
+
 
 def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, done: bool) -> dict[str, Any]:
     """Steps run so far, rounds whose training is through, and where the policy is if the run is done.
@@ -125,8 +128,9 @@ def tasks_table(rounds: Sequence[dict[str, Any]]) -> Table | None:
 
 
 def seconds_table(rounds: Sequence[dict[str, Any]]) -> Table:
-    """Seconds of every stage, one column a round."""
-    result = Table(title="Seconds a stage (of the execution that made the artifact)", title_justify="left")
+    """Seconds of every stage, one column for each round, of many rounds for the last ones."""
+    rounds = rounds[-_COLUMNS:]
+    result = Table(title="Seconds per stage (of the execution that made the artifact)", title_justify="left")
     result.add_column("stage")
     for row in rounds:
         result.add_column(f"round {row['round']}", justify="right")

@@ -38,3 +38,8 @@ def test_a_promotion_says_what_it_was_decided_by(tmp_path: Path, text: str, deci
     console.print(summary.table([row]))
     cells = console.export_text().split("│")
     assert shown in [cell.strip() for cell in cells]
+
+
+def test_seconds_of_many_rounds_are_those_of_the_last_eight() -> None:
+    table = summary.seconds_table([{"round": number, "seconds": {"train": 1.0}} for number in range(1, 31)])
+    assert [column.header for column in table.columns] == ["stage", *(f"round {number}" for number in range(23, 31))]
