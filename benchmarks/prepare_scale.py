@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare_scale --rows 10000 100000 1000000
 
-Prints JSON: for every size the seconds of each step, rows a second, and the peak of the memory that the process and
+Prints JSON: for every size the seconds of each step, rows per second, and the peak of the memory that the process and
 its children hold for themselves (unique set size, with Ray's shared object store), less what it was before the first
 step; and the ratios of the last size to the first.
 """

@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", choices=["realistic", "long"], default="realistic")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--batch-size", type=int, default=16, help="pairs an optimizer step")
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs per optimizer step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--model", type=Path, help="folder in Hugging Face format; default: SmolLM2-135M-Instruct")

@@ -1,4 +1,4 @@
-"""Write ``cpu.lock``: the exact versions of the CPU set-up, one a line, installed with ``pip --no-deps``.
+"""Write ``cpu.lock``: the exact versions of the CPU set-up, one per line, installed with ``pip --no-deps``.
 
 pip resolves the project with its extras; what is left out below, and what only that needs, is dropped:
 

@@ -13,7 +13,7 @@ WORDS = ("river", "stone", "cloud", "lamp", "bread", "violin", "winter", "orchar
 
 
 def jsonl(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:
-    """Write rows (text is written as it is) one a line."""
+    """Write rows (text is written as it is) one per line."""
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

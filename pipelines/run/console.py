@@ -1,4 +1,4 @@
-"""What a run shows: one progress line a stage. Everything else that libraries print goes to a log file."""
+"""What a run shows: one progress line per stage. Everything else that libraries print goes to a log file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _flush() -> None:
 
 
 class Lines:
-    """Prints one line a step; on a terminal the running step has a bar."""
+    """Prints one line per step; on a terminal the running step has a bar."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console

@@ -89,7 +89,7 @@ def _promoted(row: dict[str, Any]) -> str:
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:
-    """One row a round."""
+    """One row per round."""
     result = Table(title="Rounds", title_justify="left")
     for name in ("round", "pairs", "loss", "accuracy", "margin", "win rate [95%]", "judge score", "promoted"):
         result.add_column(name, justify="right")

@@ -34,7 +34,7 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], resamples: int, confidence: float, seed: int) -> Interval:
-    """Mean with the percentile bootstrap interval (Efron 1979), resampling ``values`` (one a prompt)."""
+    """Mean with the percentile bootstrap interval (Efron 1979), resampling ``values`` (one per prompt)."""
     data = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = np.array([data[generator.integers(0, len(data), len(data))].mean() for _ in range(resamples)])

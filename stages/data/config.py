@@ -70,7 +70,7 @@ class FilterConfig(Config):
 class CurateConfig(Config):
     """From all pairs of all files to those that are trained on, and those that are held out.
 
-    ``mix`` has one entry a source, ``source_of`` the source of each input file.
+    ``mix`` has one entry per source, ``source_of`` the source of each input file.
     """
 
     mix: tuple[MixConfig, ...]

@@ -1,4 +1,4 @@
-"""What is known of every pair while it is decided which are used, as columns of a few bytes a pair."""
+"""What is known of every pair while it is decided which are used, as columns of a few bytes per pair."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Ballots:
     """The votes of one source.
 
     ``pair``, ``annotator`` and ``vote`` have one entry a vote that was given; the first two are places among the
-    source's pairs and in ``annotators``. Abstentions are not among them. ``asked`` has one entry a pair: whether
+    source's pairs and in ``annotators``. Abstentions are not among them. ``asked`` has one entry per pair: whether
     annotators were asked about it, also if all of them abstained.
     """
 

@@ -27,7 +27,7 @@ _SEQUENCES = 128
 
 
 def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Sample every prompt; ``records.arrow`` holds one row a sample, in the prompts' order.
+    """Sample every prompt; ``records.arrow`` holds one row per sample, in the prompts' order.
 
     Raises:
         StageError: no prompt can be answered (it leaves no room, or the template refuses it), or all answers are empty.

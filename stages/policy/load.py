@@ -30,7 +30,7 @@ def load_policy(path: Path, device: torch.device, trainable: bool = False) -> An
 
 
 def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: Precision = "bf16") -> Any:
-    """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits a weight
+    """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits per weight
     (bitsandbytes: NF4 with products in ``precision``, arXiv:2305.14314, or LLM.int8, arXiv:2208.07339).
 
     On CPU attention runs as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence

@@ -97,7 +97,7 @@ def _container(blocks: Blocks, suffix: str, limits: Limits) -> bytes:
 
 
 def _json(blocks: Blocks, begins: bytes, suffix: str, limits: Limits) -> bytes:
-    """One JSON text, or one a line: the latter if the first line is whole and more follow, whatever the suffix."""
+    """One JSON text, or one per line: the latter if the first line is whole and more follow, whatever the suffix."""
     line = blocks.first_line(limits.max_row_bytes)
     many = suffix in (".jsonl", ".ndjson")
     if line is None:

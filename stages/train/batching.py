@@ -1,4 +1,4 @@
-"""Which pairs an optimizer step sees, and who of the workers takes which. Pure and deterministic."""
+"""Which pairs an optimizer step sees, and which worker takes which. Pure and deterministic."""
 
 from __future__ import annotations
 

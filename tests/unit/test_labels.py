@@ -114,7 +114,7 @@ def test_bradley_terry_comes_out_where_its_equations_say() -> None:
     votes += [(n, 0, REJECTED) for n, (_, down) in enumerate(wins) for _ in range(down)]
     p = bradley_terry(made(4, votes, 1), chosen, rejected)
     odds = p / (1 - p)
-    assert odds[0] * odds[1] == pytest.approx(odds[2])  # strengths: one number an answer, so ratios multiply
+    assert odds[0] * odds[1] == pytest.approx(odds[2])  # strengths: one number per answer, so ratios multiply
     assert p[3] == pytest.approx(1 - p[2])
     expected, won = np.zeros(4), np.zeros(4)
     for n, (up, down) in enumerate(wins):

@@ -218,7 +218,7 @@ def test_micro_batches_are_as_large_as_the_bound_allows() -> None:
     assert micro_batches(pairs, "shared", 48) == [[0, 1, 2], [3, 4, 5]]
     assert micro_batches(pairs, "shared", 47) == [[0, 1], [2, 3], [4, 5]]
     assert micro_batches(pairs, "packed", 48) == [[0, 1], [2, 3], [4, 5]]
-    assert micro_batches(pairs, "padded", 64) == [[0, 1], [2, 3], [4, 5]]  # 12 tokens a sequence, 16 with padding
+    assert micro_batches(pairs, "padded", 64) == [[0, 1], [2, 3], [4, 5]]  # 12 tokens per sequence, 16 with padding
     assert micro_batches(pairs, "padded", 63) == [[n] for n in range(6)]
     assert micro_batches([], "shared", 60) == []
 

@@ -86,7 +86,7 @@ def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
     rollout = values.get("rollout")
     if prompts.train and rollout is not None and rollout.samples < 2:
-        yield Fault(("rollout", "samples"), "a pair needs at least 2 samples a prompt")
+        yield Fault(("rollout", "samples"), "a pair needs at least 2 samples per prompt")
 
 
 def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:

@@ -77,7 +77,7 @@ def _lookup(row: Row, path: str, name: str) -> Any:
 
 def column(row: Row, name: str) -> str | None:
     """The column that a field stands in, or None."""
-    for alias in ALIASES[name]:  # a loop: this is asked a dozen times a row
+    for alias in ALIASES[name]:  # a loop: this is asked a dozen times per row
         if row.get(alias) is not None:
             return alias
     return None

@@ -30,7 +30,7 @@ def _norm_backward(grad: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor, 
 
 
 class _AddNorm(torch.autograd.Function):
-    """Keeps the sum and one number a token."""
+    """Keeps the sum and one number per token."""
 
     @staticmethod
     def forward(

@@ -2,7 +2,7 @@
 
 The logits of all response tokens never stand in memory together, and none of them twice: while a chunk's
 probabilities are at hand, the loss of its pairs is asked for and the gradient taken through the head at once. What
-is kept for the backward pass is one hidden-size row a token.
+is kept for the backward pass is one hidden-size row per token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Weigh = Callable[[int, int, Tensor, Tensor], Tensor]
 ``first`` to ``last``, both float32 [2 * (last - first)], chosen and rejected in turn."""
 
 _ROWS = 1024
-"""Response tokens a chunk: [1024, vocabulary] in the products' precision is what stands in memory at a time."""
+"""Response tokens per chunk: [1024, vocabulary] in the products' precision is what stands in memory at a time."""
 _SLICE = 16
 """Rows a pass of the softmax: small enough for the cache."""
 

@@ -1,5 +1,5 @@
 """What a training minimises.
 
-Log-probabilities of pairs under policy and reference come in, one loss a pair and detached rewards go out.
+Log-probabilities of pairs under policy and reference come in, one loss per pair and detached rewards go out.
 It imports ``base``, ``core.tokens`` and torch; its ``config`` no torch.
 """

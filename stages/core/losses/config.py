@@ -117,7 +117,7 @@ class BcoLoss(_Loss):
 
 
 class CustomLoss(Plugin, _Loss):
-    """The user's own loss: a function called with (x: LossInput, beta, **options) that returns one loss a pair."""
+    """The user's own loss: a function called with (x: LossInput, beta, **options) that returns one loss per pair."""
 
 
 class ConstraintConfig(Plugin):

@@ -1,4 +1,4 @@
-"""Preference losses: one pure function each, from log-probabilities to one loss a pair.
+"""Preference losses: one pure function each, from log-probabilities to one loss per pair.
 
 Notation of the docstrings: w is the chosen and l the rejected response, |y| a response's counted tokens, s the
 logistic function, u = log pi(y) - log ref(y) the log-ratio and r = beta * u the implicit reward of a response.
@@ -289,7 +289,7 @@ def aot(x: LossInput, beta: float, *, label_smoothing: float = 0.0) -> Tensor:
 
 
 LossFn = Callable[..., Tensor]
-"""Called with (x: LossInput, beta: float, **options); one loss a pair, with its graph."""
+"""Called with (x: LossInput, beta: float, **options); one loss per pair, with its graph."""
 
 LOSSES: Mapping[str, LossFn] = {
     "sigmoid": sigmoid, "robust": robust, "ipo": ipo, "hinge": hinge, "kto": kto, "bco": bco, "simpo": simpo,

@@ -24,7 +24,7 @@ _LINEAR_FROM = 20.0
 
 
 class UserFunctionError(ValueError):
-    """A user's loss or constraint returned something that is not one finite number a pair."""
+    """A user's loss or constraint returned something that is not one finite number per pair."""
 
 
 class Rewards(NamedTuple):
@@ -104,7 +104,7 @@ class Objective:
         """The outcome for ``pairs``, whose log-probabilities are ``x``.
 
         Raises:
-            UserFunctionError: a user's function returned something that is not one finite number a pair.
+            UserFunctionError: a user's function returned something that is not one finite number per pair.
         """
         parts: dict[str, Tensor] = {}
         measured = self._measured(x)
@@ -217,7 +217,7 @@ def _check(value: Any, use: str, x: LossInput, pairs: Sequence[EncodedPair]) -> 
     Raises:
         UserFunctionError: it is not a tensor, of another shape or type than ``x.chosen``, or not finite.
     """
-    expected = f"expected a tensor of {x.chosen.dtype} with shape {list(x.chosen.shape)}, one value a pair"
+    expected = f"expected a tensor of {x.chosen.dtype} with shape {list(x.chosen.shape)}, one value per pair"
     if not isinstance(value, Tensor):
         raise UserFunctionError(f"{use} returned a {type(value).__name__}; {expected}")
     if value.shape != x.chosen.shape or value.dtype != x.chosen.dtype:

@@ -44,7 +44,7 @@ class Counts:
         return len(np.unique(np.asarray(self._prompts, np.uint64)))
 
     def files(self, tasks: tuple[str, ...]) -> list[dict[str, Any]]:
-        """One entry a file, in the order of their first rows."""
+        """One entry per file, in the order of their first rows."""
         return [
             {
                 "input": index,

@@ -1,4 +1,4 @@
-"""Rows that stand more than once, found by sorting 64-bit hashes: 8 bytes a row.
+"""Rows that stand more than once, found by sorting 64-bit hashes: 8 bytes per row.
 
 Two different rows share a hash once in about 2^64 / n^2 data sets of n rows.
 """

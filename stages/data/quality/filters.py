@@ -43,8 +43,8 @@ def quiet(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """``factors`` has a float32 array a file, one number a row: 0 for a dropped pair, 1 for one that is kept, between
-    for one whose weight is multiplied.
+    """``factors`` has a float32 array per file, one number per row: 0 for a dropped pair, 1 for one that is kept,
+    between for one whose weight is multiplied.
 
     ``dropped`` counts each dropped row once, under the first reason (in the order of ``FilterConfig``);
     ``down_weighted`` counts a row that stays under every reason that lowered its weight.

@@ -3,7 +3,7 @@
 MinHash (Broder 1997, "On the resemblance and containment of documents"): the smallest hash of a set under a random
 permutation is that of another set with probability equal to their Jaccard similarity s. Signatures of ``_PERMUTATIONS``
 such values are cut into b bands of r; two rows share a band with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman and
-Ullman, "Mining of Massive Datasets", 3.4). Of a signature only one 32-bit hash a band is kept, and later the earlier
+Ullman, "Mining of Massive Datasets", 3.4). Of a signature only one 32-bit hash per band is kept, and later the earlier
 row with the same hash, so that a row takes 4b bytes.
 """
 
