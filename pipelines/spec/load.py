@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from pipelines.spec.models import PipelineSpec, SourceSpec, explain_type
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
 from stages.base import Config
 from stages.core.losses.config import UNKNOWN_NAME
+from stages.hints import closest, hint
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def find(name: str) -> Path:
             return Path(name).resolve()
     if name in bundled:
         return bundled[name]
-    close = difflib.get_close_matches(name, bundled, 1)
-    hint = f'; did you mean the recipe "{close[0]}"?' if close else f"; recipes: {', '.join(bundled)}"
-    raise SpecError([Problem(name, f"no such file or recipe{hint}")])
+    close = closest(name, bundled)
+    meant = f'did you mean the recipe "{close}"?' if close else f"recipes: {', '.join(bundled)}"
+    raise SpecError([Problem(name, f"no such file or recipe; {meant}")])
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
@@ -210,6 +210,4 @@ def _models(annotation: Any, tags: tuple[str, ...]) -> Iterator[type[Config]]:
 
 
 def _unknown_key(key: str, fields: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, fields, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(fields)}"
-    return f"unknown key; {hint}"
+    return f"unknown key; {hint(key, fields)}"

@@ -6,12 +6,12 @@ and therefore refused, in a spec as well as in an adapter that is given.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.hints import hint
 from stages.io.filenames import ADAPTER
 from stages.policy.config import PROMPT_LEARNING, TYPES, unknown_type
 
@@ -40,9 +40,8 @@ def faults(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for name, value in settings.items():
         if name != "peft_type" and name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(known)}"
-            found.append((name, f"not a setting of {settings['peft_type']} that Rondo hands to peft; {hint}"))
+            what = f"not a setting of {settings['peft_type']} that Rondo hands to peft"
+            found.append((name, f"{what}; {hint(name, known)}"))
         elif name in _ALLOWED and value not in _ALLOWED[name]:
             valid = ", ".join(json.dumps(v) for v in _ALLOWED[name] if v is not None)
             found.append((name, f"expected one of {valid}, got {value!r}"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from stages.base import Config
+from stages.hints import hint
 
 Quantization = Literal["4bit", "8bit"]
 
@@ -52,6 +52,4 @@ def unknown_type(peft_type: Any) -> str | None:
     """What is wrong with a ``peft_type``, or None."""
     if peft_type in TYPES:
         return None
-    close = difflib.get_close_matches(str(peft_type).upper(), TYPES, 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(TYPES)}"
-    return f"expected a peft_type that Rondo trains, got {peft_type!r}; {hint}"
+    return f"expected a peft_type that Rondo trains, got {peft_type!r}; {hint(str(peft_type).upper(), TYPES)}"

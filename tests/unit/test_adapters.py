@@ -81,7 +81,7 @@ def test_pefts_own_settings_are_taken(folder: Path, text: str) -> None:
             "train.peft",
             "`feedforward_modules` should be a subset of `target_modules`",
         ),
-        ("{peft_type: PREFIX_TUNNING}", "train.peft", "did you mean PREFIX_TUNING?"),
+        ("{peft_type: PREFIX_TUNNING}", "train.peft", "did you mean 'PREFIX_TUNING'?"),
         ("{peft_type: ADALORA}", "train.peft", "expected a peft_type that Rondo trains, got 'ADALORA'"),
         ("{r: 4}", "train.peft", "needs peft_type"),
         ("{peft_type: LORA, r: 2024-01-01}", "train.peft", "only text, finite numbers"),

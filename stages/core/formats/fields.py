@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from stages.core.errors import RowError, kind, names
+from stages.hints import closest
 
 Row = Mapping[str, Any]
 
@@ -69,9 +69,9 @@ def _lookup(row: Row, path: str, name: str) -> Any:
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
-            close = difflib.get_close_matches(path, map(str, row), 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; the row has {names(row)}"
-            raise RowError(name, f"no column {path!r}, which fields.{name} names{hint}")
+            close = closest(path, map(str, row))
+            found = f"did you mean {close!r}?" if close else f"the row has {names(row)}"
+            raise RowError(name, f"no column {path!r}, which fields.{name} names; {found}")
     return value
 
 

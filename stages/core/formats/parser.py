@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from stages.core.formats.config import FormatConfig
 from stages.core.formats.fields import ALIASES, CANDIDATES, Row, candidates, column, mapped, number, probability
 from stages.core.formats.messages import check_text, json_text
 from stages.core.records import Message, Messages, PreferencePair, Prompt, content_id
+from stages.hints import closest
 
 Parse = Callable[[Row], list[PreferencePair]]
 
@@ -139,12 +139,12 @@ def _holds_scores(completions: Any) -> bool:
 def _unknown(row: Row) -> str:
     known = dict.fromkeys(chain(*ALIASES.values(), *CANDIDATES))
     close = [
-        f"{match[0]!r} for {str(name)!r:.40}"
+        f"{match!r} for {str(name)!r:.40}"
         for name in row
-        if name not in known and (match := difflib.get_close_matches(str(name), known, 1, 0.75))
+        if name not in known and (match := closest(str(name), known, 0.75))
     ]
-    hint = f"; did you mean {', '.join(close)}?" if close else "; name its columns under fields (docs/formats.md)"
-    return f"no known shape of preference data: the row has {names(row)}{hint}"
+    todo = f"did you mean {', '.join(close)}?" if close else "name its columns under fields (docs/formats.md)"
+    return f"no known shape of preference data: the row has {names(row)}; {todo}"
 
 
 def _common_columns(row: Row) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The formulas are in ``stages.core.losses.functions``; ``docs/losses.md`` is the 
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Po
 from pydantic_core import PydanticCustomError
 
 from stages.base import Config, Plugin
+from stages.hints import closest
 
 LabelSmoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -162,9 +162,10 @@ def _named(
         if isinstance(value, Mapping) and "use" not in value:
             raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": f"name the {what} with use; valid: {valid}"})
         shown = reprlib.repr(value if use is None else use)
-        close = difflib.get_close_matches(str(use), meant, 1, 0.5)
-        hint = f"did you mean {meant[close[0]]!r}? " if close else ""
-        raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": f"unknown {what} {shown}; {hint}valid: {valid}"})
+        close = closest(str(use), meant)
+        question = f"did you mean {meant[close]!r}? " if close else ""
+        text = f"unknown {what} {shown}; {question}valid: {valid}"
+        raise PydanticCustomError(UNKNOWN_NAME, "{text}", {"text": text})
 
     return check
 

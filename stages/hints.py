@@ -1,0 +1,18 @@
+"""What to say about a name that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that was probably meant, or None. ``cutoff`` is difflib's: 1 for equal names, 0 for any."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
+
+
+def hint(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The name that was probably meant as a question, or else all that are valid."""
+    known = list(known)
+    meant = closest(name, known, cutoff)
+    return f"did you mean {meant!r}?" if meant else f"valid: {', '.join(known)}"
