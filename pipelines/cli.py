@@ -132,7 +132,7 @@ def data(
         planned = datareport.plan(what, overrides or ())
     except SpecError as error:
         refuse_all(error)
-    raise typer.Exit(datareport.execute(planned, open_store(store), html, as_json, verbose))
+    raise typer.Exit(datareport.make(planned, open_store(store), html, as_json, verbose))
 
 
 @app.command()

@@ -69,7 +69,7 @@ def _report(sources: Sequence[SourceSpec], folder: Path, others: Mapping[str, St
     return Step("data/report", QUALITY, config, {**pairs, **others})
 
 
-def execute(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bool, verbose: bool) -> int:
+def make(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bool, verbose: bool) -> int:
     """Make the report and show it; ``html`` is where to put a copy of the page. Returns the exit code."""
     log = store.local / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-data.log"
     with console.terminal(log, verbose, to_stderr=as_json) as terminal:

@@ -1,6 +1,6 @@
 """The artifact store: content-addressed folders on a local disk or an object store (through pyarrow.fs).
 
-Layout below the store's root:
+What stands below the store's root:
 
     artifacts/<fingerprint>/<attempt>/...      files of one attempt, immutable once committed
     artifacts/<fingerprint>/manifest.json      written last; names the attempt. Without it nothing is there.

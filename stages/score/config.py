@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from stages.base import Config
-from stages.core.forward.config import Layout, Precision
+from stages.core.forward.config import LayoutChoice, Precision
 from stages.core.losses.config import ObjectiveConfig
 from stages.policy.config import Quantization
 
 
 class ReferenceConfig(Config):
     precision: Precision = "bf16"
-    layout: Layout = "auto"
+    layout: LayoutChoice = "auto"
     mismatched: bool = False
     """Also score every prompt with another prompt's answer, which ``kto`` estimates the divergence from."""
     quantization: Quantization | None = None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from stages.base import Config, Share, plain
-from stages.core.forward.config import Layout, Precision
+from stages.core.forward.config import LayoutChoice, Precision
 from stages.core.losses.config import ObjectiveConfig
 from stages.policy.config import PROMPT_LEARNING, TYPES, Quantization, unknown_type
 
@@ -39,7 +39,7 @@ class TrainConfig(ObjectiveConfig):
     max_grad_norm: PositiveFloat = 1.0
     precision: Precision = "bf16"
     """Precision of the products; weights and log-probability sums are always float32."""
-    layout: Layout = "auto"
+    layout: LayoutChoice = "auto"
     """How pairs are laid out. The results are the same but for rounding, so the reference is made in the same one."""
     lora: LoraConfig | None = None
     peft: dict[str, Any] | None = None

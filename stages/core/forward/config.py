@@ -5,6 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 Precision = Literal["bf16", "fp32"]
-Layout = Literal["auto", "shared", "packed", "padded"]
+LayoutChoice = Literal["auto", "shared", "packed", "padded"]
 """How pairs lie in a forward pass (``stages.core.forward.packing``); ``auto`` is the best
 that the model can be run in."""

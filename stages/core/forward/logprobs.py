@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.core.forward.config import LayoutChoice
 from stages.core.forward.decoder import PackedDecoder, is_llama_like
 from stages.core.forward.head import FusedHead, Weigh
 from stages.core.forward.packing import Batch, Layout, collate
@@ -117,11 +118,10 @@ def _scaled(logits: Tensor, config: Any) -> Tensor:
     return logits
 
 
-def choose_layout(model: Any, wanted: str) -> Layout:
+def choose_layout(model: Any, wanted: LayoutChoice) -> Layout:
     """The layout to use: the wanted one, or with ``auto`` the best that the model can be run in."""
     if wanted != "auto":
-        chosen: Layout = wanted  # type: ignore[assignment]
-        return chosen
+        return wanted
     packs = is_llama_like(decoder_of(model)) and not is_prompt_learning(model)
     return "shared" if packs and agrees(model, "shared") else "padded"
 

@@ -9,10 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from stages.data.quality.text import digest, words
-from stages.io.tables import read_table
+from stages.io.tables import read_table, stream_columns
 from stages.readers import Place
 
 _SLICE = 1000
@@ -121,18 +119,13 @@ class Records:
 
     def stream(self, columns: Iterable[str]) -> Iterator[Row]:
         """Every row in order, with these columns."""
-        wanted = set(columns)
-        number = 0
-        for file, table in zip(self._files, self._tables, strict=True):
-            fields = [index for index, name in enumerate(table.schema.names) if name in wanted]
-            options = pa.ipc.IpcReadOptions(included_fields=fields)
-            with pa.OSFile(str(file), "rb") as source, pa.ipc.open_file(source, options=options) as reader:
-                for index in range(reader.num_record_batches):
-                    batch = reader.get_batch(index)
-                    for at in range(0, batch.num_rows, _SLICE):
-                        for values in batch.slice(at, _SLICE).to_pylist():
-                            yield Row(number, values)
-                            number += 1
+        wanted, number = sorted(set(columns)), 0
+        for file in self._files:
+            for table in stream_columns(file, wanted):
+                for at in range(0, table.num_rows, _SLICE):
+                    for values in table.slice(at, _SLICE).to_pylist():
+                        yield Row(number, values)
+                        number += 1
 
     def row(self, number: int) -> Row:
         """One row with all its columns."""
