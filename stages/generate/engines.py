@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from stages.base import StageError
 from stages.core.forward.virtual_tokens import is_prompt_learning
-from stages.generate.config import RolloutConfig, choose_engine
+from stages.generate.config import RolloutConfig
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
@@ -65,7 +65,8 @@ def weights_for(policy: Path, fingerprint: str, adapter_base: Path | None, gpu: 
 
 
 def make(config: RolloutConfig, weights: Weights, cpus: int) -> Engine:
-    if choose_engine(config.engine) == "vllm":
+    """The engine that the plan decided on (``config.choose_engine``)."""
+    if config.engine == "vllm":
         return VllmEngine(config, weights, cpus)
     return TransformersEngine(config, weights, cpus)
 
@@ -77,7 +78,7 @@ def environment(config: RolloutConfig, gpu: bool) -> dict[str, str]:
     leaves no child behind when the process ends.
     """
     shared = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if choose_engine(config.engine) != "vllm":
+    if config.engine != "vllm":
         return shared
     cpu = {} if gpu else {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}
     return shared | cpu | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -120,6 +121,7 @@ class VllmEngine:
         self.llm = LLM(
             model=str((weights.model / MODEL).absolute()),
             max_model_len=config.max_length,
+            skip_tokenizer_init=True,  # tokens go in and come out; without it the start is two seconds shorter
             seed=config.seed,
             disable_log_stats=True,
             **options,
@@ -133,6 +135,7 @@ class VllmEngine:
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
+            stop_token_ids=[load_tokenizer(weights.model).eos_token_id],
             detokenize=False,
         )
 

@@ -13,7 +13,7 @@ from stages.base import Artifact, StageContext, StageError, Summary
 from stages.core.errors import RowError
 from stages.core.records import ROLLOUTS, messages_of
 from stages.generate import engines
-from stages.generate.config import RolloutConfig, choose_engine
+from stages.generate.config import RolloutConfig
 from stages.io.filenames import RECORDS
 from stages.io.parts import map_actors
 from stages.io.quarantine import Quarantine
@@ -66,7 +66,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
         raise StageError(f"no prompt can be answered: {quarantine.summary['quarantine_reasons']}")
     if stats["empty"] == stats["rollouts"]:
         raise StageError("every answer is empty: does the model fit its chat template?")
-    return {**stats, **quarantine.summary, "prompts": total - len(rejected), "engine": choose_engine(config.engine)}
+    return {**stats, **quarantine.summary, "prompts": total - len(rejected), "engine": config.engine}
 
 
 class Generator:

@@ -162,6 +162,7 @@ class _Params:
         if temperature == 0 and n > 1:
             raise ValueError(f"n must be 1 when using greedy sampling, got {n}.")
         self.n = n
+        self.stop_token_ids = options["stop_token_ids"]
 
 
 class _LLM:
@@ -178,10 +179,13 @@ class _LLM:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_vllm_gives_every_prompt_its_samples(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_gives_every_prompt_its_samples(policy: Path, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=_LLM, SamplingParams=_Params))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
     config = RolloutConfig(engine="vllm", samples=2, temperature=temperature)
-    answers = engines.make(config, Weights(Path("policy")), 1).generate(PROMPTS)
+    vllm = engines.make(config, Weights(policy), 1)
+    assert isinstance(vllm, engines.VllmEngine)
+    assert vllm.params.stop_token_ids == [EOS]
+    answers = vllm.generate(PROMPTS)
     assert answers == [[Sample(prompt, "stop")] * 2 for prompt in PROMPTS]
