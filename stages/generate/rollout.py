@@ -14,6 +14,7 @@ from stages.core.errors import RowError
 from stages.core.records import ROLLOUTS, messages_of
 from stages.generate import engines
 from stages.generate.config import RolloutConfig
+from stages.io.allocator import keep_freed_memory
 from stages.io.filenames import RECORDS
 from stages.io.parts import map_actors
 from stages.io.quarantine import Quarantine
@@ -73,6 +74,7 @@ class Generator:
     """Holds the engine; maps slices of the prompts file to rollouts."""
 
     def __init__(self, config: RolloutConfig, weights: engines.Weights, policy: str, cpus: int) -> None:
+        keep_freed_memory()
         self.config = config
         self.policy = policy
         self.encoder = load_encoder(weights.model)

@@ -21,8 +21,11 @@ _AHEAD = 4
 def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any, **options: Any) -> Iterator[pa.Table]:
     """Run ``function(task) -> iterable of tables`` for each task, in parallel, and yield the tables in order.
 
-    Tables are streamed: nothing holds more than the few that are on their way.
+    Tables are streamed: nothing holds more than the few that are on their way. A single task needs no sharing out.
     """
+    if len(tasks) == 1:
+        yield from _one_task(function.__name__, function, tasks[0], cpus=1)
+        return
     _configure()
 
     def call(batch: pa.Table) -> Iterator[pa.Table]:
@@ -48,7 +51,8 @@ def map_actors(
     """
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
     if resources.workers == 1:
-        yield from _one_task(tasks, worker, {**arguments, "cpus": cpus}, cpus, resources.gpus, env or {})
+        inputs = worker, {**arguments, "cpus": cpus}, list(tasks)
+        yield from _one_task(worker.__name__, mapped, *inputs, cpus=cpus, gpus=resources.gpus, env=env)
         return
     _configure()
     dataset = ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map_batches(
@@ -65,9 +69,9 @@ def map_actors(
 
 
 def _one_task(
-    tasks: Sequence[Mapping[str, Any]], worker: type, arguments: Mapping[str, Any], cpus: int, gpus: float,
-    env: Mapping[str, str],
-) -> Iterator[pa.Table]:  # fmt: skip
+    name: str, function: Any, *inputs: Any, cpus: int, gpus: float = 0, env: Mapping[str, str] | None = None
+) -> Iterator[pa.Table]:
+    """The tables of ``function(*inputs)``, made in one process."""
     call = ray.remote(
         num_cpus=cpus,
         num_gpus=gpus,
@@ -75,9 +79,9 @@ def _one_task(
         max_retries=_RETRIES,
         num_returns="streaming",
         _generator_backpressure_num_objects=_AHEAD,
-    )(mapped)
+    )(function)
     options = {"runtime_env": {"env_vars": dict(env)}} if env else {}
-    tables = call.options(name=worker.__name__, **options).remote(worker, dict(arguments), list(tasks))
+    tables = call.options(name=name, **options).remote(*inputs)
     try:
         for table in tables:
             yield ray.get(table)
