@@ -14,7 +14,7 @@ from benchmarks.pairs import pair
 from stages.core.formats import parse_pair
 from stages.core.tokens.pair import EncodedPair
 from stages.core.tokens.templates import ChatEncoder
-from stages.policy.materialise import convert_gguf
+from stages.policy.convert import convert_gguf
 
 _CACHE = Path(__file__).parent / ".cache"
 

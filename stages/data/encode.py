@@ -19,7 +19,6 @@ from stages.io.filenames import RECORDS, TOKENISED
 from stages.io.parts import map_tasks
 from stages.io.quarantine import Quarantine
 from stages.io.tables import read_table, write_table
-from stages.policy.load import load_encoder
 
 _SLICE = 1000
 _CUTS = ("prompt", "response")
@@ -55,6 +54,8 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
 
 def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Some rows of a pairs file as rows of ``TOKENS``; then those that cannot be used, each with a reason."""
+    from stages.policy.load import load_encoder  # here, since the driver does without transformers
+
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many tasks as CPUs; each takes one
     encoder = load_encoder(Path(task["policy"]))
     records = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"])

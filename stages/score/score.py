@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from stages.base import Artifact, StageContext, StageError, Summary
-from stages.core.forward.logprobs import ResponseLogprobs, agrees, choose_layout, freeze
-from stages.core.forward.packing import collate, micro_batches
+from stages.base import Artifact, StageContext, Summary
 from stages.core.records import LOGPROBS
-from stages.core.tokens.pair import EncodedPair
-from stages.data.shards import ShardData
-from stages.io.allocator import keep_freed_memory
 from stages.io.filenames import shard_files
 from stages.io.parts import map_actors
 from stages.io.tables import read_table, write_table
-from stages.policy.load import device_of_worker, load_model, load_policy, product_precision
 from stages.score.config import ReferenceConfig
 
 _SLICE = 64
-_TOKENS = 2048
 
 
 def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -33,7 +23,7 @@ def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageC
     total = sum(rows)
     tasks = [{"start": start, "stop": min(start + _SLICE, total)} for start in range(0, total, _SLICE)]
     tables = map_actors(
-        tasks, Scorer, context.resources,
+        tasks, "stages.score.scorer:Scorer", context.resources,
         config=config, policy=str(inputs["policy"].path), shards=str(inputs["shards"].path),
     )  # fmt: skip
     logprobs: list[pa.Table] = []
@@ -46,47 +36,3 @@ def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageC
         write_table(context.output / shard.name, [everything.slice(start, count)], LOGPROBS)
         start += count
     return {"pairs": total}
-
-
-class Scorer:
-    """Holds the reference model; maps ranges of pairs to log-probabilities (float32 sums)."""
-
-    def __init__(self, config: ReferenceConfig, policy: str, shards: str, cpus: int) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(cpus)
-        self.device = device_of_worker()
-        self.config = config
-        precision = product_precision(config.precision, self.device)
-        self.data = ShardData(Path(shards))
-        if config.quantization is None:
-            model = load_policy(Path(policy), self.device).eval()
-        else:
-            model = load_model(Path(policy), self.device, config.quantization, config.precision).eval()
-        self.layout = choose_layout(model, config.layout)
-        if config.quantization is None and not agrees(model, self.layout):
-            raise StageError(
-                f"{type(model).__name__} treats its attention or its logits in a way that Rondo does not know; "
-                "try train.layout: padded"
-            )
-        frozen = freeze(model.requires_grad_(False), precision)
-        self.model = ResponseLogprobs(frozen, self.layout, precision)
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for task in batch.to_pylist():
-            indices = range(task["start"], task["stop"])
-            pairs = self.data.pairs(indices)
-            own = self.score(pairs)
-            other = torch.zeros(len(pairs))
-            if self.config.mismatched:
-                other = self.score(self.data.mismatched(indices))[:, 0]
-            columns = [pa.array(column.numpy()) for column in (*own.unbind(1), other)]
-            yield pa.table([pa.array([pair.pair_id for pair in pairs]), *columns], schema=LOGPROBS)
-
-    @torch.no_grad()
-    def score(self, pairs: Sequence[EncodedPair]) -> Tensor:
-        """Log-probabilities of chosen and rejected responses, float32 [pairs, 2]."""
-        result = torch.zeros(len(pairs), 2)
-        for group in micro_batches(pairs, self.layout, _TOKENS):
-            batch = collate([pairs[i] for i in group], self.layout).to(self.device)
-            result[group] = self.model(batch).logprobs.view(-1, 2).cpu()
-        return result

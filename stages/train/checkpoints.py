@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from stages.io.filenames import METRICS
+from stages.train.latest import PROGRESS, step_of
 from stages.train.sharding import is_sharded
 
 _TENSORS = "state.safetensors"
-_PROGRESS = "progress.json"
 _WEIGHT, _MOMENT = "weight.", "optimizer."
 
 
@@ -51,17 +51,7 @@ def save(state: TrainState, folder: Path) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(state).items()}
         save_file(tensors, folder / _TENSORS)
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
-    (folder / _PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
-
-
-def newest(folders: Iterable[Path | None]) -> Path | None:
-    """The checkpoint of the latest step among those that are there."""
-    found = [folder for folder in folders if folder is not None and (folder / _PROGRESS).is_file()]
-    return max(found, key=_step, default=None)
-
-
-def _step(folder: Path) -> int:
-    return int(json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"])
+    (folder / PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -87,7 +77,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     by_index = {index: moments[name] for index, name in enumerate(parameters) if name in moments}
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": by_index, "param_groups": groups})
-    step = _step(folder)
+    step = step_of(folder)
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     return TrainState(model, optimizer, step, rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -17,11 +16,9 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from stages.base import StageError, TrainResources
-from stages.train.session import Arguments, train_worker
-
-_RUN = "ray-train"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train writes down which of its checkpoints are complete."""
+from stages.train.arguments import Arguments
+from stages.train.latest import RAY_TRAIN, forget_torn_state
+from stages.train.session import train_worker
 
 
 def fit(arguments: Arguments, work: Path) -> Path:
@@ -31,15 +28,15 @@ def fit(arguments: Arguments, work: Path) -> Path:
         StageError: a worker failed, or the workers were lost too often.
     """
     resources = arguments.resources
-    _forget_torn_state(work / _RUN)
-    if arguments.start is not None and not arguments.start.is_relative_to(work / _RUN):
-        shutil.rmtree(work / _RUN, ignore_errors=True)  # behind the checkpoint that training starts from
+    forget_torn_state(work / RAY_TRAIN)
+    if arguments.start is not None and not arguments.start.is_relative_to(work / RAY_TRAIN):
+        shutil.rmtree(work / RAY_TRAIN, ignore_errors=True)  # behind the checkpoint that training starts from
     trainer = _Trainer(
         distributed_worker,
         train_loop_config={"arguments": arguments},
         scaling_config=scaling(resources, arguments.cpus),
         run_config=ray.train.RunConfig(
-            name=_RUN,
+            name=RAY_TRAIN,
             storage_path=str(work),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -90,35 +87,12 @@ def own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _forget_torn_state(run: Path) -> None:
-    """Ray Train rewrites its snapshot in place; one that was cut short by a kill would fail every later start."""
-    snapshot = run / _SNAPSHOT
-    if not snapshot.exists():
-        return
-    try:
-        json.loads(snapshot.read_text(encoding="utf-8"))
-    except ValueError:
-        print(f"{snapshot} was cut short; training starts from the beginning", flush=True)
-        shutil.rmtree(run)
-
-
 def _plain(error: Exception) -> StageError:
     """The worker's own reason, out of Ray's wrapping."""
     reasons = getattr(error, "worker_failures", {}) or {}
     causes = [getattr(reason, "_base_exc", reason) for reason in reasons.values()]
     first = causes[0] if causes else error
     return StageError(str(first).strip().splitlines()[-1] if str(first).strip() else repr(first))
-
-
-def newest(work: Path) -> Path | None:
-    """The newest checkpoint that all workers of an earlier attempt handed in."""
-    _forget_torn_state(work / _RUN)
-    snapshot = work / _RUN / _SNAPSHOT
-    if not snapshot.exists():
-        return None
-    latest = json.loads(snapshot.read_text(encoding="utf-8")).get("latest_checkpoint_result")
-    folder = work / _RUN / latest["checkpoint_dir_name"] if latest else None
-    return folder if folder is not None and folder.is_dir() else None
 
 
 def distributed_worker(config: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +21,11 @@ from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
 from stages.policy.load import device_of_worker, product_precision
 from stages.train import checkpoints
+from stages.train.arguments import Arguments
 from stages.train.checkpoints import TrainState
 from stages.train.config import TrainConfig
 from stages.train.gradients import MicroBatchError
+from stages.train.latest import newest
 from stages.train.loop import NotFiniteError, train_steps
 from stages.train.policy import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, is_sharded, shards, whole_weights
@@ -32,25 +33,6 @@ from stages.train.worker import Worker
 
 _NAMED = 10
 """Pairs that an error names."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What the driver tells every worker."""
-
-    config: TrainConfig
-    resources: TrainResources
-    cpus: int
-    paths: dict[str, str]
-    """Folders of the stage's inputs, by name."""
-    progress: Any
-    """The board (``stages.io.board``)."""
-    scratch: str
-    """Folder that checkpoints are put together in."""
-    importable: tuple[str, ...]
-    """The driver's ``sys.path``: the user's own losses stand beside the spec."""
-    start: Path | None
-    """The newest checkpoint of earlier attempts, which may have had another number of workers."""
 
 
 class Session(Protocol):
@@ -90,7 +72,7 @@ def train_worker(arguments: Arguments, session: Session) -> None:
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
     with session.latest() as own:
-        if (folder := checkpoints.newest([own, arguments.start])) is not None:
+        if (folder := newest([own, arguments.start])) is not None:
             state = checkpoints.load(folder, bare, optimizer)
             print(f"continued from step {state.step}", flush=True)
     worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)

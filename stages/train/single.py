@@ -14,9 +14,9 @@ import ray
 
 from stages.base import StageError
 from stages.io.allocator import give_back_memory
-from stages.train.session import Arguments, train_worker
+from stages.train.arguments import Arguments
+from stages.train.latest import SINGLE, newest, of_single
 
-_FOLDER = "checkpoints"
 _KEPT = 2
 """Checkpoints that are kept."""
 
@@ -45,7 +45,7 @@ def fit(arguments: Arguments, work: Path) -> Path:
     except KeyboardInterrupt:
         ray.cancel(running, force=True)
         raise
-    last = newest(work)
+    last = newest(of_single(work))
     assert last is not None
     return last
 
@@ -58,6 +58,8 @@ def _reason(error: BaseException) -> str:
 
 
 def single_worker(arguments: Arguments, work: Path) -> None:
+    from stages.train.session import train_worker  # here, since the driver does without torch
+
     try:
         train_worker(arguments, SingleSession(work))
     finally:
@@ -74,22 +76,13 @@ class SingleSession:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        yield newest(self._work)
+        yield newest(of_single(self._work))
 
     def report(self, step: int, checkpoint: Path | None) -> None:
         """A whole folder gets its name at once, so that none is ever read half written."""
         assert checkpoint is not None
-        folder = self._work / _FOLDER
+        folder = self._work / SINGLE
         folder.mkdir(exist_ok=True)
         checkpoint.rename(folder / f"step-{step:08d}")
-        for old in _complete(self._work)[:-_KEPT]:
+        for old in of_single(self._work)[:-_KEPT]:
             shutil.rmtree(old)
-
-
-def newest(work: Path) -> Path | None:
-    found = _complete(work)
-    return found[-1] if found else None
-
-
-def _complete(work: Path) -> list[Path]:
-    return sorted((work / _FOLDER).glob("step-*"))

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import ray
 
@@ -13,10 +14,10 @@ from stages.base import Artifact, StageContext, StageError, Summary, TrainResour
 from stages.core.metrics import BY_TASK
 from stages.io.board import board
 from stages.io.filenames import ADAPTER, METRICS, MODEL
-from stages.train import distributed, single
-from stages.train.checkpoints import newest
+from stages.train import single
+from stages.train.arguments import Arguments
 from stages.train.config import TrainConfig
-from stages.train.session import Arguments
+from stages.train.latest import newest, of_ray_train, of_single
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -31,14 +32,13 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     resources = context.resources
     assert isinstance(resources, TrainResources)
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
-    fit = single.fit if resources.worker_range == (1, 1) else distributed.fit
     with board(context.progress) as progress:
         arguments = Arguments(
             config, resources, cpus, {name: str(artifact.path) for name, artifact in inputs.items()}, progress,
-            str(context.work), tuple(sys.path), newest([single.newest(context.work), distributed.newest(context.work)]),
+            str(context.work), tuple(sys.path), newest([*of_single(context.work), of_ray_train(context.work)]),
         )  # fmt: skip
         try:
-            folder = fit(arguments, context.work)
+            folder = _fit(arguments, context.work)
         except StageError as error:
             if (reason := ray.get(progress.failure.remote())) is not None:
                 raise StageError(reason) from error
@@ -49,6 +49,14 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
         if (path := folder / name).exists():
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
     return summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+
+
+def _fit(arguments: Arguments, work: Path) -> Path:
+    if arguments.resources.worker_range == (1, 1):
+        return single.fit(arguments, work)
+    from stages.train import distributed  # here, since the driver of a single worker does without torch
+
+    return distributed.fit(arguments, work)
 
 
 def summarise(metrics: list[dict[str, float]]) -> Summary:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from stages.generate import config as generate_config
-from stages.generate import engines
+from stages.generate import engines, serving
 from stages.generate.config import RolloutConfig, choose_engine
-from stages.generate.engines import Sample, TransformersEngine, Weights
+from stages.generate.engines import Sample, TransformersEngine
+from stages.generate.serving import Weights
 from stages.io.filenames import ADAPTER, MODEL
 from tests import memory, tiny
 
@@ -33,7 +34,7 @@ def engine(policy: Path, **config: Any) -> TransformersEngine:
 
 def test_on_a_gpu_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     (tmp_path / "policy" / ADAPTER).mkdir(parents=True)
-    weights = engines.weights_for(tmp_path / "policy", "a1b2" * 16, tmp_path / "base", gpu=True)
+    weights = serving.weights_for(tmp_path / "policy", "a1b2" * 16, tmp_path / "base", gpu=True)
     assert weights.model == tmp_path / "base"
     assert weights.adapter == tmp_path / "policy" / ADAPTER
 
@@ -41,7 +42,7 @@ def test_on_a_gpu_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
 def test_an_adapters_name_changes_with_its_content(tmp_path: Path) -> None:
     (tmp_path / ADAPTER).mkdir()
     names = [
-        engines.weights_for(tmp_path, fingerprint, tmp_path / "base", gpu=True).adapter_name
+        serving.weights_for(tmp_path, fingerprint, tmp_path / "base", gpu=True).adapter_name
         for fingerprint in ("a" * 64, "b" * 64, "a" * 64)
     ]
     assert names[0] == names[2]
@@ -60,7 +61,7 @@ def test_an_adapters_name_changes_with_its_content(tmp_path: Path) -> None:
 def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base: bool, gpu: bool) -> None:
     if adapter:
         (tmp_path / ADAPTER).mkdir()
-    assert engines.weights_for(tmp_path, "a" * 64, tmp_path / "base" if base else None, gpu) == Weights(tmp_path)
+    assert serving.weights_for(tmp_path, "a" * 64, tmp_path / "base" if base else None, gpu) == Weights(tmp_path)
 
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "vllm"), (False, "transformers")])
@@ -73,16 +74,16 @@ def test_auto_takes_vllm_where_it_is_installed(installed: bool, expected: str, m
 
 def test_the_environment_keeps_engines_offline_and_within_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    cpu = engines.environment(RolloutConfig(engine="vllm"), gpu=False)
-    gpu = engines.environment(RolloutConfig(engine="vllm"), gpu=True)
-    plain = engines.environment(RolloutConfig(engine="transformers"), gpu=False)
+    cpu = serving.environment(RolloutConfig(engine="vllm"), gpu=False)
+    gpu = serving.environment(RolloutConfig(engine="vllm"), gpu=True)
+    plain = serving.environment(RolloutConfig(engine="transformers"), gpu=False)
     assert all(env["HF_HUB_OFFLINE"] == "1" for env in (cpu, gpu, plain))
     assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert int(cpu["VLLM_CPU_KVCACHE_SPACE"]) > 0
     assert "VLLM_CPU_KVCACHE_SPACE" not in gpu
     assert not any(name.startswith("VLLM") for name in plain)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
-    assert engines.environment(RolloutConfig(engine="vllm"), gpu=False)["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert serving.environment(RolloutConfig(engine="vllm"), gpu=False)["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
 def test_a_spec_that_says_transformers_gets_it(policy: Path) -> None:

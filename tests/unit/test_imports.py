@@ -68,3 +68,17 @@ except SystemExit as end:
     assert end.code == 2, end.code
 """
     assert not roots(program) & HEAVY
+
+
+def test_the_driver_of_a_stage_does_without_torch() -> None:
+    program = """
+import sys
+from stages.base import resolve
+from stages.catalog import STAGES
+for stage in STAGES:
+    if stage.name not in ("heldout", "quality"):  # these do their work themselves
+        resolve(stage.run)
+"""
+    loaded = roots(program)
+    assert "ray" in loaded
+    assert not loaded & {"vllm", "torch", "transformers", "peft"}

@@ -11,7 +11,8 @@ from stages.core.records import PROMPTS
 from stages.core.tokens.templates import ChatEncoder
 from stages.generate.config import RolloutConfig
 from stages.generate.engines import Sample
-from stages.generate.rollout import REFUSED, Generator
+from stages.generate.generator import Generator
+from stages.generate.serving import REFUSED
 from stages.io.tables import write_rows
 from tests import tiny
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stages.train import checkpoints, distributed, single
+from stages.train import latest, single
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -26,7 +26,7 @@ def registered(work: Path, step: int) -> Path:
 
 def test_a_single_workers_checkpoints_appear_whole_and_the_last_two_stay(tmp_path: Path) -> None:
     session = single.SingleSession(tmp_path)
-    assert single.newest(tmp_path) is None
+    assert latest.of_single(tmp_path) == []
     for step in (5, 10, 100):
         session.report(step, checkpoint(tmp_path / "scratch", step))
         assert not (tmp_path / "scratch").exists()
@@ -37,16 +37,16 @@ def test_a_single_workers_checkpoints_appear_whole_and_the_last_two_stay(tmp_pat
 
 
 def test_of_several_workers_only_what_all_have_handed_in_counts(tmp_path: Path) -> None:
-    assert distributed.newest(tmp_path) is None
+    assert latest.of_ray_train(tmp_path) is None
     path = registered(tmp_path, 20)
-    assert distributed.newest(tmp_path) == path
+    assert latest.of_ray_train(tmp_path) == path
 
 
 def test_the_latest_step_is_gone_on_from_whoever_made_it(tmp_path: Path) -> None:
     several = registered(tmp_path, 20)
     single.SingleSession(tmp_path).report(15, checkpoint(tmp_path / "scratch", 15))
-    assert checkpoints.newest([single.newest(tmp_path), distributed.newest(tmp_path)]) == several
+    assert latest.newest([*latest.of_single(tmp_path), latest.of_ray_train(tmp_path)]) == several
     single.SingleSession(tmp_path).report(25, checkpoint(tmp_path / "scratch", 25))
-    alone = single.newest(tmp_path)
-    assert checkpoints.newest([alone, distributed.newest(tmp_path)]) == alone
-    assert checkpoints.newest([None, tmp_path / "gone"]) is None
+    alone = latest.of_single(tmp_path)[-1]
+    assert latest.newest([alone, latest.of_ray_train(tmp_path)]) == alone
+    assert latest.newest([None, tmp_path / "gone"]) is None

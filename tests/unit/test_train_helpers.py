@@ -14,7 +14,7 @@ from stages.core.losses.objective import UserFunctionError
 from stages.core.metrics import BY_TASK
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.load import load_model, load_tokenizer, stored_dtype
-from stages.train import distributed, session, train
+from stages.train import distributed, latest, session, train
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
 from stages.train.loop import NotFiniteError
@@ -226,8 +226,8 @@ def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
     run = tmp_path / "ray-train"
     run.mkdir()
     (run / "checkpoint_manager_snapshot.json").write_text(content)
-    distributed._forget_torn_state(run)
-    distributed._forget_torn_state(tmp_path / "nothing-yet")
+    latest.forget_torn_state(run)
+    latest.forget_torn_state(tmp_path / "nothing-yet")
     assert run.exists() is kept
 
 

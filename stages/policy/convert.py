@@ -1,0 +1,101 @@
+"""A base model in whatever form becomes safetensors with a tokenizer and a chat template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.base import StageError
+from stages.io.filenames import MODEL
+from stages.policy.adapter_settings import ADAPTER_CONFIG
+from stages.policy.adapters import attach
+from stages.policy.config import MaterialiseConfig
+from stages.policy.load import load_model, load_tokenizer, stored_dtype
+
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None, policy: Path) -> int:
+    """Put the model into the folder ``policy``; returns how many parameters it has. ``source`` is a folder or a GGUF
+    file; without one it is downloaded.
+
+    Raises:
+        StageError: the result has no tokenizer or chat template, the weights are not safetensors, or the adapter does
+            not fit them.
+    """
+    output = policy / MODEL
+    shutil.rmtree(output, ignore_errors=True)  # of a process that was lost
+    source = source or _download(config)
+    if (source / ADAPTER_CONFIG).is_file():  # transformers would load it on whatever base it names
+        raise StageError(f"{source} holds an adapter ({ADAPTER_CONFIG}); give it as policy.adapter, on its own")
+    if source.is_dir():
+        output.mkdir()
+        for pattern in _FILES:
+            for file in sorted(source.glob(pattern)):
+                shutil.copyfile(file, output / file.name)
+    else:
+        convert_gguf(source, output)
+    parameters = _verify(policy)
+    if adapter is not None:
+        _merge(policy, adapter)
+    return parameters
+
+
+def _download(config: MaterialiseConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    assert config.hub is not None
+    return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=list(_FILES)))
+
+
+def convert_gguf(file: Path, output: Path) -> None:
+    """Dequantise into a plain model of the same class, stored in bfloat16 (the file held 4 to 8 bits).
+
+    transformers marks a model from GGUF as quantised and refuses to save it; a fresh one takes its weights.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+    )
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    with torch.device("meta"):
+        model = type(loaded)(type(loaded.config)(**settings))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.to(torch.bfloat16).save_pretrained(output)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(output)
+
+
+def _merge(policy: Path, adapter: Path) -> None:
+    """Put the adapter into the stored weights for good: what is trained starts from it and is held against it."""
+    dtype = stored_dtype(policy)
+    model = attach(load_model(policy, torch.device("cpu")), adapter).merge_and_unload()
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        for file in (policy / MODEL).glob(pattern):
+            file.unlink()
+    model.to(dtype).save_pretrained(policy / MODEL)
+
+
+def _verify(policy: Path) -> int:
+    """Parameters of the stored model, after checking that all parts are there."""
+    from safetensors import safe_open
+
+    tokenizer: Any = load_tokenizer(policy)
+    if not tokenizer.chat_template:
+        raise StageError("the model has no chat template; add a chat_template.jinja to the folder and use that")
+    if tokenizer.eos_token_id is None:
+        raise StageError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    weights = sorted((policy / MODEL).glob("*.safetensors"))
+    if not weights:
+        raise StageError("the model has no *.safetensors weights; convert them first (other formats can run code)")
+    total = 0
+    for file in weights:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                shape = tensors.get_slice(name).get_shape()
+                total += int(torch.Size(shape).numel())
+    return total

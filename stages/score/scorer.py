@@ -1,0 +1,66 @@
+"""A model that scores pairs, held by a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from stages.base import StageError
+from stages.core.forward.logprobs import ResponseLogprobs, agrees, choose_layout, freeze
+from stages.core.forward.packing import collate, micro_batches
+from stages.core.records import LOGPROBS
+from stages.core.tokens.pair import EncodedPair
+from stages.data.shards import ShardData
+from stages.io.allocator import keep_freed_memory
+from stages.policy.load import device_of_worker, load_model, load_policy, product_precision
+from stages.score.config import ReferenceConfig
+
+_TOKENS = 2048
+
+
+class Scorer:
+    """Holds the reference model; maps ranges of pairs to log-probabilities (float32 sums)."""
+
+    def __init__(self, config: ReferenceConfig, policy: str, shards: str, cpus: int) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(cpus)
+        self.device = device_of_worker()
+        self.config = config
+        precision = product_precision(config.precision, self.device)
+        self.data = ShardData(Path(shards))
+        if config.quantization is None:
+            model = load_policy(Path(policy), self.device).eval()
+        else:
+            model = load_model(Path(policy), self.device, config.quantization, config.precision).eval()
+        self.layout = choose_layout(model, config.layout)
+        if config.quantization is None and not agrees(model, self.layout):
+            raise StageError(
+                f"{type(model).__name__} treats its attention or its logits in a way that Rondo does not know; "
+                "try train.layout: padded"
+            )
+        frozen = freeze(model.requires_grad_(False), precision)
+        self.model = ResponseLogprobs(frozen, self.layout, precision)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for task in batch.to_pylist():
+            indices = range(task["start"], task["stop"])
+            pairs = self.data.pairs(indices)
+            own = self.score(pairs)
+            other = torch.zeros(len(pairs))
+            if self.config.mismatched:
+                other = self.score(self.data.mismatched(indices))[:, 0]
+            columns = [pa.array(column.numpy()) for column in (*own.unbind(1), other)]
+            yield pa.table([pa.array([pair.pair_id for pair in pairs]), *columns], schema=LOGPROBS)
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Log-probabilities of chosen and rejected responses, float32 [pairs, 2]."""
+        result = torch.zeros(len(pairs), 2)
+        for group in micro_batches(pairs, self.layout, _TOKENS):
+            batch = collate([pairs[i] for i in group], self.layout).to(self.device)
+            result[group] = self.model(batch).logprobs.view(-1, 2).cpu()
+        return result
