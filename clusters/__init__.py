@@ -1,4 +1,4 @@
 """Where the driver and the workers run.
 
-A cluster's settings come in, a started Ray or a job for another machine goes out. It imports ``stages.base`` only.
+A cluster's settings come in, a running Ray or a job for another machine goes out. It imports only ``stages.base``.
 """

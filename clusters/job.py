@@ -12,7 +12,7 @@ class JobSpec:
     """One ``rondo`` command to be run on a cluster.
 
     ``command`` is an argument vector, never a shell line; paths in it are relative to ``folder``, the spec's folder,
-    which travels with the job or is in the image. ``secrets`` names environment variables whose values are handed on by
+    which travels with the job or is in the image. ``secrets`` names environment variables whose values are passed by
     reference; the values are in no manifest, log or record.
     """
 

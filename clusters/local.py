@@ -34,7 +34,7 @@ def load() -> LocalCluster:
 
 
 def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
-    """The names of what wants more than this machine has, each with what is too much: Ray would wait without end."""
+    """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     for name, wanted in resources.items():
         fewest, each = wanted.worker_range[0], wanted.cpus_per_worker(cluster.total_cpus)

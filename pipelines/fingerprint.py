@@ -46,7 +46,7 @@ def fingerprint(payload: Mapping[str, Any]) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's relative names and bytes. The place does not count."""
+    """SHA-256 of a file's bytes, or of a folder's relative names and bytes. Its location does not count."""
     if path.is_file():
         return _hash_file(path)
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
@@ -54,7 +54,7 @@ def hash_path(path: Path) -> str:
 
 
 def data_identity(file: DataFile) -> str:
-    """A data file's content (for a remote one, what its file system tells of it) and its suffixes, which decide how
+    """A data file's content (for a remote one, what its file system says about it) and its suffixes, which decide how
     it is read."""
     return fingerprint({"content": identity(file), "suffixes": "".join(PurePosixPath(file.uri).suffixes)})
 
@@ -84,7 +84,7 @@ def plugins(config: Any) -> dict[str, str]:
 
 
 def plugin_hash(use: str) -> str:
-    """SHA-256 of the source of the module that ``module:name`` names, or of the whole package that it is in.
+    """SHA-256 of the source of the module that ``module:name`` names, or of the whole package that contains it.
 
     Nothing is imported. Other modules that it imports do not count.
 

@@ -26,10 +26,10 @@ class Config(BaseModel):
 
 
 def plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Free mappings are part of the identity, so they have to have one written form.
+    """Free mappings are part of the identity, so they need one canonical form.
 
     Raises:
-        ValueError: something in it is no plain JSON value.
+        ValueError: something in it is not a plain JSON value.
     """
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
@@ -58,9 +58,9 @@ class Resources(Config):
 
     workers: PositiveInt = 1
     cpus: PositiveInt | None = None
-    """CPUs a worker; by default the machine's cores are shared out among the workers."""
+    """CPUs per worker; by default the machine's cores are divided among the workers."""
     gpus: NonNegativeFloat = 0
-    """GPUs a worker."""
+    """GPUs per worker."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -76,19 +76,19 @@ class TrainResources(Resources):
     """Resources of a training step, and how a batch is cut up to fit in memory."""
 
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1  # type: ignore[assignment]
-    """A number, or [fewest, most]: then as many as there is room for, also when machines come and go."""
+    """A number, or [fewest, most]: then as many as there is room for, even as machines come and go."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are shared out
-    among the workers, who send each other what they need."""
+    """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are split
+    among the workers, which send each other what they need."""
     micro_batch_tokens: PositiveInt = 2048
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
     checkpointing: bool = False
-    """Activation checkpointing: keep only the layers' inputs and work the rest out again, a third more time for
-    far less memory."""
+    """Activation checkpointing: keep only the layers' inputs and recompute the rest, a third more time for far
+    less memory."""
     checkpoint_every: PositiveInt = 10
-    """Optimizer steps between checkpoints: what a crash can cost at most."""
+    """Optimizer steps between checkpoints: the most that a crash can cost."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """How often lost workers are replaced before the step fails; -1 is without end."""
+    """How often lost workers are replaced before the step fails; -1 is without limit."""
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -113,7 +113,7 @@ C_contra = TypeVar("C_contra", bound=Config, contravariant=True)
 class Artifact:
     """An immutable input of a stage: a committed artifact's folder, or a user's file or folder.
 
-    A data file has a ``uri``; if it is not on a local disk, its path is a name only. ``key`` is what people call it.
+    A data file has a ``uri``; if it is not on a local disk, its path is only a name. ``key`` is its name for people.
     """
 
     path: Path
@@ -177,7 +177,7 @@ def resolve(reference: str) -> Any:
     """Import the object that ``module:name`` refers to.
 
     Raises:
-        ValueError: ``reference`` is not of that form.
+        ValueError: ``reference`` does not have that form.
         ImportError: there is no such module, or it has no such name.
     """
     module_name, separator, attribute = reference.partition(":")

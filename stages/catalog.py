@@ -1,4 +1,4 @@
-"""Every stage with its configuration. Imports neither Ray nor torch, so that a plan can be made in a moment."""
+"""Every stage with its configuration. Imports neither Ray nor torch, so that a plan is made instantly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to say about a name that is not known."""
+"""What to say about an unknown name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
 
 
 def hint(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """The name that was probably meant as a question, or else all that are valid."""
+    """A question with the name that was probably meant, or else all valid names."""
     known = list(known)
     meant = closest(name, known, cutoff)
     return f"did you mean {meant!r}?" if meant else f"valid: {', '.join(known)}"

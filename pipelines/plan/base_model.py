@@ -36,7 +36,7 @@ def base_step(source: ModelSource, base: Path) -> Step:
 
 
 def _commit(hub_id: str, revision: str) -> str:
-    """The commit that a revision stands for now, from the hub or, offline, from its local cache."""
+    """The commit that a revision points to now, from the hub or, offline, from the local cache."""
     if _COMMIT.match(revision):
         return revision
     from huggingface_hub import snapshot_download
@@ -46,5 +46,5 @@ def _commit(hub_id: str, revision: str) -> str:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"])).name
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"{hub_id} at {revision} was not found on the hub nor in its local cache: {reason}"
+        message = f"{hub_id} at {revision} was found neither on the hub nor in its local cache: {reason}"
         raise SpecError([Problem("policy.revision", message)]) from None

@@ -1,4 +1,4 @@
-"""The user's own data in the plan: one step a file, so that a new file is all that is read and tokenised anew."""
+"""The user's own data in the plan: one step per file, so that adding a file reads and tokenises only that file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Preferences:
     records: tuple[Step, ...]
     """Every file's pairs."""
     selection: Step
-    """Which of them are used, and with what label."""
+    """Which pairs are used, and with what label."""
     inputs: Mapping[str, Step]
     """What ``prepare`` takes: the selection, and the files' tokens."""
 
@@ -59,7 +59,7 @@ def records(sources: Sequence[SourceSpec], folder: Path) -> tuple[list[Step], tu
 
 
 def encoded(key: str, pairs: Step, base: Step, spec: PipelineSpec) -> Step:
-    """Pairs as tokens of the base model's."""
+    """Pairs as tokens of the base model."""
     config = EncodeConfig(max_length=spec.prepare.max_length, truncation=spec.prepare.truncation)
     return Step(key, ENCODE, config, {"policy": base, "pairs": pairs})
 
@@ -74,7 +74,7 @@ def prompts(key: str, location: str, folder: Path) -> Step:
 
 
 def _sources(location: str, folder: Path) -> list[tuple[str, Source]]:
-    """The files that a location names, each with what people call it."""
+    """The files that a location names, each with its name for people."""
     return [(file.name, _source(file)) for file in files(location, folder)]
 
 

@@ -44,13 +44,13 @@ class Plan:
 
     @property
     def steps(self) -> list[Step]:
-        """All steps in the order in which they run: what reads the user's files first, then round by round."""
+        """All steps in the order they run: first those that read the user's files, then round by round."""
         targets = [step for r in self.rounds for step in (r.train, r.heldout, r.evaluate, r.promote) if step]
         return sorted(walk(targets), key=lambda step: any(isinstance(v, Step) for v in step.inputs.values()))
 
 
 def plan(spec: PipelineSpec, folder: Path) -> Plan:
-    """Unroll a spec's rounds. ``folder`` is where relative model paths begin."""
+    """Unroll a spec's rounds. Relative model paths are relative to ``folder``."""
     return _Unroller(spec, folder, base_step(spec.policy, folder)).unroll()
 
 
@@ -64,9 +64,9 @@ class _Unroller:
     champion: Step = field(init=False)
     """The last promoted policy."""
     adapter_base: dict[str, Step] = field(default_factory=dict)
-    """For a policy made of an adapter: what the adapter sits on."""
+    """For a policy made from an adapter: what the adapter sits on."""
     earlier: list[Step] = field(default_factory=list)
-    """Earlier rounds' own pairs, the oldest first."""
+    """Earlier rounds' own pairs, oldest first."""
 
     def __post_init__(self) -> None:
         self.champion = self.base
@@ -125,7 +125,7 @@ class _Unroller:
             inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards)
         train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
         if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
-            # vLLM knows no DoRA; a LoRA on a quantised base complements that base, which is merged, not this one.
+            # vLLM has no DoRA; a LoRA on a quantised base complements that base, which it is merged into, not this one.
             self.adapter_base[train.fingerprint] = initial
         return train
 
@@ -142,7 +142,7 @@ class _Unroller:
         return Step(name, HELDOUT, HeldoutConfig(objective=measured(spec.train)), scored)
 
     def _scored(self, key: str, policy: Step, shards: Step, quantized: bool = True) -> Step:
-        """A policy's log-probabilities of the responses in shards; ``quantized`` if training holds it so."""
+        """A policy's log-probabilities of the responses in shards; ``quantized`` if training holds it quantised."""
         train = self.spec.train
         config = ReferenceConfig(
             precision=train.precision,

@@ -15,7 +15,7 @@ from stages.readers import DataFile
 
 @dataclass(frozen=True)
 class Source:
-    """A user's file or folder. Its identity is its content; that of a ``data`` file also what it is taken for."""
+    """A user's file or folder. Its identity is its content and, for a ``data`` file, what it is read as."""
 
     key: str
     path: Path
@@ -42,7 +42,7 @@ class Step:
 
     @cached_property
     def payload(self) -> dict[str, Any]:
-        """What the identity is made of; kept in the manifest so that a miss can be explained."""
+        """What makes up the identity; kept in the manifest so that a miss can be explained."""
         config = self.config.identity()
         payload: dict[str, Any] = {
             "stage": self.stage.name,
@@ -60,7 +60,7 @@ class Step:
 
 
 def walk(targets: Iterable[Step]) -> list[Step]:
-    """Every step that the targets need, inputs before users, each identity once."""
+    """Every step that the targets need, inputs before their users, each identity once."""
     order: dict[str, Step] = {}
 
     def visit(step: Step) -> None:

@@ -1,4 +1,4 @@
-"""The spec: its models, how it is read, and all that is wrong with it.
+"""The spec: its models, how it is read, and everything wrong with it.
 
 A YAML file and overrides come in, a ``PipelineSpec`` or a list of problems goes out.
 It imports ``fingerprint`` and the ``config`` files, formats and readers of ``stages``.

@@ -1,4 +1,4 @@
-"""YAML and overrides become a PipelineSpec. Every mistake is reported at once, with file, line and key path."""
+"""YAML and overrides become a PipelineSpec. All mistakes are reported at once, with file, line and key path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Loaded:
     """The spec as it was named on the command line."""
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
-    """What is worth knowing but stops nothing, such as rows that will go to quarantine."""
+    """Worth knowing but no reason to stop, such as rows that will go to quarantine."""
 
 
 def recipes() -> dict[str, Path]:
@@ -45,7 +45,7 @@ def recipes() -> dict[str, Path]:
 def find(name: str) -> Path:
     """The file that ``SPEC`` means: a path, or the name of a bundled recipe."""
     bundled = recipes()
-    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+    with contextlib.suppress(OSError, ValueError):  # not a possible file name
         if Path(name).is_file():
             return Path(name).resolve()
     if name in bundled:
@@ -123,7 +123,7 @@ def _override(raw: dict[str, Any], text: str) -> list[Problem]:
 
 
 def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[Fault]]:
-    """Validate section by section, so that sound sections can be checked although others are not.
+    """Validate section by section, so that valid sections can be checked even if others are not.
 
     Returns the valid sections (defaults filled in) and the faults of the others.
     """
@@ -174,7 +174,7 @@ def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Ite
 
 
 def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:
-    """Pydantic's location without the union tags that stand in it, and those tags."""
+    """Pydantic's location without its union tags, and those tags."""
     path: list[str | int] = []
     tags: list[str] = []
     value = raw
@@ -192,7 +192,7 @@ def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[
 
 
 def _fields_at(path: KeyPath, tags: tuple[str, ...]) -> Mapping[str, FieldInfo]:
-    """The fields of the model that stands at ``path``."""
+    """The fields of the model at ``path``."""
     models: list[type[Config]] = [PipelineSpec]
     for part in (part for part in path if isinstance(part, str)):  # an index leads to what the list holds
         fields = [model.model_fields[part] for model in models if part in model.model_fields]

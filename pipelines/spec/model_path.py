@@ -1,4 +1,4 @@
-"""Where a base model lies: a folder, a GGUF file in a package, or the hub. Nothing is loaded here."""
+"""Where a base model is: a folder, a GGUF file in a package, or the hub. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def local_path(source: ModelSource, base: Path) -> Path | None:
 
 
 def is_local(source: ModelSource) -> bool:
-    """Whether the source is surely not a hub id."""
+    """Whether the source is certainly not a hub id."""
     return not HUB_ID.match(source.model) or source.model.startswith((".", "/", "~", "pkg://"))
 
 

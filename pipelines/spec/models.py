@@ -1,4 +1,4 @@
-"""The spec: one YAML file, as frozen models. What a key means stands beside it here."""
+"""The spec: one YAML file, as frozen models. Each key is explained here, next to its definition."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelSource(Config):
 
 
 class PromptFiles(Config):
-    """Files of prompts, in any container that preferences may come in. ``heldout`` is never trained on."""
+    """Files of prompts, in any container allowed for preferences. ``heldout`` is never trained on."""
 
     train: Location | None = None
     heldout: Location | None = None
@@ -48,17 +48,17 @@ class SourceSpec(FormatConfig, MixConfig):
 
 
 def _source(value: Any) -> Any:
-    """A path alone is a source with every default."""
+    """A path alone is a source with all defaults."""
     return {"path": value} if isinstance(value, str) else value
 
 
 class DataSpec(Config):
-    """What becomes of all given preferences before training."""
+    """What happens to all given preferences before training."""
 
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the prompts whose pairs are not trained on but measured after every round."""
+    """Share of the prompts whose pairs are not trained on, but measured after every round."""
     max_bad_share: Share = 0.2
-    """The run fails when more of a source's rows cannot be used."""
+    """The run fails when a larger share of a source's rows cannot be used."""
     labels: LabelsConfig = LabelsConfig()
     filters: FilterConfig = FilterConfig()
 
@@ -71,7 +71,7 @@ class IterateSpec(Config):
     reference: Origin = "previous"
     """The reference model of a round's training, likewise."""
     replay: Share = 0.0
-    """Share of all earlier pairs that a round trains on besides its own."""
+    """Share of all earlier pairs that a round trains on in addition to its own."""
 
 
 class PrepareSpec(Config):
@@ -88,7 +88,7 @@ class EvaluateSpec(Config):
     samples: PositiveInt = 2
     against: Origin = "base"
     promote_if: PromoteConfig | None = None
-    """A policy that misses a bound is kept, but the next round goes on from the last promoted one."""
+    """A policy that misses a bound is kept, but the next round continues from the last promoted one."""
 
 
 class ResourcesSpec(Config):
@@ -104,7 +104,7 @@ class PipelineSpec(Config):
     policy: ModelSource
     prompts: PromptFiles = PromptFiles()
     preferences: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = ()
-    """Preference data to begin with: paths, or mappings with a ``path`` (docs/data.md)."""
+    """Preference data to start with: paths, or mappings with a ``path`` (docs/data.md)."""
     data: DataSpec = DataSpec()
     rounds: PositiveInt = 1
     iterate: IterateSpec = IterateSpec()
@@ -120,7 +120,7 @@ class PipelineSpec(Config):
 
 
 def explain_type(kind: str, context: dict[str, Any]) -> str | None:
-    """A plainer sentence for pydantic's commonest complaints, or None."""
+    """A plainer sentence for pydantic's most common complaints, or None."""
     if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern", "")):
         return "use lower-case letters, digits and hyphens (at most 63, no hyphen at either end)"
     return None

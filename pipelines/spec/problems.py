@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in one shape for every check."""
+"""What is wrong with a spec, in the same form for every check."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import yaml
 
 from pipelines.spec.problems import Problem, SpecError
 
-_MAX_NODES = 10_000  # aliases can multiply without end; no honest spec comes near
+_MAX_NODES = 10_000  # aliases can multiply without limit; no real spec comes near
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
@@ -34,7 +34,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def where(self, path: Sequence[str | int]) -> str:
-        """``file:line key.path``, with the line of the nearest key that stands in the file."""
+        """``file:line key.path``, with the line of the nearest key that is in the file."""
         key = ".".join(map(str, path))
         known = tuple(path)
         while known and known not in self.lines:
@@ -44,7 +44,7 @@ class Document:
 
 
 def scalar(text: str) -> Any:
-    """The value that ``text`` has in YAML."""
+    """The value of ``text`` as YAML."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with one more number form
 
 
@@ -52,7 +52,7 @@ def read(path: Path) -> Document:
     """Read a file whose top level is a mapping.
 
     Raises:
-        SpecError: not UTF-8, not YAML, or no mapping.
+        SpecError: not UTF-8, not YAML, or not a mapping.
     """
     document = Document(path)
     try:

@@ -16,11 +16,11 @@ class RowError(Exception):
 
 
 class NoPair(RowError):
-    """A row is sound and gives no pair by its nature, such as answers of equal score."""
+    """A row is valid but yields no pair by its nature, such as answers with equal scores."""
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in a word."""
+    """The type of a JSON value, in a word."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "nothing"}
     return names.get(type(value), "a number")
 

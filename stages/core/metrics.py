@@ -45,11 +45,11 @@ def bootstrap(values: Sequence[float], resamples: int, confidence: float, seed: 
 
 _COUNTS = ("pairs", "tokens")
 BY_TASK = ("loss", "reward_accuracy", "reward_margin")
-"""What is measured for each task of a mixture too, as ``task/NAME/METRIC``."""
+"""What is also measured for each task of a mixture, as ``task/NAME/METRIC``."""
 
 
 def step_means(sums: Mapping[str, float]) -> dict[str, float]:
-    """A step's sums over all workers as means over its pairs, and of ``task/NAME/METRIC`` over the task's;
+    """A step's sums over all workers as means over its pairs, and ``task/NAME/METRIC`` as means over the task's;
     ``pairs``, ``tokens`` and ``task/NAME/pairs`` stay sums."""
 
     def mean(name: str, value: float) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class Message(TypedDict):
-    """``tool_calls`` is the JSON text of a list of calls, as chat templates take them; only an assistant makes any."""
+    """``tool_calls`` is the JSON text of a list of calls, as chat templates take them; only assistants make calls."""
 
     role: str
     content: str
@@ -62,9 +62,9 @@ class Judgement:
 @dataclass(frozen=True)
 class PreferencePair:
     """``chosen`` is preferred to ``rejected`` with ``probability``; ``*_ended`` is False for a response that was
-    cut off, whose end-of-turn token is then not trained on. ``source`` says where the pair came from.
+    cut off; its end-of-turn token is then not trained on. ``source`` says where the pair came from.
 
-    A single answer that was called good or bad is a pair of which the other side is empty.
+    A single answer labelled good or bad is a pair whose other side is empty.
 
     ``weight`` multiplies the pair's loss. ``kind`` is the user's name for what the pair is about (factuality,
     safety). ``tools`` is the JSON text of the tool definitions that the chat template is given. ``votes``, if there
@@ -104,7 +104,7 @@ def id_numbers(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     """The 64 bits that each content id of a column stands for.
 
     Raises:
-        pyarrow.ArrowInvalid: one of them has not 16 characters.
+        pyarrow.ArrowInvalid: one of them does not have 16 characters.
     """
     if not len(ids):
         return np.zeros(0, np.uint64)
@@ -152,7 +152,7 @@ SELECTION = pa.schema(
         ("heldout", pa.bool_()),
     ]
 )
-"""Which rows of which input files are used, in that order, and with what label; a row may stand more than once."""
+"""Which rows of which input files are used, in that order, and with what label; a row may appear more than once."""
 SHARD = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -168,7 +168,7 @@ SHARD = pa.schema(
     ]
 )
 TOKENS = pa.schema([*SHARD, ("row", pa.int64())])
-"""Tokenised pairs of one file, ``row`` being the pair's place in it."""
+"""Tokenised pairs of one file; ``row`` is the pair's place in it."""
 LOGPROBS = pa.schema(
     [("pair_id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32()), ("mismatched", pa.float32())]
 )
@@ -190,7 +190,7 @@ JUDGEMENTS = pa.schema(
 
 
 _FIELDS = [name for name in PAIRS.names if name not in ("pair_id", "prompt_key")]
-"""What a pair is made of; the others follow from it, and are kept so that nobody has to hash the texts again."""
+"""What a pair is made of; the others follow from it, and are kept so that no text is hashed again."""
 
 
 def pair_row(pair: PreferencePair) -> dict[str, object]:

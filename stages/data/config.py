@@ -1,4 +1,4 @@
-"""What becomes of the rows of a source on their way to the shards that are trained on: configuration."""
+"""What happens to a source's rows on their way to the training shards: configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _action(value: str | float) -> str | float:
 
 
 Action = Annotated[str | float, AfterValidator(_action)]
-"""What becomes of a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
+"""What happens to a pair that a filter finds: kept, dropped, or kept with its weight multiplied by a number."""
 
 
 class MixConfig(Config):
@@ -29,7 +29,7 @@ class MixConfig(Config):
     weight: PositiveFloat = 1.0
     """How often its pairs are trained on: 2 takes each twice, 0.5 a fixed half of them, chosen by their content."""
     max_pairs: PositiveInt | None = None
-    """At most so many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
+    """At most this many of its pairs, before the weight: a fixed choice by content, which more data changes little."""
 
 
 class LabelsConfig(Config):
@@ -39,36 +39,36 @@ class LabelsConfig(Config):
     """The plain share of the votes (a tie is half a vote), or a model that also estimates how good each annotator is
     (Dawid and Skene 1979), or how good each answer is (Bradley and Terry 1952)."""
     min_votes: PositiveInt = 1
-    """Pairs that annotators were asked about and that have fewer votes, abstentions not counted, are left out."""
+    """Pairs put to annotators that have fewer votes, not counting abstentions, are left out."""
     ties: Literal["drop", "keep"] = "drop"
-    """What becomes of pairs whose probability is one half."""
+    """What happens to pairs whose probability is one half."""
 
 
 class FilterConfig(Config):
-    """What becomes of pairs that the quality report would name."""
+    """What happens to pairs that the quality report would name."""
 
     duplicates: Action = "drop"
     """The same prompt, chosen and rejected as an earlier pair."""
     near_duplicates: Action = "keep"
     """Nearly the same words as an earlier pair (MinHash)."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """From which Jaccard similarity of word 5-grams on two pairs are nearly the same."""
+    """Jaccard similarity of word 5-grams from which two pairs count as nearly the same."""
     contradictory: Action = "keep"
     """The same prompt and answers as another pair, preferred the other way round."""
     contaminated: Action = "keep"
     """The prompt shares an n-gram of words with a held-out prompt."""
     ngram: PositiveInt = 13
-    """Words of that n-gram; a shorter prompt counts when it is the same."""
+    """Words in that n-gram; a shorter prompt counts when it is the same."""
     languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
     """Keep only pairs whose chosen response is in one of these languages (ISO 639-1); empty keeps all."""
     max_words: PositiveInt | None = None
-    """Drop pairs of which prompt and one response together have more words."""
+    """Drop pairs whose prompt and one response together have more words."""
     max_length_ratio: Annotated[float, Field(gt=1)] | None = None
-    """Drop pairs of which one response has so many times the words of the other."""
+    """Drop pairs in which one response has this many times the words of the other."""
 
 
 class CurateConfig(Config):
-    """From all pairs of all files to those that are trained on, and those that are held out.
+    """Which of all files' pairs are trained on, and which are held out.
 
     ``mix`` has one entry per source, ``source_of`` the source of each input file.
     """
@@ -78,9 +78,9 @@ class CurateConfig(Config):
     labels: LabelsConfig = LabelsConfig()
     filters: FilterConfig = FilterConfig()
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the prompts that is held out with all their pairs, chosen by the prompt's content."""
+    """Share of the prompts that are held out with all their pairs, chosen by the prompt's content."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The stage fails when more of a source's rows are in quarantine."""
+    """The stage fails when a larger share of a source's rows is in quarantine."""
 
 
 class QualityConfig(Config):
@@ -89,15 +89,14 @@ class QualityConfig(Config):
     tasks: tuple[str, ...] = ()
     """The task of each input file, as in the mixture; empty where there are none."""
     kinds: tuple[str, ...] = ()
-    """Kinds of pairs that there should be equally many of, such as factuality and safety; empty takes those that
-    there are."""
+    """Kinds of pairs that should be equally frequent, such as factuality and safety; empty takes those that occur."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     ngram: PositiveInt = 13
     """Both as in ``FilterConfig``."""
     sample: PositiveInt = 100_000
-    """Of more rows than these, a fixed sample by the prompt's content is looked at where all would take too long."""
+    """With more rows than this, slow checks look at a fixed sample chosen by the prompt's content."""
     named: PositiveInt = 20
-    """Rows that a finding names at most."""
+    """The most rows that a finding names."""
 
 
 class IngestConfig(FormatConfig):
@@ -108,14 +107,14 @@ class EncodeConfig(Config):
     max_length: PositiveInt = 1024
     """Tokens of prompt and response together."""
     truncation: Truncation = "drop"
-    """What becomes of longer pairs (``stages.core.tokens.truncation``)."""
+    """What happens to longer pairs (``stages.core.tokens.truncation``)."""
 
 
 class PrepareConfig(Config):
     shard_rows: PositiveInt = 2048
     preferences: Share = 1.0
-    """Share of the selected pairs that is taken."""
+    """Share of the selected pairs that are taken."""
     replay: Share = 0.0
-    """Share of the pairs under ``replay`` that is added to the others."""
+    """Share of the pairs under ``replay`` that are added to the others."""
     heldout: bool = False
     """Take the held-out rows of the selection instead of the others."""

@@ -24,17 +24,17 @@ from stages.io.filenames import SELECTION as SELECTION_FILE
 from stages.io.tables import read_table, stream_columns, write_table
 
 _EVEN = 1e-6
-"""How near to one half a probability is a tie; models do not come out at it exactly."""
+"""A probability this close to one half is a tie; models do not hit it exactly."""
 _NAMED = 20
-"""Annotators that the summary names; the file beside the selection names all."""
+"""Annotators that the summary names; the file next to the selection names all."""
 
 
 def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Write ``selection.arrow`` and, if there are votes, ``annotators.json``.
 
     A pair is left out, for the first of these reasons: filters, the user's held-out prompts, too few votes, a tie, a
-    weight of zero. Then its source's cap counts those that are left. Then its prompt says whether it is held out, and
-    if it is not, its source's weight how often it is trained on. A held-out pair is seen once.
+    weight of zero. Then its source's cap counts those that remain. Then its prompt decides whether it is held out, and
+    if it is not, its source's weight decides how often it is trained on. A held-out pair is seen once.
 
     Raises:
         StageError: too many of a source's rows are in quarantine, or no pair is left to train on.
@@ -99,7 +99,7 @@ def _filter(
 
 
 def _keys(prompts: Sequence[Path]) -> NDArray[np.uint64]:
-    """The keys of held-out prompts, which come as rows of ``PROMPTS``."""
+    """The keys of held-out prompts, given as rows of ``PROMPTS``."""
     tables = (table for file in prompts for table in stream_columns(file, ["messages"]))
     keys = {prompt_key(messages_of(row)) for table in tables for row in table["messages"].to_pylist()}
     return _numbers(sorted(keys))
@@ -112,7 +112,7 @@ def _numbers(ids: Sequence[str]) -> NDArray[np.uint64]:
 def _read(
     config: CurateConfig, files: Sequence[Path], prompts: NDArray[np.uint64], pairs: Pairs, context: StageContext
 ) -> list[BallotBox]:
-    """Fill in what the files say of each pair; returns the votes of each source."""
+    """Fill in what the files say about each pair; returns the votes of each source."""
     boxes = [BallotBox() for _ in config.mix]
     for number, file in enumerate(files):
         at = pairs.of_file(number).start
@@ -134,7 +134,7 @@ def _label(
     config: CurateConfig, files: Sequence[Path], source: int, ballots: Ballots, pairs: Pairs
 ) -> list[dict[str, Any]]:
     """Set the probability of a source's pairs that were voted on; returns its annotators' quality. Which answer is
-    called chosen stays as it is, also where most prefer the other: the probability is then below one half."""
+    called chosen stays as it is, even where most prefer the other: the probability is then below one half."""
     accuracy = None
     if config.labels.aggregate == "dawid_skene":
         probability, accuracy = labels.dawid_skene(ballots)
@@ -152,7 +152,7 @@ def _label(
 
 def _answers(files: Sequence[Path], ballots: Ballots) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Names for the chosen and the rejected answers of a source's pairs; 0 for pairs that nobody voted on. An answer
-    has one name under all prompts that differ only in case or white space."""
+    has the same name under all prompts that differ only in case or white space."""
     names = np.zeros((2, len(ballots.asked)), np.uint64)
     at = 0
     for file in files:
@@ -169,7 +169,7 @@ def _answers(files: Sequence[Path], ballots: Ballots) -> tuple[NDArray[np.uint64
 
 
 def _mix(config: CurateConfig, source: int, pairs: Pairs) -> None:
-    """A source's cap is for all its pairs that are left, its weight for those that are trained on."""
+    """A source's cap applies to all its remaining pairs, its weight to those that are trained on."""
     mix = config.mix[source]
     own = pairs.of_source(source)
     left = own[pairs.reason[own] == 0]

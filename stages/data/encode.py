@@ -1,4 +1,4 @@
-"""Pairs become token ids and completion masks by the model's chat template, once for each file of pairs."""
+"""Pairs become token ids and completion masks through the model's chat template, once for each file of pairs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from stages.io.tables import read_table, write_table
 
 _SLICE = 1000
 _CUTS = ("prompt", "response")
-"""What may have been cut of a row."""
+"""What may have been cut from a row."""
 _SCHEMA = pa.schema([*TOKENS, *Quarantine.SCHEMA, *((name, pa.bool_()) for name in _CUTS)])
 
 
 def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Tokenise all pairs in slices, in parallel; write ``tokens.arrow`` in the pairs' order and ``quarantine.jsonl``.
 
-    A row that cannot be encoded is missing there: ``row`` says which of the pairs each row is.
+    A row that cannot be encoded is missing there: ``row`` says which pair each row is.
     """
     file = inputs["pairs"].path / RECORDS
     total = read_table(file).num_rows
@@ -54,7 +54,7 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
 
 def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Some rows of a pairs file as rows of ``TOKENS``; then those that cannot be used, each with a reason."""
-    from stages.policy.load import load_encoder  # here, since the driver does without transformers
+    from stages.policy.load import load_encoder  # here, since the driver does not import transformers
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many tasks as CPUs; each takes one
     encoder = load_encoder(Path(task["policy"]))

@@ -1,6 +1,6 @@
 """Fixed choices by content: how often each pair of a source is seen, and which prompts are held out.
 
-A choice is a matter of the pair or prompt alone, so it stays as it is whatever else there is.
+A choice depends on the pair or prompt alone, so it stays the same whatever else there is.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CAP, _WEIGHT = 1, 2
-"""Which choice is made: the pairs that a cap leaves are not those that a weight prefers."""
+"""Which choice is made: the pairs that a cap keeps are unrelated to those that a weight prefers."""
 
 
 def within_cap(pairs: NDArray[np.uint64], most: int | None) -> NDArray[np.bool_]:
-    """Which pairs stay when at most so many may, from the 64 bits of their ids; None keeps all.
+    """Which pairs stay when at most ``most`` may, from the 64 bits of their ids; None keeps all.
 
-    Those with the lowest hashes stay, so of ``n`` new pairs at most ``n`` take the place of old ones. Pairs of equal
-    content stay in their order.
+    Those with the lowest hashes stay, so of ``n`` new pairs at most ``n`` take the place of old ones. Pairs with equal
+    content keep their order.
     """
     kept = np.ones(len(pairs), np.bool_)
     if most is not None and len(pairs) > most:
@@ -35,7 +35,7 @@ def repeats(pairs: NDArray[np.uint64], weight: float) -> NDArray[np.int64]:
 
 
 def _hashes(ids: NDArray[np.uint64], choice: int) -> NDArray[np.uint64]:
-    """Other 64 bits for each id, unlike for each choice: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    """New 64 bits for each id, different for each choice: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     state = ids + np.uint64(choice * 0x9E3779B97F4A7C15 % 2**64)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -43,7 +43,7 @@ def _hashes(ids: NDArray[np.uint64], choice: int) -> NDArray[np.uint64]:
 
 
 def held_out(prompt_keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """Whether each prompt is held out, from the 64 bits of its key (``records.prompt_key``) and the share that is.
+    """Whether each prompt is held out, from the 64 bits of its key (``records.prompt_key``) and the share to hold out.
 
     Keys spread evenly, so those below the share of all possible keys are about that share of the prompts. A larger
     share holds out the same prompts and more. ``share`` is at least 0 and below 1.

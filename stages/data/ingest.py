@@ -20,17 +20,17 @@ from stages.io.tables import write_table
 from stages.readers import DataFile, Row, file_at, rows
 
 _ROWS = 1000
-"""Records that are held at a time."""
+"""Records held at a time."""
 
 
 def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Read the files one after another; write ``records.arrow`` and ``quarantine.jsonl``.
 
-    ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts sound rows that give no pair by
-    their nature, such as answers of equal score.
+    ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts valid rows that yield no pair by
+    their nature, such as answers with equal scores.
 
     Raises:
-        StageError: there are no prompts. (Pairs are looked at together with those of other files, in
+        StageError: there are no prompts. (Pairs are checked together with those of other files, in
             ``stages.data.curate``.)
     """
     files = [file_at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
@@ -86,7 +86,7 @@ class _Reading:
                 self._reject(row, error)
 
     def _prompts(self) -> Iterator[Mapping[str, Any]]:
-        """Rollouts are grouped by prompt id, so a prompt may stand only once."""
+        """Rollouts are grouped by prompt id, so a prompt may appear only once."""
         seen: dict[str, str] = {}
         for row in self._rows():
             place = str(row.place)

@@ -1,5 +1,5 @@
-"""Tokenised pairs become the shards that are trained on: the selected rows of the given data, a round's own pairs,
-and a share of earlier ones."""
+"""Tokenised pairs become training shards: the selected rows of the given data, a round's own pairs, and a share of
+earlier ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.io.filenames import SELECTION, TOKENISED, shard_name
 from stages.io.tables import read_table, write_table
 
 _SLICE = 16384
-"""Rows that are looked at in one go."""
+"""Rows handled at a time."""
 
 
 def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:

@@ -1,4 +1,4 @@
-"""What is known of every pair while it is decided which are used, as columns of a few bytes per pair."""
+"""What is known about every pair while the pairs to use are chosen, as columns of a few bytes per pair."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pairs:
         return np.concatenate([np.zeros(0, np.int64), *(np.arange(each.start, each.stop) for each in slices)])
 
     def leave_out(self, places: NDArray[np.int64], reason: int) -> None:
-        """Pairs that are left out already keep their first reason."""
+        """Pairs already left out keep their first reason."""
         self.reason[places[self.reason[places] == 0]] = reason
 
     def count(self, places: slice | NDArray[np.int64] = slice(None)) -> dict[str, Any]:

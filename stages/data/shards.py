@@ -1,4 +1,4 @@
-"""Random access to tokenised shards and the reference log-probabilities beside them, memory-mapped."""
+"""Random access to tokenised shards and their reference log-probabilities, memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encoded_pairs(table: pa.Table) -> list[EncodedPair]:
 
 
 class ShardData:
-    """Every pair of a training set by its index. Rows are decoded when asked for.
+    """Every pair of a training set by its index. Rows are decoded on demand.
 
     Raises:
         ValueError: the reference log-probabilities belong to other shards.
@@ -46,11 +46,11 @@ class ShardData:
         return encoded_pairs(self._table.take(pa.array(indices, pa.int64())))
 
     def reference(self, indices: Sequence[int]) -> Tensor:
-        """Reference log-probabilities, float32 [3, len(indices)]: of the chosen responses, the rejected ones and the
-        mismatched ones; zeros where nothing was scored."""
+        """Reference log-probabilities, float32 [3, len(indices)]: of the chosen, the rejected and the mismatched
+        responses; zeros where nothing was scored."""
         return self._logprobs[:, list(indices)]
 
     def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
-        """Each pair's prompt with the answer of the next pair, as ``chosen``; nothing is rejected."""
+        """Each pair's prompt with the answer of the next pair as ``chosen``; ``rejected`` is empty."""
         following = self.pairs([(index + 1) % len(self) for index in indices])
         return [mismatched(pair, other) for pair, other in zip(self.pairs(indices), following, strict=True)]

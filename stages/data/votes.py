@@ -10,16 +10,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 REJECTED, TIE, CHOSEN = -1, 0, 1
-"""What a vote says."""
+"""What each vote means."""
 
 
 @dataclass(frozen=True)
 class Ballots:
     """The votes of one source.
 
-    ``pair``, ``annotator`` and ``vote`` have one entry a vote that was given; the first two are places among the
-    source's pairs and in ``annotators``. Abstentions are not among them. ``asked`` has one entry per pair: whether
-    annotators were asked about it, also if all of them abstained.
+    ``pair``, ``annotator`` and ``vote`` have one entry per vote cast; the first two are places among the source's
+    pairs and in ``annotators``. Abstentions are not included. ``asked`` has one entry per pair: whether annotators
+    were asked about it, even if all of them abstained.
     """
 
     annotators: tuple[str, ...]
@@ -35,7 +35,7 @@ class Ballots:
 
 
 class BallotBox:
-    """Takes the votes of a source's pairs as they come, nine bytes a vote."""
+    """Collects the votes of a source's pairs as they come, nine bytes per vote."""
 
     def __init__(self) -> None:
         self._names: dict[str, int] = {}
@@ -60,8 +60,8 @@ class BallotBox:
         self._pairs += len(votes)
 
     def close(self) -> Ballots | None:
-        """All votes, or None if nobody was asked. Annotators are in the order of their names, so that nothing
-        depends on whose vote came first."""
+        """All votes, or None if nobody was asked. Annotators are sorted by name, so that nothing depends on
+        whose vote came first."""
         asked = np.concatenate([np.zeros(0, np.bool_), *self._asked])
         if not asked.any():
             return None
@@ -73,7 +73,7 @@ class BallotBox:
 
 
 def share(ballots: Ballots) -> NDArray[np.float64]:
-    """The share of the votes on each pair that prefer chosen, a tie being half a vote; NaN where there are none."""
+    """The share of the votes on each pair that prefer chosen, a tie counting half; NaN where there are none."""
     counts = ballots.counts
     total = np.bincount(ballots.pair, weights=ballots.vote, minlength=len(counts))
     found = np.full(len(counts), np.nan)
@@ -82,11 +82,11 @@ def share(ballots: Ballots) -> NDArray[np.float64]:
 
 
 def agreement(ballots: Ballots) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """How often each annotator votes as the majority of the others who voted on the same pair.
+    """How often each annotator votes with the majority of the others who voted on the same pair.
 
     Returns:
-        For each annotator, the votes that were compared (those on pairs on which the others' votes lean to one side)
-        and the share of them that lean to that side too (a tie does not); NaN where none was compared.
+        For each annotator, the votes that were compared (those on pairs where the others' votes lean to one side) and
+        the share of them that lean to that side too (a tie does not); NaN where none was compared.
     """
     total = np.bincount(ballots.pair, weights=ballots.vote, minlength=len(ballots.asked))
     others = np.sign(total[ballots.pair] - ballots.vote)

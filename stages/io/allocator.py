@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed, which on CPU decides how long a large temporary takes to make."""
+"""How the C library keeps freed memory, which on CPU decides how long it takes to allocate a large temporary."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import gc
 import sys
 from typing import Any
 
-# The numbers that glibc's mallopt(3) knows its settings by.
+# The numbers of glibc's mallopt(3) settings.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEPT = 2**31 - 1
 _GROWTH = 64 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory stay with the process and be used again.
+    """Make freed memory stay with the process and be reused.
 
-    Tensors of megabytes are made and freed in every layer. By default each is mapped afresh and given back, and the
-    kernel has to clear its pages one by one: measured, training takes up to twice as long. Does nothing where
+    Tensors of several megabytes are made and freed in every layer. By default each is mapped afresh and returned, and
+    the kernel has to clear its pages one by one: as measured, training takes up to twice as long. Does nothing where
     the C library is not glibc.
     """
     if (libc := _glibc()) is not None:
@@ -26,8 +26,8 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Collect what is no longer used and give freed memory back to the machine: at the end of a stage in a process that
-    waits for the next."""
+    """Collect garbage and return freed memory to the machine: at the end of a stage, in a process that waits for the
+    next."""
     gc.collect()
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)

@@ -27,7 +27,7 @@ class Board:
         self._failure = self._failure or reason
 
     def failure(self) -> str | None:
-        """Why the work was given up, if it was."""
+        """Why the work was abandoned, if it was."""
         return self._failure
 
     def latest(self) -> Progress | None:
@@ -38,7 +38,7 @@ class Board:
 def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iterator[Any]:
     """An actor to hand to workers: what they ``post`` to it is passed on to ``report`` until the block ends."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # not lost with another machine
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # so not lost with another machine
     stop = threading.Event()
 
     def watch() -> None:

@@ -7,19 +7,19 @@ from pathlib import Path
 MODEL = "model"
 """In every policy: a folder in Hugging Face format."""
 ADAPTER = "adapter"
-"""In a policy trained with an adapter: the adapter in PEFT format. Merged into ``model`` too, but for virtual tokens,
-which cannot be (``stages.policy.adapter_settings.prompt_adapter``)."""
+"""In a policy trained with an adapter: the adapter in PEFT format. Also merged into ``model``, except for virtual
+tokens, which cannot be (``stages.policy.adapter_settings.prompt_adapter``)."""
 RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENISED = "tokens.arrow"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 SELECTION = "selection.arrow"
-"""Which pairs of which input are used, and how (``stages.data.curate``)."""
+"""Which pairs of which inputs are used, and how (``stages.data.curate``)."""
 ANNOTATORS = "annotators.json"
-"""Beside a selection that votes decided: every annotator's quality."""
+"""Next to a selection based on votes: every annotator's quality."""
 METRICS = "metrics.jsonl"
-"""In a trained policy: one row of metrics an optimizer step."""
+"""In a trained policy: one row of metrics per optimizer step."""
 
 
 def shard_name(index: int) -> str:

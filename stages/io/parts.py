@@ -15,13 +15,13 @@ from stages.io.allocator import give_back_memory
 _RETRIES = 3
 """How often a lost process is replaced."""
 _AHEAD = 4
-"""Tables that may wait to be taken."""
+"""Tables that may be waiting to be taken."""
 
 
 def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any, **options: Any) -> Iterator[pa.Table]:
     """Run ``function(task) -> iterable of tables`` for each task, in parallel, and yield the tables in order.
 
-    Tables are streamed: nothing holds more than the few that are on their way. A single task needs no sharing out.
+    Tables are streamed: nothing holds more than the few in flight. A single task needs no distribution.
     """
     if len(tasks) == 1:
         yield from _one_task(function.__name__, function, tasks[0], cpus=1)
@@ -43,12 +43,12 @@ def map_actors(
     env: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Iterator[pa.Table]:
-    """Like :func:`map_tasks`, but the function is an object (a model, an engine) that is made once a worker.
+    """Like :func:`map_tasks`, but the function is an object (a model, an engine) made once per worker.
 
     ``worker`` is a class as ``module:name``, which only the workers import: the driver does without torch. It is called
-    with ``arguments`` and ``cpus``, then with one-row tables, and closed if it can be. Whatever
-    memory and devices it holds are free when the last table has been taken. A single worker is one long task: there is
-    nothing to share out, and its process, with all that it has imported, serves the next stage.
+    with ``arguments`` and ``cpus``, then with one-row tables, and closed if it has a ``close``. Any memory and devices
+    it holds are free once the last table has been taken. A single worker is one long task: there is nothing to
+    distribute, and its process, with all that it has imported, serves the next stage.
     """
     cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
     if resources.workers == 1:
@@ -70,8 +70,8 @@ def map_actors(
 
 
 def call(function: str, *inputs: Any) -> Any:
-    """What a function (``module:name``) returns. It runs in a worker's process where Ray has been started, so that
-    what it imports is there for later stages and not in the driver; else here."""
+    """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process, so that its
+    imports are there for later stages and not in the driver; else here."""
     if not ray.is_initialized():
         return resolve(function)(*inputs)
     (result,) = _one_task(function.partition(":")[2], called, function, inputs, cpus=1)
@@ -92,7 +92,7 @@ def _one_task(
     call = ray.remote(
         num_cpus=cpus,
         num_gpus=gpus,
-        max_calls=1 if gpus else 0,  # a device's memory is free only when the process has ended
+        max_calls=1 if gpus else 0,  # a device's memory is freed only when the process ends
         max_retries=_RETRIES,
         num_returns="streaming",
         _generator_backpressure_num_objects=_AHEAD,

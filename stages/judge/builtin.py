@@ -1,4 +1,4 @@
-"""Judges: who scores rollouts. The protocol, the built-in ones, and the way to a user's own."""
+"""Judges, which score rollouts: the protocol, the built-in ones, and how a user's own is made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(config: JudgeConfig) -> Judge:
 
 
 class Sentiment:
-    """VADER's compound score of the text, from -1 to 1. A lexicon of English with rules; needs no network.
+    """VADER's compound score of the text, from -1 to 1. An English lexicon with rules; needs no network.
 
     Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text" (2014).
     """
@@ -44,7 +44,7 @@ class Sentiment:
 
 
 class Rules:
-    """The share of the configured rules that a text keeps; ``reason`` names the broken ones."""
+    """The share of the configured rules that a text follows; ``reason`` names the broken ones."""
 
     def __init__(self, config: RulesJudge) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""Who judges answers, what becomes pairs, and when a policy is promoted: configuration."""
+"""How answers are judged, which become pairs, and when a policy is promoted: configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SentimentJudge(Config):
 
 
 class RulesJudge(Config):
-    """Scores a response by the share of the given rules that it keeps, from 0 to 1."""
+    """Scores a response by the share of the given rules that it follows, from 0 to 1."""
 
     use: Literal["rules"]
     min_words: PositiveInt | None = None
@@ -70,7 +70,7 @@ class JudgeStageConfig(Config):
 class PairConfig(Config):
     strategy: Literal["best_vs_worst"] = "best_vs_worst"
     min_margin: NonNegativeFloat = 0.0
-    """Smallest difference of scores that makes a pair; equal scores never do."""
+    """Smallest score difference that makes a pair; equal scores never do."""
 
 
 class EvaluateConfig(Config):
@@ -80,7 +80,7 @@ class EvaluateConfig(Config):
 
 
 class PromoteConfig(Config):
-    """The gate: every bound that is set has to be reached (win rates from 0 to 1)."""
+    """The gate: every bound given has to be reached (win rates from 0 to 1)."""
 
     win_rate: Share | None = None
     win_rate_low: Share | None = None

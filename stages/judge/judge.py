@@ -26,7 +26,7 @@ def read_rollouts(folder: Path) -> list[Rollout]:
 
 
 def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Judge every rollout; ``records.arrow`` has their order.
+    """Judge every rollout; ``records.arrow`` keeps their order.
 
     Raises:
         StageError: the judge left a rollout out, judged one twice, or gave a score that is not a finite number.

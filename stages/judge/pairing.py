@@ -30,8 +30,8 @@ def join(rollouts: Iterable[Rollout], judgements: Iterable[Judgement]) -> dict[s
 
 
 def best_vs_worst(scored: Sequence[tuple[Rollout, float]], min_margin: float = 0.0) -> PreferencePair | None:
-    """The highest-scored response against the lowest, or None if their scores are equal or nearer than
-    ``min_margin``. Among equal scores the earlier sample counts. Empty responses take no part."""
+    """The highest-scored response against the lowest, or None if their scores are equal or closer than
+    ``min_margin``. Among equal scores the earlier sample counts. Empty responses are ignored."""
     usable = [item for item in scored if item[0].text.strip()]
     if len(usable) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The gate: the new policy becomes the champion if it reached every bound, else the old one stays."""
+"""The gate: the new policy becomes the champion if it reached every bound; otherwise the old one stays."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which of peft's adapters Rondo trains and loads, and with which of their settings. Imports nothing heavy.
+"""Which of peft's adapters Rondo trains and loads, and with which settings. Imports nothing heavy.
 
 Settings that would read files, import modules, change the base's weights, or that are Rondo's to set are not listed
-and therefore refused, in a spec as well as in an adapter that is given.
+and therefore refused, in a spec as well as in a given adapter.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OWN = (
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
 )  # fmt: skip
-"""What an adapter's configuration says of itself and of its base; never handed on."""
+"""What an adapter's configuration says about itself and its base; never handed on."""
 
 
 def faults(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings (``peft_type`` among them) that are not to be handed to peft, each with what is wrong with it."""
+    """Settings (``peft_type`` among them) that must not be handed to peft, each with what is wrong with it."""
     known = TYPES[settings["peft_type"]]
     found = []
     for name, value in settings.items():
@@ -51,10 +51,10 @@ def faults(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a saved adapter, without what peft writes beside them.
+    """The settings of a saved adapter, without what else peft writes.
 
     Raises:
-        ValueError: the folder is no adapter that Rondo can load safely and completely; the message says why.
+        ValueError: the folder is not an adapter that Rondo can load safely and completely; the message says why.
     """
     file = folder / ADAPTER_CONFIG
     try:
@@ -84,8 +84,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def prompt_adapter(policy: Path) -> Path | None:
-    """The adapter that a policy artifact needs to be what it is: virtual tokens. None where ``model`` is everything,
-    with any adapter merged."""
+    """The adapter that a policy artifact is incomplete without: virtual tokens. None where ``model`` is the whole
+    policy, with any adapter merged."""
     file = policy / ADAPTER / ADAPTER_CONFIG
     if not file.is_file():
         return None

@@ -12,10 +12,10 @@ from stages.policy.config import PROMPT_LEARNING
 
 
 def wrap(model: Any, settings: Mapping[str, Any]) -> Any:
-    """The model with a fresh adapter, which alone is trainable.
+    """The model with a fresh adapter, the only trainable part.
 
     Without ``target_modules`` peft's table for the architecture decides; for an architecture that it does not list,
-    all linear layers but the head are adapted.
+    all linear layers except the head are adapted.
     """
     from peft import get_peft_model
 
@@ -23,10 +23,10 @@ def wrap(model: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
-    """The model with the adapter that is saved in ``folder``.
+    """The model with the adapter saved in ``folder``.
 
-    What prompt learning saves are the virtual tokens alone, so these and not the network that may have made them are
-    what a continued training trains.
+    Prompt learning saves the virtual tokens alone, so continued training trains these and not the network that may have
+    made them.
 
     Raises:
         StageError: the adapter cannot be loaded safely, or was trained on a model of another shape.
@@ -45,7 +45,7 @@ def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
         result = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         raise StageError(f"the adapter in {folder} does not fit the model: {_first_mismatch(error)}") from error
-    # Saved prompts reach their encoder on a way of their own, on which a wrong shape is an error.
+    # Saved prompts reach their encoder by a separate path, where a wrong shape is an error.
     prompt = config.peft_type in PROMPT_LEARNING
     odd = [] if prompt else [*result.missing_keys, *result.unexpected_keys]
     if odd:

@@ -12,7 +12,7 @@ Quantization = Literal["4bit", "8bit"]
 
 
 class MaterialiseConfig(Config):
-    """A model from the hub; for local sources the model is the step's input and this stays empty."""
+    """A model from the hub; for local sources the model is the step's input and this is empty."""
 
     hub: str | None = None
     revision: str | None = None

@@ -28,7 +28,7 @@ def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None
             not fit them.
     """
     output = policy / MODEL
-    shutil.rmtree(output, ignore_errors=True)  # of a process that was lost
+    shutil.rmtree(output, ignore_errors=True)  # left by a lost process
     source = source or _download(config)
     if (source / ADAPTER_CONFIG).is_file():  # transformers would load it on whatever base it names
         raise StageError(f"{source} holds an adapter ({ADAPTER_CONFIG}); give it as policy.adapter, on its own")
@@ -71,7 +71,8 @@ def convert_gguf(file: Path, output: Path) -> None:
 
 
 def _merge(policy: Path, adapter: Path) -> None:
-    """Put the adapter into the stored weights for good: what is trained starts from it and is held against it."""
+    """Merge the adapter into the stored weights for good: training starts from the result, which is also its
+    reference."""
     dtype = stored_dtype(policy)
     model = attach(load_model(policy, torch.device("cpu")), adapter).merge_and_unload()
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
@@ -81,7 +82,7 @@ def _merge(policy: Path, adapter: Path) -> None:
 
 
 def _verify(policy: Path) -> int:
-    """Parameters of the stored model, after checking that all parts are there."""
+    """The stored model's number of parameters, after checking that all parts are there."""
     from safetensors import safe_open
 
     tokenizer: Any = load_tokenizer(policy)

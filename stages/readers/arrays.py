@@ -1,6 +1,6 @@
-"""JSON arrays of rows, at the top or under a key of one object, an element at a time.
+"""JSON arrays of rows, at the top or under a key of one object, one element at a time.
 
-The text is cut into elements by quotes and brackets alone, and each is then decoded by itself: so an element that is
+The text is cut into elements by quotes and brackets alone, and each is then decoded by itself, so an element that is
 not UTF-8, repeats a key or is too long is one bad row, and the others are read.
 """
 
@@ -27,7 +27,7 @@ def read(blocks: Iterable[bytes], file: str, limits: Limits) -> Iterator[Row]:
     try:
         yield from reader.array() if reader.next() == b"[" else reader.object()
         if reader.next():
-            raise Broken("there is more behind the end of the JSON text; one object a line is .jsonl")
+            raise Broken("there is more after the end of the JSON text; one object per line is .jsonl")
     except Broken as broken:
         yield Row(Place(file, row=reader.count + 1), RowError("", str(broken)), reader.around())
 
@@ -44,7 +44,7 @@ class _Elements:
         return self._data[self._at : self._at + SHOWN]
 
     def next(self) -> bytes:
-        """The next byte that is no white space, which stays to be read; nothing at the end."""
+        """The next byte that is not white space, left unread; empty at the end."""
         while True:
             self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._data):
@@ -62,7 +62,7 @@ class _Elements:
             text, whole = self._value(self._limits.max_row_bytes)
             self.count += 1
             yield self._row(text, whole)
-            found = self._expect(b",]", f"behind element {self.count}")
+            found = self._expect(b",]", f"after element {self.count}")
             if found == b"]":
                 return
 
@@ -77,23 +77,23 @@ class _Elements:
                 if self.next() != b'"':
                     raise Broken(f"not JSON: expected a key in quotes, found {self._found()}")
                 key = self._value(SHOWN)[0].decode("utf-8", "replace")
-                self._expect(b":", f"behind the key {key:.40}")
+                self._expect(b":", f"after the key {key:.40}")
                 if self.next() == b"[" and self._holds_objects():
                     if listed:
-                        raise Broken(f"rows stand under {listed:.40} and under {key:.40}; only the first are read. Put "
-                                     "them in two files, or one object a line (.jsonl)")  # fmt: skip
+                        raise Broken(f"there are rows under {listed:.40} and under {key:.40}; only the first are read. "
+                                     "Put them in two files, or one object per line (.jsonl)")  # fmt: skip
                     listed = key
                     yield from self.array()
                 else:
                     self._value(0)
-                if self._expect(b",}", f"behind {key:.40}") == b"}":
+                if self._expect(b",}", f"after {key:.40}") == b"}":
                     break
         if not listed:
             raise Broken("a JSON object without a list of rows; expected a list of objects, an object with such a list "
-                         "under one key, or one object a line (.jsonl)")  # fmt: skip
+                         "under one key, or one object per line (.jsonl)")  # fmt: skip
 
     def _holds_objects(self) -> bool:
-        """Whether the list that begins here has an object first."""
+        """Whether the list that begins here starts with an object."""
         start, block = self._at, self._data
         self._at += 1
         found = self.next()
@@ -132,7 +132,7 @@ class _Elements:
         return True
 
     def _value(self, most: int) -> tuple[bytes, bool]:
-        """The bytes of the value that begins here, and whether all: at most ``most``, or an excerpt, are kept."""
+        """The bytes of the value that begins here, and whether these are all: ``most`` at most, else an excerpt."""
         first = self.next()
         if first and first not in b'"[{':
             return self._scalar(most)
@@ -141,7 +141,7 @@ class _Elements:
         while True:
             token = (_INSIDE if inside else _OUTSIDE).search(self._data, self._at)
             if token is None or token[0] == b"\\":
-                # the byte behind a backslash is passed over, be it in the next block
+                # the byte after a backslash is skipped, even if it is in the next block
                 self._at = len(self._data) if token is None else token.end() + 1
                 if self._at >= len(self._data):
                     kept, size = _kept(kept, size, self._data[start:], most)

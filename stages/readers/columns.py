@@ -14,11 +14,11 @@ _BATCH_ROWS = 1000
 _BATCH_BYTES = 8 << 20
 _BUFFER = 1 << 20
 _FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-"""What pyarrow raises over damaged files."""
+"""What pyarrow raises on damaged files."""
 
 
 def parquet(source: Any, file: str, limits: Limits) -> Iterator[Row]:
-    """Rows of a Parquet file. What cannot be read of a row group is one bad row, and the next group is read."""
+    """Rows of a Parquet file. The unreadable rest of a row group is one bad row, and the next group is read."""
     from pyarrow import parquet as pq
 
     try:
@@ -48,8 +48,8 @@ def parquet(source: Any, file: str, limits: Limits) -> Iterator[Row]:
 
 
 def _bomb(group: Any, stored: int, limits: Limits) -> None:
-    """Pages are decompressed whole, so a bomb has to be known by what the file says of itself. (Not by column: over
-    damaged statistics of a column pyarrow ends the process.)"""
+    """Pages are decompressed whole, so a bomb has to be recognised by the file's own metadata. (Not by column: damaged
+    statistics of a column make pyarrow end the process.)"""
     out = group.total_byte_size
     if out > limits.ratio_from and out > limits.max_ratio * stored:
         raise RowError("", f"decompresses to {out // max(1, stored)} times the file's size: a decompression bomb")
@@ -78,7 +78,7 @@ def arrow(source: Any, file: str, limits: Limits, broken: str | None = None) -> 
 
 
 def _sliced(batch: Any, limits: Limits) -> Iterator[dict[str, Any] | RowError]:
-    """Offsets are checked before anything is read by them: the library trusts them, and would read any memory."""
+    """Offsets are checked before they are used: the library trusts them, and would read any memory."""
     sound = _sound(batch)
     size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
     for start in range(0, batch.num_rows, size):
@@ -89,7 +89,7 @@ def _sound(batch: Any) -> bool:
     """False if the rows have to be checked one by one.
 
     Raises:
-        pyarrow.ArrowInvalid: not even that can be done.
+        pyarrow.ArrowInvalid: not even that is possible.
     """
     try:
         batch.validate(full=True)
@@ -138,9 +138,9 @@ def _one(row: Any, limits: Limits, sound: bool) -> dict[str, Any] | RowError:
 
 
 def _names(schema: Any) -> None:
-    """Columns of one name would silently become one."""
+    """Columns with the same name would silently become one."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise RowError(twice[0], "the column stands twice")
+        raise RowError(twice[0], "the column appears twice")
 
 
 def _first(error: BaseException) -> str:

@@ -42,12 +42,12 @@ _PATTERNS = [(re.compile(pattern, re.DOTALL), what) for pattern, what in _REFUSE
 
 
 def rows(file: DataFile, limits: Limits = Limits()) -> Iterator[Row]:  # noqa: B008 (frozen)
-    """The rows of a file, in order, in flat memory. What is wrong with a row or the file is a row whose value is a
-    ``RowError``: one at the place where a damaged file ends, one for the whole of a file that is no data. A file
-    without bytes has no rows.
+    """The rows of a file, in order, in flat memory. A fault in a row or the file is a row whose value is a
+    ``RowError``: one at the place where a damaged file breaks off, one for the whole of a file that is not data. An
+    empty file has no rows.
 
     Raises:
-        ReadError: the file cannot be opened, or reading it failed for a reason that lies not in the file.
+        ReadError: the file cannot be opened, or reading it failed for a reason outside the file.
     """
     with stores.opened(file) as handle:
         kind = compression(handle.read(4))
@@ -105,7 +105,7 @@ def _json(blocks: Blocks, begins: bytes, suffix: str, limits: Limits) -> bytes:
     follows = blocks.head(len(line) + _HEAD)[len(line) :]
     if _whole(line):
         return b"lines" if follows.strip() or (many and begins == b"{") else b"json"
-    # a first line that is no JSON: damaged, or the first of many that are one text together
+    # a first line that is not JSON: damaged, or the first of several that form one text
     alone = not follows.strip()
     ended = follows.startswith(b"{") and not line.rstrip().endswith((b",", b":", b"[", b"{"))
     return b"lines" if begins == b"{" and (ended or (many and alone)) else b"json"
@@ -146,7 +146,7 @@ def _columns(container: bytes, file: DataFile, source: Any, limits: Limits) -> I
 
 
 def _spooled(blocks: Blocks, spool: IO[bytes]) -> tuple[IO[bytes], str | None]:
-    """All blocks in a file, and why they end early if they do."""
+    """A file with all blocks, and why they end early if they do."""
     broken = None
     try:
         for block in blocks:

@@ -14,7 +14,7 @@ _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
 
 
 def read(blocks: Iterable[bytes], file: str, limits: Limits, suffix: str) -> Iterator[Row]:
-    """Rows of a text with a header. Comma, semicolon or tab: the one that is commonest in the header."""
+    """Rows of a text with a header. The separator is comma, semicolon or tab, whichever is commonest in the header."""
     # The default refuses cells of more than 128 KiB. The setting is the process's, and is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), limits.max_row_bytes))
     source = _Lines(blocks, limits)
@@ -41,7 +41,7 @@ def _header(reader: Iterator[list[str]]) -> list[str]:
     if not any(header):
         raise RowError("", "the first line names no columns")
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise RowError(twice[0], "the column stands twice in the header")
+        raise RowError(twice[0], "the column appears twice in the header")
     return header
 
 
@@ -76,7 +76,7 @@ def _check_text(cells: list[str]) -> None:
 
 
 class _Lines(Iterator[str]):
-    """Lines for ``csv.reader``, which may be asked on after an error."""
+    """Lines for ``csv.reader``, which may go on reading after an error."""
 
     def __init__(self, blocks: Iterable[bytes], limits: Limits) -> None:
         self._lines = lines(blocks, limits.max_row_bytes)
@@ -88,12 +88,12 @@ class _Lines(Iterator[str]):
         """The first line of the row."""
 
     def header(self) -> str | None:
-        """The first line, which is given once more as a line."""
+        """The first line, which is also returned again as the next line."""
         self._waiting = next(self, None)
         return self._waiting
 
     def begin_row(self) -> int:
-        """The number of the line that comes next."""
+        """The number of the next line."""
         self._size, self.begun = 0, ""
         return self.number + 1
 
@@ -104,7 +104,7 @@ class _Lines(Iterator[str]):
         line, whole = next(self._lines)
         self.number += 1
         self._size += len(line)
-        # what is not UTF-8 is carried along, and refused with its row
+        # invalid UTF-8 is carried along, and refused with its row
         text = line.decode("utf-8", "surrogateescape") + "\n"
         self.begun = self.begun or text
         if not whole or self._size > self._limits.max_row_bytes:

@@ -1,4 +1,4 @@
-"""JSON text as a row, with everything refused that JSON libraries read differently or not at all."""
+"""JSON text as a row; everything that JSON libraries read differently or not at all is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def decode(text: bytes) -> Mapping[str, Any]:
     """One JSON object.
 
     Raises:
-        RowError: not UTF-8, not JSON, no object, a key that stands twice, a number that no float holds, NaN, objects
+        RowError: not UTF-8, not JSON, not an object, a repeated key, a number that no float holds, NaN, objects
             nested more than ``MAX_DEPTH`` deep, or half a surrogate pair.
     """
     try:
@@ -44,7 +44,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise RowError(_printable(twice), "the key stands twice in one object")
+        raise RowError(_printable(twice), "the key appears twice in one object")
     return made
 
 
@@ -69,7 +69,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_float, parse
 
 
 def _deep(value: Any) -> bool:
-    """Counted without recursion, so that the answer does not depend on who calls."""
+    """Counted without recursion, so that the answer does not depend on the caller's stack."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -10,7 +10,7 @@ from stages.readers.places import EXCERPT, Limits, Place, Row
 from stages.readers.streams import Broken
 
 SHOWN = 4 * EXCERPT
-"""Bytes that hold an excerpt in UTF-8."""
+"""Bytes enough for an excerpt in UTF-8."""
 
 
 def too_long(limits: Limits) -> RowError:
@@ -19,10 +19,10 @@ def too_long(limits: Limits) -> RowError:
 
 def lines(blocks: Iterable[bytes], most: int) -> Iterator[tuple[bytes, bool]]:
     """Each line without its newline, and whether it is whole: of one longer than ``most`` bytes only the beginning is
-    kept. A line that the file breaks off in is not given.
+    kept. A line that the file breaks off in is not returned.
 
     Raises:
-        Broken: as the blocks do.
+        Broken: when the blocks do.
     """
     held: list[bytes] = []
     size = 0
@@ -43,7 +43,7 @@ def lines(blocks: Iterable[bytes], most: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def read(blocks: Iterable[bytes], file: str, limits: Limits) -> Iterator[Row]:
-    """Rows of JSON Lines; empty lines are passed over."""
+    """Rows of JSON Lines; empty lines are skipped."""
     number = 0
     try:
         for number, (line, whole) in enumerate(lines(blocks, limits.max_row_bytes), 1):

@@ -1,4 +1,4 @@
-"""From a location to the files that it names, in a fixed order."""
+"""The files that a location names, in a fixed order."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class _Tree(Protocol):
 
 
 def files(location: str, base: Path) -> list[DataFile]:
-    """The data files that a location names, sorted by name. Relative paths are taken from ``base``.
+    """The data files that a location names, sorted by name. Relative paths are relative to ``base``.
 
-    A folder stands for all data files below it, except those that describe (README, LICENSE, ``dataset_info.json``
-    and the like), hidden ones, and those of a dataset's cache; files of other kinds are left aside there, and refused
-    where they are named themselves.
+    A folder means all data files below it, except descriptions (README, LICENSE, ``dataset_info.json`` and the like),
+    hidden files, and those of a dataset's cache; files of other kinds are skipped there, and refused where they are
+    named directly.
 
     Raises:
-        ReadError: nothing is there, or nothing that is data; the scheme is not known; a dataset has several splits;
+        ReadError: nothing is there, or nothing that is data; the scheme is unknown; a dataset has several splits;
             a link leads out of the folder.
     """
     if is_remote(location):
@@ -63,10 +63,10 @@ def files(location: str, base: Path) -> list[DataFile]:
 
 
 def _named(uri: str) -> DataFile:
-    """A file that is named itself."""
+    """A file that is named directly."""
     name = uri.rpartition("/")[2]
     if container_suffix(name) is None:
-        raise ReadError(f"{uri}: the suffix says no kind of data that is known; known are {KNOWN}")
+        raise ReadError(f"{uri}: the suffix is not one of a known kind of data; known are {KNOWN}")
     return stores.file_at(uri)
 
 
@@ -107,7 +107,7 @@ def _listed(tree: _Tree, pattern: str | None) -> list[DataFile]:
 
 
 def _describes(name: str) -> bool:
-    """Whether a file says something about data, or is hidden or a cache, and so has no rows of its own."""
+    """Whether a file describes data, or is hidden or a cache, and so has no rows of its own."""
     parts = PurePosixPath(name).parts
     last = parts[-1]
     hidden = any(part.startswith((".", "_")) for part in parts)
@@ -127,11 +127,11 @@ def _one_split(tree: _Tree, found: Mapping[str, int]) -> None:
 
 
 def _current(tree: _Tree, found: Mapping[str, int], kept: Sequence[str]) -> list[str]:
-    """Without the Arrow files that a dataset saved to disk no longer counts as its own (an earlier, larger version
-    leaves them behind).
+    """Without the Arrow files that a dataset saved to disk no longer lists as its own (left behind by an earlier,
+    larger version).
 
     Raises:
-        ReadError: one that it does count is missing.
+        ReadError: one that it does list is missing.
     """
     result = list(kept)
     for state in [name for name in found if name.rpartition("/")[2] == _HF_STATE]:
@@ -173,8 +173,8 @@ def _neighbours(folder: str) -> str:
 
 
 class _LocalTree:
-    """A local folder. Links that stay in it are read once, whichever name; others are refused, because a folder from
-    somebody else could otherwise bring in any file of this machine."""
+    """A local folder. Links that stay inside are read once, under one of their names; others are refused, because a
+    folder from somebody else could otherwise bring in any file of this machine."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -244,7 +244,7 @@ class _RemoteTree:
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression: ``**`` stands for any folders, other wildcards stay within one name."""
+    """A glob as a regular expression: ``**`` matches any folders, other wildcards stay within one name."""
     made = ""
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^/]+?\]|.", pattern, re.DOTALL):
         if token in _WILD:
@@ -257,4 +257,4 @@ def _expression(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(made, re.DOTALL)
     except re.error as error:
-        raise ReadError(f"{pattern} is no glob: {error}") from None
+        raise ReadError(f"{pattern} is not a glob: {error}") from None

@@ -1,4 +1,4 @@
-"""What a reader gives: files, rows, and where each row stands."""
+"""What a reader returns: files, rows, and the place of each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from stages.core.errors import RowError
 
 EXCERPT = 200
-"""Characters of a row that are shown."""
+"""How many characters of a row are shown."""
 _PLACE = re.compile(r"(?P<file>.*):(?:(?P<line>\d+)|(?:group (?P<row_group>\d+) )?row (?P<row>\d+)|file)", re.DOTALL)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
@@ -22,16 +22,16 @@ class ReadError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask of the machine."""
+    """How much a file may demand of the machine."""
 
     max_row_bytes: int = 16 << 20
     """A longer row is refused, and never held whole."""
     max_ratio: float = 500.0
     """A stream that decompresses to more than this times its size is a decompression bomb ..."""
     ratio_from: int = 64 << 20
-    """... once so many bytes have come out of it."""
+    """... once this many bytes have come out of it."""
     max_bytes: int = 256 << 30
-    """A compressed file may decompress to no more."""
+    """A compressed file may decompress to no more than this."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DataFile:
     uri: str
     """Absolute path, or URI: all that another machine needs to open it (credentials come from its environment)."""
     name: str
-    """For people; unique in its listing."""
+    """For people; unique within its listing."""
     size: int
     """Bytes, as stored."""
 
@@ -56,8 +56,8 @@ def is_remote(location: str) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: in a line of a text, or in a row of a (row group of a) table; with none of these, the file
-    as a whole. Lines and rows count from 1, row groups from 0. Lines are those of the decompressed text."""
+    """Where a row is: a line of a text, or a row of a (row group of a) table; with none of these, the file as a
+    whole. Lines and rows count from 1, row groups from 0. Lines are those of the decompressed text."""
 
     file: str
     line: int | None = None
@@ -74,7 +74,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """The place that ``str`` made ``text`` of; a text of another form is a file's name."""
+        """The place that ``str`` turned into ``text``; a text of another form is a file's name."""
         match = _PLACE.fullmatch(text)
         if match is None:
             return cls(text)
@@ -88,7 +88,7 @@ class Row(NamedTuple):
     place: Place
     value: Mapping[str, Any] | RowError
     text: bytes | str = ""
-    """How the row begins in the file, where it is text."""
+    """How the row begins, if the file is text."""
 
     @property
     def excerpt(self) -> str:

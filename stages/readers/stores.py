@@ -1,4 +1,4 @@
-"""Where files lie: the local disk, buckets (pyarrow) and the Hugging Face hub (huggingface_hub)."""
+"""Where files are: the local disk, buckets (pyarrow) and the Hugging Face hub (huggingface_hub)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CHUNK = 1 << 20
 
 
 class Handle:
-    """An open file. What fails in reading it raises ``ReadError``: a lost connection is no fault of the data, and must
-    not be mistaken for the end of it."""
+    """An open file. A failure to read it raises ``ReadError``: a lost connection is no fault of the data, and must not
+    be mistaken for its end."""
 
     closed = False
 
@@ -45,14 +45,14 @@ class Handle:
         return position
 
     def close(self) -> None:
-        """Nothing: who opened the file closes it, not a decompressor that was given it."""
+        """Nothing: whoever opened the file closes it, not a decompressor that was given it."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The pyarrow file system of a remote location, and the path on it.
 
     Raises:
-        ReadError: the scheme is not known, or the store cannot be reached.
+        ReadError: the scheme is unknown, or the store cannot be reached.
     """
     from pyarrow import fs
 
@@ -103,7 +103,7 @@ def reaching(uri: str) -> Iterator[None]:
         yield
     except ReadError:
         raise
-    except Exception as error:  # each library, and what it is built on, has errors of its own
+    except Exception as error:  # each library, and what it is built on, has its own errors
         reason = str(error).partition("\n")[0]
         raise ReadError(f"{uri} cannot be reached ({type(error).__name__}: {reason}); check the name, the network and "
                         "the credentials") from error  # fmt: skip
@@ -113,7 +113,7 @@ def file_at(uri: str, name: str = "") -> DataFile:
     """The file at a path or URI; its name is the path's last part unless given.
 
     Raises:
-        ReadError: there is no such file, or it is no regular file.
+        ReadError: there is no such file, or it is not a regular file.
     """
     if not is_remote(uri):
         path = Path(os.path.abspath(uri))  # not resolved: the name, and with it the suffix, is the link's
@@ -151,8 +151,8 @@ def opened(file: DataFile) -> Iterator[Handle]:
 
 
 def identity(file: DataFile) -> str:
-    """SHA-256 (hex) that changes with the content. Of a local file its bytes are hashed. A remote one is not
-    downloaded: on the hub the hash that the hub keeps counts, in a bucket the address, size and time of change.
+    """SHA-256 (hex) that changes with the content. A local file's bytes are hashed. A remote file is not downloaded: on
+    the hub its stored hash counts, in a bucket the address, size and modification time.
 
     Raises:
         ReadError: the file cannot be read, or is gone.

@@ -1,4 +1,4 @@
-"""A file's bytes in blocks, decompressed, in flat memory whatever comes out of them."""
+"""A file's bytes in blocks, decompressed, in flat memory however much comes out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decompressed(handle: Handle, kind: str | None, limits: Limits) -> Iterator[b
     """The blocks of a file from its start.
 
     Raises:
-        Broken: the compressed stream is cut off or damaged, or a decompression bomb. All before it was given.
+        Broken: the compressed stream is cut off or damaged, or a decompression bomb. All blocks before it were given.
     """
     handle.seek(0)
     if kind is None:
@@ -51,7 +51,7 @@ def _raw(handle: Handle) -> Iterator[bytes]:
 
 
 def _gunzip(handle: Handle) -> Iterator[bytes]:
-    """Members of a gzip file one after another, zeros (padding) between them or behind them passed over."""
+    """Members of a gzip file one after another, zeros (padding) between or after them skipped."""
     stream = zlib.decompressobj(31)
     begun = False
     for block in _raw(handle):
@@ -69,7 +69,7 @@ def _gunzip(handle: Handle) -> Iterator[bytes]:
                 yield from _rescued(before, data)
                 raise Broken(f"damaged gzip: {error}") from None
             yield out
-            data, waiting = stream.unconsumed_tail, len(out) == BLOCK  # it may hold more back than was taken
+            data, waiting = stream.unconsumed_tail, len(out) == BLOCK  # it may still hold back output
             if stream.eof:
                 data, waiting, begun = stream.unused_data, False, False
                 stream = zlib.decompressobj(31)
@@ -78,7 +78,7 @@ def _gunzip(handle: Handle) -> Iterator[bytes]:
 
 
 def _rescued(stream: Any, data: bytes) -> Iterator[bytes]:
-    """What comes out before the error: zlib gives nothing from a call that fails, so ask for halves, then less."""
+    """What comes out before the error: a failing zlib call returns nothing, so ask for halves, then less."""
     size = BLOCK
     while size := size // 2:
         trial = stream.copy()
@@ -91,7 +91,7 @@ def _rescued(stream: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _unzstd(handle: Handle) -> Iterator[bytes]:
-    """Arrow's decompressor gives nothing from a read that fails, so what led there is read again byte by byte."""
+    """Arrow's decompressor returns nothing from a failing read, so what led there is read again byte by byte."""
     import pyarrow as pa
 
     done, step = 0, _ZSTD_STEP
@@ -121,7 +121,7 @@ def _skip(stream: Any, size: int) -> None:
 
 
 class Blocks:
-    """Blocks of which the first bytes can be looked at before they are read."""
+    """Blocks whose first bytes can be looked at before they are read."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -146,7 +146,7 @@ class Blocks:
         return bytes(self._held[: end + 1])
 
     def drop(self, size: int) -> None:
-        """Pass over the first bytes, which were looked at."""
+        """Skip the first bytes, which were looked at."""
         del self._held[:size]
 
     def _pull(self) -> bool:

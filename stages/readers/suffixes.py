@@ -8,7 +8,7 @@ KNOWN = f"{', '.join(CONTAINERS)}, each also with {' or '.join(COMPRESSED)}"
 
 
 def container_suffix(name: str) -> str | None:
-    """The suffix that says what is in a file, without that of its compression; None if it is not known."""
+    """The suffix that says what is in a file, without that of its compression; None if it is unknown."""
     lower = name.lower()
     for suffix in COMPRESSED:
         lower = lower.removesuffix(suffix)

@@ -12,7 +12,7 @@ class ReferenceConfig(Config):
     precision: Precision = "bf16"
     layout: LayoutChoice = "auto"
     mismatched: bool = False
-    """Also score every prompt with another prompt's answer, which ``kto`` estimates the divergence from."""
+    """Also score every prompt with another prompt's answer, from which ``kto`` estimates the divergence."""
     quantization: Quantization | None = None
 
 
@@ -20,10 +20,10 @@ class HeldoutConfig(Config):
     """How a policy's ranking of held-out pairs is measured."""
 
     objective: ObjectiveConfig
-    """The loss of the training, without what is not about the pairs themselves."""
+    """The training's loss, without what does not concern the pairs themselves."""
 
 
 def measured(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """What of a training's objective is measured on held-out pairs: neither constraints nor weights by confidence."""
+    """The part of a training's objective that is measured on held-out pairs: no constraints, no confidence weights."""
     kept = ("loss", "beta", "length_normalise", "divergence", "sft_weight")
     return ObjectiveConfig(**{name: getattr(objective, name) for name in kept})

@@ -18,7 +18,7 @@ from stages.score.config import HeldoutConfig
 def run(config: HeldoutConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Means over all held-out pairs and over those of each task.
 
-    A row with one response only has no margin and counts in the loss alone.
+    A row with only one response has no margin and counts in the loss alone.
 
     Raises:
         StageError: a log-probability, and with it the loss, is not finite.

@@ -105,7 +105,7 @@ def test_held_out_prompts_that_stand_in_training_are_named(folder: Path) -> None
     problem = workspace.only(folder)
     assert problem.where == "spec.yaml:3 prompts.heldout"
     assert problem.message.startswith("1 held-out prompts (")
-    assert "also stand in training" in problem.message
+    assert "are also in training" in problem.message
     assert "heldout.jsonl:2" in problem.message
     assert "train.jsonl:1" in problem.message
     assert "How are you?" not in problem.message

@@ -173,7 +173,7 @@ def test_a_parquet_bomb_is_known_by_what_it_says_of_itself(tmp_path: Path) -> No
         (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
         (b'{"a": "x\0y"}', "NUL byte (byte 8)"),
         (b"\0\0\0\0", "NUL byte"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "c: the key stands twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "c: the key appears twice"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": [-Infinity]}', "-Infinity is not JSON"),
         (b'{"a": 1e999}', "too big"),
@@ -203,7 +203,7 @@ def test_a_bad_row_is_one_bad_row(line: bytes, reason: str, tmp_path: Path) -> N
     [
         (b'{"a": "caf\xe9"}', "not UTF-8 text"),
         (b'{"a": "x\0y"}', "NUL byte"),
-        (b'{"a": 1, "a": 2}', "a: the key stands twice"),
+        (b'{"a": 1, "a": 2}', "a: the key appears twice"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested more than 100 deep"),
         (b'{"a": "\\ud83d"}', "half a surrogate pair"),
@@ -226,11 +226,11 @@ def test_a_bad_element_of_an_array_is_one_bad_row(element: bytes, reason: str, t
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('[{"a": 1} {"a": 2}]', "expected , or ] behind element 1"),
-        ('[{"a": 1}', "expected , or ] behind element 1, found the end of the file"),
+        ('[{"a": 1} {"a": 2}]', "expected , or ] after element 1"),
+        ('[{"a": 1}', "expected , or ] after element 1, found the end of the file"),
         ('[{"a": 1}, {"a', "ends within element 2"),
-        ('[{"a":\n 1}]\n[{"a": 2}]', "more behind the end"),
-        ('{"a": [{"a": 1}], "b": [{"a": 2}]}', 'rows stand under "a" and under "b"'),
+        ('[{"a":\n 1}]\n[{"a": 2}]', "more after the end"),
+        ('{"a": [{"a": 1}], "b": [{"a": 2}]}', 'rows under "a" and under "b"'),
     ],
 )
 def test_an_array_that_breaks_off_gives_what_came_before(text: str, reason: str, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_quote_that_is_never_closed_ends_at_the_limit(tmp_path: Path) -> None:
     assert found[1:] == [{"a": "y"}] * (len(found) - 1)
 
 
-@pytest.mark.parametrize(("header", "reason"), [(b"a,b,a", "a: the column stands twice"), (b"", "names no columns")])
+@pytest.mark.parametrize(("header", "reason"), [(b"a,b,a", "a: the column appears twice"), (b"", "names no columns")])
 def test_a_header_that_does_not_name_the_columns(header: bytes, reason: str, tmp_path: Path) -> None:
     (bad,) = seen(write(tmp_path, "x.csv", header + b"\n1,2,3\n"))
     assert reason in bad
@@ -413,7 +413,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         writer.write_table(table)
     pq.write_table(table, tmp_path / "x.parquet")
     for name in ("x.arrow", "x.parquet"):
-        assert "a: the column stands twice" in only(tmp_path / name)
+        assert "a: the column appears twice" in only(tmp_path / name)
 
 
 def test_a_long_value_of_a_table_is_one_bad_row(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_bucket_is_read_like_a_folder(scheme: str, bucket: Path, tmp_path: Pat
 def test_a_bucket_s_faults_are_told(bucket: Path, tmp_path: Path) -> None:
     make(bucket, "x.txt")
     assert "does not exist" in refused("s3://bucket/none.jsonl", tmp_path)
-    assert "s3://bucket/x.txt: the suffix says no kind of data" in refused("s3://bucket/x.txt", tmp_path)
+    assert "s3://bucket/x.txt: the suffix is not one of a known kind of data" in refused("s3://bucket/x.txt", tmp_path)
     assert "cannot be reached (OSError: no bucket other)" in refused("s3://other/x.jsonl", tmp_path)
     gone = DataFile("s3://bucket/gone.jsonl", "gone.jsonl", 1)
     for ask in (identity, lambda file: list(rows(file)), lambda file: file_at(file.uri)):

@@ -221,5 +221,5 @@ def test_a_tokenizer_without_rust_is_refused() -> None:
     class Slow:
         pass
 
-    with pytest.raises(ValueError, match="Slow is no fast tokenizer"):
+    with pytest.raises(ValueError, match="Slow is not a fast tokenizer"):
         ControlTokens(Slow())

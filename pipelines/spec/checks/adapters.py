@@ -1,4 +1,4 @@
-"""The adapter of a spec (``train.peft``) held against peft's own configuration. peft is imported when one is given."""
+"""A spec's adapter (``train.peft``) checked against peft's own configuration. peft is imported if one is given."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def needs_bitsandbytes(train: TrainConfig) -> Iterator[str]:
 
 
 def _refused_by_peft(settings: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """peft declares types that it does not check and checks some combinations; both are asked here."""
+    """peft declares types without checking them, and checks some combinations; both are checked here."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     made = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]]
@@ -56,7 +56,7 @@ def _refused_by_peft(settings: dict[str, Any]) -> Iterator[tuple[tuple[str, ...]
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as a setting that another one makes idle
+            warnings.simplefilter("error")  # such as a setting that another one disables
             made(**values, task_type="CAUSAL_LM")
     except (ValueError, TypeError, KeyError, Warning) as error:
         yield ("peft",), " ".join(str(error).split())

@@ -1,5 +1,5 @@
-"""What a look at the data files tells before a run: can they be read, what will go to quarantine, what stands on both
-sides."""
+"""What a look at the data files shows before a run: whether they can be read, what will go to quarantine, what is on
+both sides."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from stages.readers import DataFile, ReadError, files, rows
 
 _SHOWN = 5
 _ROWS = 20_000
-"""Rows of each location that are looked at; the run reads all."""
+"""Rows of each file that are looked at; the run reads all."""
 _REMOTE_ROWS = 100
 
 
 @dataclass
 class _Found:
-    """What a location holds, as far as it was looked at."""
+    """What a location holds, as far as it was read."""
 
     keys: dict[str, str] = field(default_factory=dict)
-    """Where each prompt stands first, by its normalised content."""
+    """Where each prompt first appears, by its normalised content."""
     good: int = 0
     bad: list[str] = field(default_factory=list)
     single: dict[str, list[str]] = field(default_factory=lambda: {"true": [], "false": []})
-    """Rows with one answer, by its label."""
+    """Rows with a single answer, by its label."""
     skipped: Counter[str] = field(default_factory=Counter)
     whole: bool = True
 
@@ -44,7 +44,7 @@ class _Found:
 
 
 def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
-    """Look at the files that the valid sections of a spec name, and add what is wrong with them to ``checked``."""
+    """Look at the files named in the valid sections of a spec, and add what is wrong with them to ``checked``."""
     prompts, train, data = values.get("prompts"), values.get("train"), values.get("data")
     heldout = _Found()
     if prompts is not None and prompts.heldout:
@@ -53,7 +53,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
         training = _look(prompts.train, None, base, ("prompts", "train"), checked)
         if both := _overlap(heldout, training):
             checked.faults.append(
-                Fault(("prompts", "heldout"), f"{both} also stand in training; remove them from one side")
+                Fault(("prompts", "heldout"), f"{both} are also in training; remove them from one side")
             )
     needs_pairs = train is not None and not loss_config.takes_unpaired(train)
     for number, source in enumerate(values.get("preferences") or ()):
@@ -61,7 +61,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
         found = _look(source.path, source, base, where, checked)
         _single(found, needs_pairs, where, checked)
         if both := _overlap(heldout, found):
-            checked.notes.append(f"{both} also stand in {source.path}: their pairs are not trained on")
+            checked.notes.append(f"{both} are also in {source.path}: their pairs are not trained on")
         if data is not None and found.good and found.whole and found.bad_share > data.max_bad_share:
             message = (
                 f"{len(found.bad)} of {len(found.bad) + found.good + found.skipped.total()} rows cannot be used, more "
@@ -71,7 +71,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
 
 
 def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath, checked: Checked) -> _Found:
-    """Read the first rows of every file that a location names; prompts where there is no configuration."""
+    """Read the first rows of every file that a location names; prompts if there is no configuration."""
     found = _Found()
     try:
         listed = files(location, base)
@@ -98,7 +98,7 @@ def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath
 
 
 def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
-    """Look at a file's first rows; returns how many they were."""
+    """Look at a file's first rows; returns how many there were."""
     most = _REMOTE_ROWS if file.remote else _ROWS
     read = 0
     for row in islice(rows(file), most):
@@ -122,7 +122,7 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
 
 
 def _usable(value: Mapping[str, Any], parser: RowParser | None) -> Iterator[tuple[Messages, str]]:
-    """A row's prompts, each with the label if it has a single answer."""
+    """A row's prompts, each with its label if it is a single answer."""
     if parser is None:
         yield parse_prompt(value).messages, ""
         return
@@ -156,7 +156,7 @@ def _single(found: _Found, needs_pairs: bool, where: KeyPath, checked: Checked) 
 
 
 def _overlap(heldout: _Found, training: _Found) -> str:
-    """Which held-out prompts stand in training too, or nothing."""
+    """Which held-out prompts are also in training; empty if none are."""
     both = [f"{where} = {training.keys[key]}" for key, where in heldout.keys.items() if key in training.keys]
     more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
     return f"{len(both)} held-out prompts ({'; '.join(both[:_SHOWN])}{more})" if both else ""

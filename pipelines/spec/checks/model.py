@@ -1,4 +1,4 @@
-"""What stops a base model or its adapter from being used, as far as its files tell."""
+"""What stops a base model or its adapter from being used, as far as its files show."""
 
 from __future__ import annotations
 

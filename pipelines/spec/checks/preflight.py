@@ -1,4 +1,4 @@
-"""What can be known before anything heavy starts: sections that fit together, files that can be read."""
+"""What can be known before anything heavy starts: whether sections fit together and files can be read."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _workers(values: Mapping[str, Any], checked: Checked) -> None:
     if resources.train.strategy == "fsdp":
         for name in ("quantization", "optimizer"):
             if (value := getattr(train, name)) in ("4bit", "8bit", "adamw_8bit"):
-                message = f"{value} cannot be shared out among workers (resources.train.strategy: fsdp); use ddp"
+                message = f"{value} cannot be divided among workers (resources.train.strategy: fsdp); use ddp"
                 checked.faults.append(Fault(("train", name), message))
 
 
@@ -109,7 +109,7 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """Libraries that the spec needs and that come with an extra."""
+    """Libraries that the spec needs and that an extra provides."""
     if isinstance(values.get("judge"), SentimentJudge) and not find_spec("vader"):
         yield Fault(("judge", "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
     rollout = values.get("rollout")
@@ -118,7 +118,7 @@ def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _adapters(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """The adapter of the training, and what quantisation needs."""
+    """The training's adapter, and what quantisation needs."""
     train, rollout, prompts = values.get("train"), values.get("rollout"), values.get("prompts")
     if train is None:
         return
@@ -147,16 +147,16 @@ def _objective(train: TrainConfig | None) -> Iterator[Fault]:
 
 
 def _advice(train: TrainConfig | None) -> Iterator[str]:
-    """Settings that work and are hardly meant."""
+    """Settings that work but are probably not intended."""
     if train is not None and train.beta < _LEAST_SIMPO_BETA and any(loss.use == "simpo" for loss in train.loss):
         yield (
             f"train.beta {train.beta} is far below what simpo is used with (2 to 10): its log-probabilities are means "
-            "a token"
+            "per token"
         )
 
 
 def _plugins(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Plugin, tuple[str, ...]]]:
-    """The user's own code that the spec names: where, what, and the arguments that it gets besides its options."""
+    """The user's own code that the spec names: where, what, and the arguments it gets in addition to its options."""
     judge, train = values.get("judge"), values.get("train")
     if isinstance(judge, CustomJudge):
         yield ("judge",), judge, ()
@@ -184,7 +184,7 @@ def _plugin_imports(path: KeyPath, plugin: Plugin, arguments: tuple[str, ...]) -
         return
     try:
         signature = inspect.signature(function)
-    except ValueError:  # a callable that does not tell its parameters
+    except ValueError:  # a callable that does not reveal its parameters
         return
     try:
         signature.bind_partial(*arguments)

@@ -23,8 +23,8 @@ class FormatConfig(Config):
     ] = "auto"
     """A shape's name, or the user's own function ``use: "module:function"`` from a row to pairs."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """Where the row's fields stand, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
+    """Where the row's fields are, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
     strategy: Literal["best_vs_worst", "adjacent", "all"] = "best_vs_worst"
-    """Which answers of a ranked list make pairs: the two ends, each with the next, or every two."""
+    """Which answers of a ranked list make pairs: the two ends, each with the next, or all of them."""
     min_margin: NonNegativeFloat = 0.0
-    """Smallest difference of scores that makes a pair; equal scores never do."""
+    """Smallest score difference that makes a pair; equal scores never do."""

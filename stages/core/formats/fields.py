@@ -1,4 +1,4 @@
-"""Where a row's fields stand: the user's mapping, other data sets' names, and values that mean the same."""
+"""Where a row's fields are: the user's mapping, other data sets' names, and values that mean the same."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ ALIASES = {
     "weight": ("weight",),
     "preference_probability": ("preference_probability",),
 }
-"""Rondo's name of a field, and what it is called in data sets, the likeliest first."""
+"""Rondo's name for a field, and what it is called in data sets, the likeliest first."""
 CANDIDATES = (
     ("first", "second"), ("output_1", "output_2"), ("response_1", "response_2"), ("response1", "response2"),
     ("response_0", "response_1"), ("response_a", "response_b"), ("completion_a", "completion_b"),
     ("output_a", "output_b"), ("answer_a", "answer_b"),
 )  # fmt: skip
-"""What two answers are called of which a verdict says the better."""
+"""What two answers are called when a verdict says which is better."""
 _YES, _NO = ("true", "yes", "good", "1"), ("false", "no", "bad", "0")
 _NEGATION = "not "
 
 
 def mapped(row: Row, fields: Mapping[str, str]) -> Row:
-    """A row with the fields that the user's mapping names, ``{prompt: question, chosen: answers.0.text}``.
+    """A row with the fields named in the user's mapping, ``{prompt: question, chosen: answers.0.text}``.
 
-    A dotted path leads into objects and lists unless a column has that very name. ``not column`` is the opposite of a
-    yes or no.
+    A dotted path leads into objects and lists unless a column has exactly that name. ``not column`` inverts a yes or
+    no.
 
     Raises:
         RowError: there is no such column.
@@ -76,8 +76,8 @@ def _lookup(row: Row, path: str, name: str) -> Any:
 
 
 def column(row: Row, name: str) -> str | None:
-    """The column that a field stands in, or None."""
-    for alias in ALIASES[name]:  # a loop: this is asked a dozen times per row
+    """The column that holds a field, or None."""
+    for alias in ALIASES[name]:  # a loop: this is called a dozen times per row
         if row.get(alias) is not None:
             return alias
     return None
@@ -117,7 +117,7 @@ def number(value: Any, field: str) -> float:
 
 
 def yes_or_no(value: Any, field: str) -> bool:
-    """A boolean, also as 0 or 1 or a word."""
+    """A boolean, possibly as 0 or 1 or a word."""
     text = str(value).strip().lower() if isinstance(value, bool | int | str) else ""
     if text in _YES:
         return True

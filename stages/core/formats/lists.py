@@ -19,8 +19,8 @@ Scored = list[tuple[float, Messages]]
 
 def scored(row: Row, strategy: str, min_margin: float) -> list[PreferencePair]:
     """``completions``: objects with ``response`` and a score (``overall_score``, ``score``, ``rating``), or with
-    ratings of several aspects, of which the mean counts (UltraFeedback, arXiv:2310.01377). Answers without a score
-    are left out."""
+    ratings of several aspects, whose mean counts (UltraFeedback, arXiv:2310.01377). Answers without a score are left
+    out."""
     found = value(row, "completions")
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
         raise RowError("completions", f"expected a list of objects, found {kind(found)}")
@@ -49,7 +49,7 @@ def _score(item: Mapping[str, Any], where: str) -> float | None:
 
 
 def _rating(aspect: Any) -> Any:
-    if isinstance(aspect, list):  # several annotators: the first, as the data set itself counts
+    if isinstance(aspect, list):  # several annotators: the first, as the data set itself does
         aspect = aspect[0] if aspect else None
     return aspect.get("Rating", aspect.get("rating")) if isinstance(aspect, Mapping) else aspect
 
@@ -72,10 +72,10 @@ def ranked(row: Row, strategy: str, min_margin: float) -> list[PreferencePair]:
 
 
 def _pairs(asked: Messages, answers: Scored, strategy: str, min_margin: float) -> list[PreferencePair]:
-    """Pairs of better and worse answers: the two ends, each with the next worse, or every two.
+    """Pairs of better and worse answers: the two ends, each with the next worse, or all of them.
 
     Raises:
-        NoPair: no two answers differ, in text and by enough of a score.
+        NoPair: no two answers differ both in text and by enough in score.
     """
     if len(answers) < 2:
         raise NoPair("", "fewer than two answers with a score")

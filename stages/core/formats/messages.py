@@ -23,7 +23,7 @@ def messages(value: Any, field: str, role: str) -> Messages:
     """Text as one message of ``role``, one message, or a list of messages; ``field`` is its name in errors.
 
     Raises:
-        RowError: it is nothing of these, empty, or holds what is no text.
+        RowError: it is none of these, is empty, or holds something that is not text.
     """
     if isinstance(value, str):
         return (_message({"role": role, "content": value}, field),)
@@ -86,7 +86,7 @@ def _text(content: Any, field: str, optional: bool) -> str:
 
 
 def _part(part: Any, field: str) -> str:
-    """A piece of a message's content, as multimodal data sets have them."""
+    """A part of a message's content, as in multimodal data sets."""
     text = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
     if isinstance(part, Mapping) and part.get("type", "text") != "text":
         raise RowError(field, f"only text can be used, found a part of type {part['type']!r:.40}")
@@ -121,7 +121,7 @@ def json_text(value: Any, field: str) -> str:
 
 
 def check_text(text: str, field: str) -> None:
-    """Refuse what no text encoding can hold."""
+    """Refuse characters that no text encoding can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -129,7 +129,7 @@ def check_text(text: str, field: str) -> None:
 
 
 def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """How many messages both begin with."""
+    """How many messages they have in common at the start."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:

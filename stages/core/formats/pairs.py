@@ -16,8 +16,8 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def preference(row: Row) -> list[PreferencePair]:
-    """``prompt``, ``chosen``, ``rejected``, each text or messages; without a prompt it is what the two message lists
-    begin with in common (TRL's implicit prompt), and with one that stands in the lists again too."""
+    """``prompt``, ``chosen``, ``rejected``, each text or messages; without a prompt it is the common
+    beginning of the two message lists (TRL's implicit prompt), as it is where the lists repeat the prompt."""
     chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
     if whole(chosen) and whole(rejected):
         return [_from_conversations(row, chosen, rejected)]
@@ -50,7 +50,7 @@ def _asked(row: Row) -> Any:
 
 
 def whole(side: Any) -> bool:
-    """Whether a side is a conversation with its prompt, and no answer alone."""
+    """Whether a side is a conversation with its prompt, not only an answer."""
     if not isinstance(side, list | tuple) or len(side) < 2 or not isinstance(side[0], Mapping):
         return False
     return side[0].get("role", side[0].get("from")) not in ("assistant", "gpt")
@@ -69,14 +69,14 @@ def parted(chosen: Messages, rejected: Messages) -> PreferencePair:
     """Two conversations that differ in their last message.
 
     Raises:
-        RowError: they differ before, do not end with an answer, or do not differ.
+        RowError: they differ earlier, do not end with an answer, or do not differ.
     """
     shared = min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if side[-1]["role"] != "assistant":
             raise RowError(name, f"expected to end with an assistant message, found role {side[-1]['role']}")
         if len(side) - shared != 1:
-            raise RowError(name, "the conversations part before their last message; only the answer may differ")
+            raise RowError(name, "the conversations differ before their last message; only the answer may differ")
     if not shared:
         raise RowError("prompt", "missing: chosen and rejected begin with the answer")
     return different(PreferencePair(prompt(chosen[:shared]), chosen[shared:], rejected[shared:]))
@@ -93,8 +93,8 @@ def is_transcript(text: Any) -> bool:
 
 
 def transcript(row: Row) -> list[PreferencePair]:
-    """``chosen`` and ``rejected`` as whole conversations in one text, turns marked ``\\n\\nHuman:`` and
-    ``\\n\\nAssistant:`` (Bai et al., arXiv:2204.05862). Such a mark always begins a turn, also inside quoted text."""
+    """``chosen`` and ``rejected`` as whole conversations in one text each, turns marked ``\\n\\nHuman:`` and
+    ``\\n\\nAssistant:`` (Bai et al., arXiv:2204.05862). Such a mark always begins a turn, even inside quoted text."""
     sides = [_turns(value(row, name), name) for name in ("chosen", "rejected")]
     return [parted(*sides)]
 
@@ -113,13 +113,13 @@ def _turns(text: Any, field: str) -> Messages:
 
 
 def sharegpt(row: Row) -> list[PreferencePair]:
-    """``conversations`` of ``{from, value}``, and ``chosen`` and ``rejected`` as one such message each."""
+    """``conversations`` of ``{from, value}``, with ``chosen`` and ``rejected`` as one such message each."""
     return preference(row)
 
 
 def labelled(row: Row) -> list[PreferencePair]:
     """One answer and whether it is good: ``prompt``, ``completion``, ``label``, or ``messages`` that end with the
-    answer and ``label``. It stands on the side that the label says; the other is empty."""
+    answer, and ``label``. It goes on the side that the label names; the other is empty."""
     if both := [name for name in ("chosen", "rejected") if column(row, name)]:
         raise RowError("completion", f"stands beside {' and '.join(both)}; give one answer with a label, or a pair")
     if row.get("preference_probability") is not None:

@@ -1,4 +1,4 @@
-"""Which shape a row has, and from a row of any shape to preference pairs."""
+"""Finds out which shape a row has, and turns a row of any shape into preference pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Parse = Callable[[Row], list[PreferencePair]]
 
 
 class RowParser:
-    """From rows of one source to pairs, as its configuration says.
+    """Turns rows of one source into pairs, as its configuration says.
 
     Raises:
         ImportError, ValueError: the user's own function does not exist.
@@ -39,7 +39,7 @@ class RowParser:
         """The pairs that a row gives.
 
         Raises:
-            NoPair: the row is sound, but gives none by its nature.
+            NoPair: the row is valid, but yields none by its nature.
             RowError: the row cannot be used.
         """
         row = mapped(row, self._fields)
@@ -99,7 +99,7 @@ def detect(row: Row) -> str:
     """The name of a row's shape, by its fields and the types of their values.
 
     Raises:
-        RowError: none fits.
+        RowError: no shape fits.
     """
     two_answers = candidates(row) is not None
     both_sides = column(row, "chosen") is not None and column(row, "rejected") is not None
@@ -116,7 +116,7 @@ def detect(row: Row) -> str:
         turns = row.get("conversations", row.get("conversation"))
         return "sharegpt" if isinstance(turns, list) else "preference"
     if row.get("completion") is not None and column(row, "label"):
-        return "labelled"  # whatever lists stand beside it
+        return "labelled"  # whatever lists come with it
     answers: Any = row.get(str(column(row, "responses")))
     listed = isinstance(answers, list)
     if listed and (column(row, "scores") or column(row, "ranks")):
@@ -186,7 +186,7 @@ def _with_system(asked: Messages, system: str) -> Messages:
 
 
 def parse_prompt(row: Row) -> Prompt:
-    """A row of a prompts file as a prompt; its id is its content's.
+    """A row of a prompts file as a prompt; its id follows from its content.
 
     Raises:
         RowError: there is no prompt, or it is empty, or ends with the assistant's turn.
@@ -196,6 +196,6 @@ def parse_prompt(row: Row) -> Prompt:
 
 
 def parse_pair(row: Row) -> PreferencePair:
-    """The pair of a row of which only one can be made, by its shape."""
+    """The pair of a row whose shape yields exactly one."""
     (pair,) = RowParser(FormatConfig()).pairs(row)
     return pair

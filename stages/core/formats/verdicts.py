@@ -1,4 +1,4 @@
-"""Rows that hold two answers and who prefers which: one verdict, or several annotators' votes."""
+"""Rows that hold two answers and which is preferred: one verdict, or several annotators' votes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIES = ("tie", "equal", "same", "both", "neither", "tie (bothbad)", "0.5")
 _FIRST = ("a", "first", "model_a", "left", "chosen")
 _SECOND = ("b", "second", "model_b", "right", "rejected")
 _SLIGHTLY = 0.75
-"""Probability that stands for a slight preference where a scale tells slight and clear ones apart."""
+"""Probability for a slight preference on a scale that distinguishes slight and clear ones."""
 _STRENGTH = re.compile(r"([ab])[- _]is[- _](slightly[- _])?better")
 
 
@@ -26,7 +26,7 @@ def annotator_columns(row: Row) -> list[str]:
 
 
 def choice(row: Row) -> list[PreferencePair]:
-    """Two answers and which is better: 1 or 2 (0 is a tie), or 0 or 1 for answers that are counted from 0, or a word
+    """Two answers and which is better: 1 or 2 (0 is a tie), or 0 or 1 for answers numbered from 0, or a word
     (``model_a``, ``b``, ``tie``, ``a-is-slightly-better``), or the name of the answer's column. A tie becomes a
     probability of one half."""
     asked, first, second, names = _answers(row)
@@ -40,7 +40,7 @@ def choice(row: Row) -> list[PreferencePair]:
 
 
 def alpaca_eval(row: Row) -> list[PreferencePair]:
-    """``output_1``, ``output_2`` and ``preference`` from 1 (the first) to 2 (the second), 1.5 being a tie: the
+    """``output_1``, ``output_2`` and ``preference`` from 1 (the first) to 2 (the second), with 1.5 a tie: the
     probability of the first is 2 - preference (AlpacaEval's annotations)."""
     asked, first, second, _ = _answers(row)
     mark = row.get("preference")
@@ -54,8 +54,8 @@ def alpaca_eval(row: Row) -> list[PreferencePair]:
 
 def votes(row: Row) -> list[PreferencePair]:
     """Several annotators' votes on two answers: columns ``annotator1`` and so on, or ``votes`` as a list, as objects
-    ``{annotator, vote}``, or as counts ``{chosen: 3, rejected: 1}``. Values are as in ``choice``, for chosen and
-    rejected 1, 0 and 0.5; nothing is an abstention. The answer with the more votes becomes chosen."""
+    ``{annotator, vote}``, or as counts ``{chosen: 3, rejected: 1}``. Values are as in ``choice``; for chosen and
+    rejected they are 1, 0 and 0.5; null is an abstention. The answer with more votes becomes chosen."""
     if column(row, "chosen") and column(row, "rejected"):
         asked, names = prompt_of(row), ("chosen", "rejected")
         first, second = (response(value(row, name), name) for name in names)
@@ -80,7 +80,7 @@ def votes(row: Row) -> list[PreferencePair]:
 
 
 def _ballots(row: Row) -> list[tuple[str, Any, str]]:
-    """Each vote with its annotator and the name of the field that it stands in."""
+    """Each vote with its annotator and the name of the field that holds it."""
     found = row.get("votes")
     if found is None:
         return [(name, row[name], name) for name in annotator_columns(row)]
@@ -143,7 +143,7 @@ def _verdict(given: Any, names: tuple[str, str], field: str) -> float | None:
 
 
 def _side_vote(given: Any, field: str) -> float | None:
-    """The same for answers that are called chosen and rejected already."""
+    """The same for answers that are already called chosen and rejected."""
     if isinstance(given, str) and given.strip().lower() in ("chosen", "rejected", *_TIES):
         return _verdict(given, ("chosen", "rejected"), field)
     if given is None or given == "":

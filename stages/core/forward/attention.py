@@ -1,7 +1,7 @@
-"""Causal attention over packed sequences of which some share their beginning.
+"""Causal attention over packed sequences, some of which share their beginning.
 
-A packed row holds segments one after another. A segment is a tree of two branches, ``prompt``, ``chosen`` and
-``rejected``: a branch sees the prompt and itself, never the other branch. A plain sequence is a segment whose
+A packed row holds segments one after another. A segment is a tree: a ``prompt`` and two branches, ``chosen`` and
+``rejected``; a branch sees the prompt and itself, never the other branch. A plain sequence is a segment whose
 second branch is empty. No score is computed between segments, so that a pair's values do not depend on what it
 is packed with.
 """
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 _WHOLE = 384
-"""A tree of at most so many tokens is one product: the few large ones cost less than what they leave out is worth."""
+"""A tree of at most this many tokens is one product: several smaller ones would cost more than they leave out."""
 _BLOCK = 256
-"""In longer ones, queries a block: the keys after a block's last query are left out of its products."""
+"""In longer ones, queries per block: the keys after a block's last query are left out of its products."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> 
 
     Args:
         q: [tokens, heads, dim]; k, v: [tokens, key heads, dim], heads a multiple of key heads (grouped queries).
-        segments: disjoint; rows of no segment come out as zero.
+        segments: disjoint; rows outside all segments come out as zero.
 
     Returns:
         [tokens, heads, dim].
@@ -58,9 +58,8 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> 
 @dataclass(frozen=True)
 class _Product:
     """One block of queries with all keys that any of them sees: rows [first, last) against some key ranges, the
-    last of which ends with the block's own rows. ``fresh``: no product before this one has seen the last range.
-    ``apart``: at the end of the rows are so many of the rejected branch, and before them so many of the chosen one
-    that these do not see."""
+    last of which ends with the block's own rows. ``fresh``: no earlier product has seen the last range.
+    ``apart``, (chosen, rejected): the last ``rejected`` rows do not see the ``chosen`` keys just before them."""
 
     first: int
     last: int
@@ -112,7 +111,7 @@ def _keys(x: Tensor, product: _Product) -> Tensor:
 
 
 def _queries(x: Tensor, product: _Product, groups: int) -> Tensor:
-    """[key heads, groups * rows, dim]: the heads that share a key head stand one after another."""
+    """[key heads, groups * rows, dim]: the heads that share a key head are adjacent."""
     rows = x[product.first : product.last]
     count, heads, dim = rows.shape
     return rows.view(count, heads // groups, groups, dim).permute(1, 2, 0, 3).reshape(-1, groups * count, dim)
@@ -127,7 +126,7 @@ def _store(target: Tensor, product: _Product, value: Tensor, groups: int) -> Non
 
 
 def _add(target: Tensor, product: _Product, value: Tensor) -> None:
-    """Add [key heads, width, dim] to the rows of a product's keys; set those that nothing was added to yet."""
+    """Add [key heads, width, dim] to the rows of a product's keys; set those that hold nothing yet."""
     done = 0
     for number, (start, stop) in enumerate(product.keys):
         part = value[:, done : done + stop - start].transpose(0, 1)
@@ -139,7 +138,7 @@ def _add(target: Tensor, product: _Product, value: Tensor) -> None:
 
 
 def _unfilled(like: Tensor, segments: Segments) -> Tensor:
-    """A tensor whose rows are zero where no segment is, and anything where one is."""
+    """A tensor whose rows are zero outside all segments and undefined inside."""
     made, end = torch.empty_like(like), 0
     for segment in segments:
         made[end : segment.start] = 0
@@ -149,7 +148,7 @@ def _unfilled(like: Tensor, segments: Segments) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Plain batched products. In bfloat16 they give every row the same bits whatever rows there are besides, which
+    """Plain batched products. In bfloat16 they give every row the same bits whatever other rows there are, which
     torch's fused CPU attention does not, and they are about three times as fast at a few hundred tokens."""
 
     @staticmethod
@@ -189,7 +188,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """The same by torch's flex attention, whose kernels skip what the mask leaves out."""
+    """The same with torch's flex attention, whose kernels skip what the mask leaves out."""
     from torch.nn.attention.flex_attention import flex_attention
 
     out = flex_attention(
@@ -202,7 +201,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _block_mask(segments: Segments, tokens: int, device: torch.device) -> Any:
-    """Which token sees which, once a batch (all layers ask for the same)."""
+    """Which token sees which, once per batch (all layers ask for the same)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     tree = torch.full((tokens,), -1, device=device)

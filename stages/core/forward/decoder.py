@@ -1,7 +1,7 @@
 """The forward pass of Llama-like decoders over packed rows: no padding, shared prompts computed once.
 
 Covers the models whose layers are built like Llama's (Llama, Mistral, Qwen 2 and 3, SmolLM and kin). The weights
-stay in the Hugging Face modules, adapters included; only the way through them is Rondo's.
+stay in the Hugging Face modules, adapters included; only the path through them is Rondo's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 def is_llama_like(decoder: Any) -> bool:
-    """Whether a decoder is made of the parts that :class:`PackedDecoder` goes through, and of no others.
+    """Whether a decoder consists of exactly the parts that :class:`PackedDecoder` handles.
 
-    That they are also put together as there is for a comparison of results to tell.
+    Whether they are also put together the same way is left to a comparison of results.
     """
     if _parts(decoder) != _DECODER or getattr(decoder.config, "hidden_act", None) != "silu":
         return False
@@ -58,7 +58,7 @@ class PackedDecoder(torch.nn.Module):
             layer.forward = partial(_layer, layer)
 
     def release(self) -> None:
-        """Give the layers their own forward pass back."""
+        """Restore the layers' own forward pass."""
         for layer in self.decoder.layers:
             del layer.forward
 
@@ -98,7 +98,7 @@ def _layer(
     segments: Segments,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """One decoder layer; ``update`` is what the layer before still has to add to the residual stream."""
+    """One decoder layer; ``update`` is what the previous layer has yet to add to the residual stream."""
     first, second = layer.input_layernorm, layer.post_attention_layernorm
     hidden, x = add_norm(hidden, update, first.weight, first.variance_epsilon, dtype)
     update = _attention(layer.self_attn, x, angles, segments)
@@ -134,7 +134,7 @@ def _linear(module: Any, x: Tensor) -> Tensor:
 
 
 def _plain_lora(module: Any) -> str | None:
-    """The name of a linear layer's one adapter, if that is nothing but a low-rank update."""
+    """The name of a linear layer's only adapter, if that is a plain low-rank update."""
     active = getattr(module, "active_adapters", [])
     if len(active) != 1 or not hasattr(module, "lora_A") or module.disable_adapters or module.merged:
         return None

@@ -1,8 +1,8 @@
 """The parts of a decoder layer between its matrix products, each with a backward pass of its own.
 
-Between the products nothing is limited by arithmetic but by how often memory is passed over, and autograd's own
-rules pass over it many times. Here every part keeps one small tensor and goes over its inputs once or twice. The
-residual stream is float32, what goes into a product has the product's precision.
+Between the products the limit is not arithmetic but the number of passes over memory, and autograd's own rules make
+many. Here every part keeps one small tensor and goes over its inputs once or twice. The residual stream is float32;
+what goes into a product has the product's precision.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Rotary(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
-    """One pass less over [tokens, in] and [tokens, out] than the sum of two layers."""
+    """One pass fewer over [tokens, in] and [tokens, out] than the sum of two layers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

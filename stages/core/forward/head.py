@@ -1,8 +1,8 @@
-"""The language-model head and the log-softmax on response tokens, in chunks, with the gradient made on the way.
+"""The language-model head and the log-softmax on response tokens, in chunks, with the gradient computed on the way.
 
-The logits of all response tokens never stand in memory together, and none of them twice: while a chunk's
-probabilities are at hand, the loss of its pairs is asked for and the gradient taken through the head at once. What
-is kept for the backward pass is one hidden-size row per token.
+The logits of all response tokens are never in memory together, and none are computed twice: while a chunk's
+probabilities are at hand, the loss of its pairs is asked for and the gradient taken through the head at once. All
+that is kept for the backward pass is one hidden-size row per token.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from stages.core.forward.packing import Batch
 
 Weigh = Callable[[int, int, Tensor, Tensor], Tensor]
-"""``weigh(first, last, logprobs, confidences)``: the derivative of the loss by the log-probabilities of the pairs
-``first`` to ``last``, both float32 [2 * (last - first)], chosen and rejected in turn."""
+"""``weigh(first, last, logprobs, confidences)``: the derivative of the loss with respect to the log-probabilities of
+the pairs ``first`` to ``last``, both float32 [2 * (last - first)], chosen and rejected in turn."""
 
 _ROWS = 1024
-"""Response tokens per chunk: [1024, vocabulary] in the products' precision is what stands in memory at a time."""
+"""Response tokens per chunk: [1024, vocabulary] in the products' precision is what is in memory at a time."""
 _SLICE = 16
-"""Rows a pass of the softmax: small enough for the cache."""
+"""Rows per pass of the softmax: small enough for the cache."""
 
 
 def exponentials(logits: Tensor, targets: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,8 +31,8 @@ def exponentials(logits: Tensor, targets: Tensor, exact: Tensor) -> tuple[Tensor
     Args:
         logits: [rows, vocabulary], any precision.
         targets: int64 [rows].
-        exact: float32 [rows], the target's logit before it was rounded; it takes the rounded one's place, so that a
-            sure token's log-probability is near 0 and not a rounding error away from it.
+        exact: float32 [rows], the target's logit before it was rounded; it replaces the rounded one, so that a
+            near-certain token's log-probability is close to 0 and not a rounding error away from it.
 
     Returns:
         float32 [rows] each: the log-probability of the target, and the sum of the row's exponentials.
@@ -52,10 +52,10 @@ def exponentials(logits: Tensor, targets: Tensor, exact: Tensor) -> tuple[Tensor
 
 
 class FusedHead(torch.autograd.Function):
-    """Log-probabilities of response tokens, and the gradient of the loss that is made of them.
+    """Log-probabilities of response tokens, and the gradient of the loss computed from them.
 
     The scalar that comes out carries the gradient: its value has no meaning, its backward pass hands on what the
-    forward pass has worked out.
+    forward pass has computed.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class FusedHead(torch.autograd.Function):
             assert of_hidden is not None
             slopes = weigh(first, last, sums[0, own], sums[1, own])
             for chunk in chunks:
-                if len(chunks) > 1:  # a pair longer than a chunk: its probabilities are worked out again
+                if len(chunks) > 1:  # a pair longer than a chunk: its probabilities are recomputed
                     kept = None
                     kept = chunk.compute(None, False)
                 chunk.gradients(kept, slopes[chunk.sequences - 2 * first], of_hidden, of_weight, fresh)
@@ -116,7 +116,7 @@ class _Chunk:
         self.rows = rows
         self.weight = weight
         self.targets, self.sequences = batch.targets[rows], batch.sequences[rows]
-        # Products are slow at odd numbers of rows: filled up with zeros.
+        # Products are slow at odd numbers of rows: padded with zeros.
         self.count = rows.stop - rows.start
         self.hidden = hidden.new_zeros(self.count + -self.count % 32, hidden.shape[1])
         self.hidden[: self.count] = hidden[rows]
@@ -142,7 +142,7 @@ class _Chunk:
         of_weight: Tensor | None,
         fresh: bool,
     ) -> None:
-        """d log p(t) / d h = W[t] - sum_v p(v) W[v]; the sums' 1 / total scales rows of the small matrices.
+        """d log p(t) / d h = W[t] - sum_v p(v) W[v]; the softmax's 1 / total scales rows of the small matrices.
 
         ``fresh``: ``of_weight`` holds nothing yet.
         """
@@ -156,7 +156,7 @@ class _Chunk:
             rows = self.hidden[: self.count].float()
             scaled = torch.zeros_like(self.hidden)
             scaled[: self.count] = (rows * shares).to(scaled.dtype)
-            # With out= the product comes row by row, which adds up far quicker than a transposed one.
+            # With out= the product is row-major, which is added far faster than a transposed one.
             product = torch.mm(values.t(), scaled, out=torch.empty_like(self.weight))
             of_weight.copy_(product) if fresh else of_weight.add_(product)
             of_weight.index_add_(0, self.targets, slopes[:, None] * rows)

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a causal language model, and the gradient of a loss made of them."""
+"""Log-probabilities of responses under a causal language model, and the gradient of a loss computed from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.core.tokens.pair import EncodedPair
 
 
 class Scored(NamedTuple):
-    """``handle``: a scalar whose backward pass leaves the gradient that ``weigh`` asked for; its value means
+    """``handle``: a scalar whose backward pass yields the gradient that ``weigh`` asked for; its value means
     nothing. ``logprobs``: float32 [2 * pairs], sums over each response's tokens, chosen and rejected in turn.
     ``confidences``: likewise, means of log p(token) - log sum_v p(v)^2 (zeros unless asked for)."""
 
@@ -43,7 +43,7 @@ class ResponseLogprobs(torch.nn.Module):
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: Batch, weigh: Weigh | None = None, confident: bool = False) -> Scored:
-        """Score a batch that was collated in this layout; with ``weigh``, for a backward pass through ``handle``."""
+        """Score a batch collated in this layout; with ``weigh``, for a backward pass through ``handle``."""
         if self.packed is None:
             hidden = self._padded(batch).flatten(0, 1)[batch.rows].to(self.dtype)
         else:
@@ -57,7 +57,7 @@ class ResponseLogprobs(torch.nn.Module):
         return _score(_scaled(logits.float(), self.model.config), batch, weigh)
 
     def release(self) -> None:
-        """Give the model its own forward pass back."""
+        """Restore the model's own forward pass."""
         if self.packed is not None:
             self.packed.release()
 
@@ -73,8 +73,8 @@ class ResponseLogprobs(torch.nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _head_weight(self, head: torch.nn.Linear) -> Tensor:
-        """The head's weight in the products' precision; one that is not trained is converted once (and never held
-        without that: where weights are sharded, their memory is given back after each step)."""
+        """The head's weight in the products' precision; one that is not trained is converted once (and kept
+        only if converted: where weights are sharded, their memory is released after each step)."""
         if head.weight.requires_grad or head.weight.dtype == self.dtype:
             return head.weight.to(self.dtype)
         if self._frozen_head is None:
@@ -83,7 +83,7 @@ class ResponseLogprobs(torch.nn.Module):
 
 
 def _score(logits: Tensor, batch: Batch, weigh: Weigh | None) -> Scored:
-    """The same as :class:`FusedHead` from logits, by autograd, for heads that are more than one product."""
+    """What :class:`FusedHead` computes, from logits by autograd, for heads that are more than one product."""
     logged = torch.log_softmax(logits, -1)
     tokens = logged.gather(1, batch.targets[:, None])[:, 0]
     zeros = torch.zeros(2 * batch.pairs, dtype=torch.float32, device=logits.device)
@@ -98,7 +98,7 @@ def _score(logits: Tensor, batch: Batch, weigh: Weigh | None) -> Scored:
 
 
 def decoder_of(model: Any) -> Any:
-    """The model without its head; adapters sit inside it, whatever wraps the model."""
+    """The model without its head; adapters are inside it, whatever wraps the model."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_decoder()
 
@@ -127,9 +127,9 @@ def choose_layout(model: Any, wanted: LayoutChoice) -> Layout:
 
 
 def freeze(model: Any, precision: str) -> Any:
-    """Hold the linear layers that are not trained in the products' precision: they would be rounded to it in every
-    forward pass. What is shared with the token embedding stays as it is. Trained layers of a reference are frozen
-    before."""
+    """Hold untrained linear layers in the products' precision: they would be rounded to it in every forward pass
+    anyway. Weights shared with the token embedding stay as they are. Trained layers of a reference are frozen
+    first."""
     if precision == "bf16":
         embedding = model.get_input_embeddings().weight
         for module in model.modules():
@@ -142,8 +142,7 @@ def freeze(model: Any, precision: str) -> Any:
 def agrees(model: Any, layout: Layout) -> bool:
     """Whether :class:`ResponseLogprobs` gives what the model's own forward pass gives, on a few tokens.
 
-    An architecture that treats its attention or its logits in a way of its own is found out here and not by a
-    wrong loss.
+    An architecture that treats its attention or its logits in its own way is found here and not by a wrong loss.
     """
     device = next(model.parameters()).device
     ids = [index % model.config.vocab_size for index in range(3, 25)]
@@ -151,7 +150,7 @@ def agrees(model: Any, layout: Layout) -> bool:
     expected = []
     for response in (pair.chosen_ids, pair.rejected_ids):
         tokens = torch.tensor([pair.prompt_ids + response], device=device)
-        logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may stand before
+        logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may come first
         logged = torch.log_softmax(logits.float(), -1)[:-1]
         expected.append(logged.gather(1, tokens[0, 1:, None])[len(pair.prompt_ids) - 1 :].sum())
     scorer = ResponseLogprobs(model, layout, "fp32")

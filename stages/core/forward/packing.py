@@ -13,11 +13,11 @@ from stages.core.forward.attention import Segment, Segments
 from stages.core.tokens.pair import EncodedPair
 
 Layout = Literal["shared", "packed", "padded"]
-"""``shared``: one row without padding, a pair's prompt in it once. ``packed``: one row, every sequence for itself.
-``padded``: a rectangle of sequences, for models that know no other form."""
+"""``shared``: one row without padding, a pair's prompt in it once. ``packed``: one row, every sequence on its own.
+``padded``: a rectangle of sequences, for models that take no other form."""
 
 _MULTIPLE = 16
-"""Rows are filled up to a multiple of this: matrix products are slower at odd sizes."""
+"""Rows are padded to a multiple of this: matrix products are slower at odd sizes."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Batch:
 
     Sequences are numbered 2 * pair for the chosen response and 2 * pair + 1 for the rejected one. All tensors are
     int64. ``ids`` and ``positions``: [tokens] in one row, or [sequences, length] when padded. ``rows``: for every
-    response token that counts, where in the flattened ``ids`` the token before it stands. ``targets``: that
-    response token. ``sequences``: whose it is. These three follow the pairs; those of pair i are
+    response token that counts, where in the flattened ``ids`` the token before it is. ``targets``: that
+    response token. ``sequences``: the sequence it belongs to. These three follow the pairs; those of pair i are
     ``bounds[i]`` to ``bounds[i + 1]``. ``segments`` is None when padded.
     """
 
@@ -69,7 +69,7 @@ def micro_batches(pairs: Sequence[EncodedPair], layout: Layout, max_tokens: int)
     if layout == "padded":
         sizes = [2 * _length([pair]) for pair in pairs]
     else:
-        max_tokens -= max_tokens % _MULTIPLE  # what the row is filled up with has to fit as well
+        max_tokens -= max_tokens % _MULTIPLE  # the row's padding has to fit as well
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
@@ -90,7 +90,7 @@ def collate(pairs: Sequence[EncodedPair], layout: Layout, pad_id: int = 0) -> Ba
 
 
 def _sides(pair: EncodedPair) -> Iterator[tuple[int, list[int], list[bool]]]:
-    """The responses that are there: 0 for chosen or 1 for rejected, its ids and mask."""
+    """The responses that exist: 0 for chosen or 1 for rejected, its ids and mask."""
     if pair.chosen_ids:
         yield 0, pair.chosen_ids, pair.chosen_mask
     if pair.rejected_ids:
@@ -98,7 +98,7 @@ def _sides(pair: EncodedPair) -> Iterator[tuple[int, list[int], list[bool]]]:
 
 
 class _Builder:
-    """Collects token ids and what is predicted where."""
+    """Collects token ids, and what is predicted where."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -108,7 +108,7 @@ class _Builder:
         self.sequences: list[int] = []
 
     def add(self, ids: Sequence[int], first: int) -> int:
-        """Append tokens at positions from ``first`` on; returns where they start."""
+        """Append tokens with positions from ``first`` on; returns where they start."""
         start = len(self.ids)
         self.ids += ids
         self.positions += range(first, first + len(ids))
@@ -150,8 +150,8 @@ def _packed(pairs: Sequence[EncodedPair], shared: bool, pad_id: int) -> Batch:
 
 
 def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
-    """All chosen sequences and all rejected ones are there, a missing response leaving the prompt alone. Padding is
-    on the right, so that a causal model needs no mask: no token sees one to its right."""
+    """All chosen and all rejected sequences are there; where a response is missing, only the prompt. Padding is on the
+    right, so that a causal model needs no mask: no token sees one to its right."""
     builder, bounds = _Builder(), [0]
     length = _length(pairs)
     for number, pair in enumerate(pairs):
@@ -165,6 +165,6 @@ def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
 
 
 def _length(pairs: Sequence[EncodedPair]) -> int:
-    """Tokens a sequence of the rectangle for ``pairs``."""
+    """Tokens per sequence of the rectangle for ``pairs``."""
     longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
     return longest + -longest % 8

@@ -1,4 +1,4 @@
-"""Models with trained virtual tokens (prefix and prompt tuning), whose decoder alone is not the policy."""
+"""Models with trained virtual tokens (prefix and prompt tuning): their decoder alone is not the policy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ def is_prompt_learning(model: Any) -> bool:
 def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states, after the final norm, of the real tokens, with the virtual tokens before them.
 
-    Runs the PeftModel's own forward pass; what its head is given is taken on the way. Gradients reach the virtual
-    tokens.
+    Runs the PeftModel's own forward pass and takes the input of its head. Gradients reach the virtual tokens.
 
     Args:
-        model: a PeftModel of prompt learning for a causal language model.
-        ids: int64 [sequences, length], padded on the right: a position follows from what stands to its left.
+        model: a prompt-learning PeftModel for a causal language model.
+        ids: int64 [sequences, length], padded on the right: a position follows from what is to its left.
         mask: [sequences, length], True or 1 for real tokens, False or 0 for padding.
 
     Returns:
-        [sequences, length, hidden] in the decoder's precision; rows of padding mean nothing.
+        [sequences, length, hidden] in the decoder's precision; padding rows mean nothing.
     """
     base = model.get_base_model()
     taken: list[Tensor] = []

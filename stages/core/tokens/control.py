@@ -1,10 +1,10 @@
-"""Text from users never becomes a control token, whatever tokenizer and template make of it.
+"""Text from users never becomes a control token, whatever tokenizer and template do with it.
 
-Two things together see to that. Before a template is rendered, the first character of each control string in the data
-is replaced by a stand-in, so that those in the rendered text are the template's own. And the text, with its characters
-back, is tokenised by a copy of the tokenizer in which every control token has another name, a private character that
-is put where the template wrote the token: the copy knows no ``<|im_end|>``, so no text can spell it, and no Unicode
-normalisation can produce it from look-alikes. The template itself is trusted.
+Two things ensure that. Before a template is rendered, the first character of each control string in the data
+is replaced by a stand-in, so that those in the rendered text are the template's own. And the text, its characters
+restored, is tokenised by a copy of the tokenizer in which every control token has another name, a private character
+that is put where the template wrote the token: the copy knows no ``<|im_end|>``, so no text can spell it, and no
+Unicode normalisation can produce it from look-alikes. The template itself is trusted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from stages.core.errors import RowError
 
 _FIRST, _LAST = 0x10A000, 0x10FFFD
 _RESERVED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
-"""The end of the last private-use plane, which nobody is known to use."""
+"""The end of the last private-use plane, which has no known users."""
 
 
 class ControlTokens:
-    """A fast tokenizer's control tokens, and its way to ids that knows the template's own from those in data."""
+    """A fast tokenizer's control tokens, and encoding that tells the template's own from those in data."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Takes a transformers tokenizer; ValueError if it has no Rust tokenizer under it, or too many tokens."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: save the model with a tokenizer.json")
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: save the model with tokenizer.json")
         settings = json.loads(backend.to_str())
         tokens = [token for token in settings["added_tokens"] if is_control(token["content"], token["special"])]
         characters = sorted({character for token in tokens for character in token["content"]})
@@ -51,8 +51,8 @@ class ControlTokens:
         self._unlike = self._differing(tokenizer)
 
     def protect(self, text: str, field: str = "content") -> str:
-        """Text from data as a template may have it: broken are the control strings in it, and what could become one
-        with the text before or after it.
+        """Text from data made safe for a template: control strings in it are broken, as is what could become one
+        together with the text before or after it.
 
         Raises:
             RowError: it has a character that cannot be written, or one of those reserved here.
@@ -68,7 +68,7 @@ class ControlTokens:
             text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
         stripped = text.strip()
         tail, head = stripped[-self._longest :], stripped[: self._longest]
-        # What would go on after the text has its last character, and what began before it the first.
+        # The last character, if a control string could go on after the text; the first, if one could begin before.
         if not self._firsts.isdisjoint(tail) and any(tail[at:] in self._beginnings for at in range(len(tail))):
             text = self._replaced(text, len(text.rstrip()) - 1)
         if not self._lasts.isdisjoint(head) and any(head[:end] in self._endings for end in range(1, len(head) + 1)):
@@ -79,7 +79,7 @@ class ControlTokens:
         return text[:at] + self._stand_ins.get(text[at], text[at]) + text[at + 1 :]
 
     def protect_json(self, value: Any, field: str) -> Any:
-        """JSON data in which every string, also the names, went through :meth:`protect`."""
+        """JSON data in which every string, keys included, went through :meth:`protect`."""
         if isinstance(value, str):
             return self.protect(value, field)
         if isinstance(value, list):
@@ -91,11 +91,11 @@ class ControlTokens:
     def pieces(self, rendered: str) -> list[str]:
         """Rendered text as pieces for :meth:`encode`, cut where the tokenizer itself cuts: before control tokens.
 
-        Tokens that take the white space before them are not cut at. The control token stays before its piece, since
-        tokenizers may begin the first text of all differently.
+        There is no cut at tokens that take the white space before them. The control token stays before its piece, since
+        tokenizers may treat the very first text differently.
 
         Raises:
-            RowError: the template writes a token that the tokenizer reads only in some places.
+            RowError: the template writes a token that the tokenizer recognises only in some places.
         """
         if self._unlike and not self._unlike.isdisjoint(found := self._pattern.findall(rendered)):
             token = next(token for token in found if token in self._unlike)
@@ -121,7 +121,7 @@ class ControlTokens:
         return [encoding.ids for encoding in self._copy.encode_batch_fast(pieces, add_special_tokens=False)]
 
     def _differing(self, tokenizer: Any) -> set[str]:
-        """Control tokens that the copy does not read as the tokenizer itself does, between words and within them."""
+        """Control tokens that the copy reads differently from the tokenizer itself, between words or within them."""
         tokens = list(self._names)
         texts = [text for token in tokens for text in (f"a {token} b\n{token}", f"{token}a{token}b")]
         expected = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -137,10 +137,10 @@ def is_control(content: str, special: bool) -> bool:
 
 
 def _rename(settings: dict[str, Any], names: dict[str, str]) -> None:
-    """Give the control tokens of a ``tokenizer.json`` other names, wherever it has them.
+    """Rename the control tokens of a ``tokenizer.json`` wherever they occur.
 
-    Merges that would build one from its characters go too: no text reached them before, as added tokens are cut out of
-    the text first.
+    Merges that would build one from its characters are removed too: no text ever reached them, as added tokens are cut
+    out of the text first.
     """
     for token in settings["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
@@ -158,7 +158,7 @@ def _rename(settings: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """A regular expression that matches any of the words, the longest first; beginnings that they share are read
+    """A regular expression that matches any of the words, the longest first; shared beginnings are read
     once, so that thousands of words cost no more than one."""
     tails: dict[str, set[str]] = {}
     for word in words:

@@ -22,7 +22,7 @@ for Python's garbage collector, which walks through every list of ids."""
 
 class Encoded(NamedTuple):
     """``table`` has the schema ``SHARD`` and a row for each usable record, in the records' order; the arrays have its
-    length. ``task`` is empty: it is the mixture's to give."""
+    length. ``task`` is empty: the mixture sets it."""
 
     table: pa.Table
     rows: NDArray[np.int64]
@@ -30,14 +30,14 @@ class Encoded(NamedTuple):
     prompt_cut: NDArray[np.bool_]
     response_cut: NDArray[np.bool_]
     errors: list[tuple[int, RowError]]
-    """The other records, and what is wrong with them."""
+    """The other records, and what is wrong with each."""
 
 
 def encode_records(encoder: ChatEncoder, records: pa.Table, max_length: int, truncation: str) -> Encoded:
     """Encode records of the schema ``PAIRS`` and fit them into ``max_length`` tokens of prompt and response.
 
     Args:
-        truncation: the policy, as ``stages.core.tokens.truncation`` has it.
+        truncation: the policy, as in ``stages.core.tokens.truncation``.
     """
     tables, rows, cut = [SHARD.empty_table()], [], []
     errors: list[tuple[int, RowError]] = []
@@ -75,7 +75,7 @@ def _table(cuts: Sequence[Cut]) -> pa.Table:
 
 
 def _lists(values: Sequence[Sequence[Any]], kind: pa.ListType) -> pa.Array:
-    """Lists of numbers as an Arrow column, by way of numpy: Arrow's own conversion looks at each number for itself."""
+    """Lists of numbers as an Arrow column, by way of numpy: Arrow's own conversion looks at each number separately."""
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(value) for value in values], out=offsets[1:])
     flat = np.fromiter(chain.from_iterable(values), kind.value_type.to_pandas_dtype(), offsets[-1])

@@ -23,11 +23,11 @@ class EncodedPair:
 
     @property
     def name(self) -> str:
-        """The pair for people: its id and, if known, where it came from."""
+        """The pair's name for people: its id and, if known, where it came from."""
         return f"{self.pair_id} ({self.source})" if self.source else self.pair_id
 
 
 def mismatched(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
-    """A pair's prompt with the answer to another prompt, as ``chosen``; nothing is rejected."""
+    """A pair's prompt with the answer to another prompt as ``chosen``; ``rejected`` is empty."""
     ids, mask = (other.chosen_ids, other.chosen_mask) if other.chosen_ids else (other.rejected_ids, other.rejected_mask)
     return replace(pair, chosen_ids=ids, chosen_mask=mask, rejected_ids=[], rejected_mask=[])

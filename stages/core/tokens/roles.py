@@ -1,4 +1,4 @@
-"""Conversations whose roles come in an order that a chat template may not be made for."""
+"""Conversations whose roles come in an order that a chat template may not support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
-"""Which roles every template expects after which; nothing comes before the first."""
+"""Which roles every template accepts after which; nothing comes before the first."""
 
 
 def unusual_order(messages: Sequence[Mapping[str, Any]]) -> str | None:

@@ -50,7 +50,7 @@ class ChatEncoder:
 
     @cached_property
     def _ends(self) -> frozenset[int]:
-        """Ids of special tokens, one of which ends a turn. What stands for unknown characters does not."""
+        """Ids of special tokens, one of which ends a turn. The token for unknown characters does not."""
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id}
         return frozenset(added | set(self.tokenizer.all_special_ids)) - unknown
@@ -59,7 +59,7 @@ class ChatEncoder:
         """Token ids of a conversation up to where the assistant's answer begins.
 
         Raises:
-            RowError: as :meth:`pairs` gives it.
+            RowError: as :meth:`pairs` returns it.
         """
         rendered = self._pieces(self._render([_Chat(self._messages(messages), None, True)])[0])
         return list(chain.from_iterable(self._control.encode(rendered)))
@@ -80,9 +80,9 @@ class ChatEncoder:
         ]
 
     def ids(self, pairs: Sequence[PreferencePair]) -> list[PairIds | RowError]:
-        """Token ids of each pair's parts, or why it cannot be used; a side that is empty stays so.
+        """Token ids of each pair's parts, or why it cannot be used; an empty side stays empty.
 
-        The prompt is what prompt, prompt + chosen and prompt + rejected have in common, at most the prompt
+        The prompt is the common beginning of prompt, prompt + chosen and prompt + rejected, at most the prompt
         tokenised alone (the last character of a prompt may merge with the response's first).
 
         The rendered texts are cut before control tokens, where the tokenizer cuts them too, and every piece that
@@ -149,7 +149,7 @@ class ChatEncoder:
         return texts
 
     def _render_alike(self, chats: Sequence[_Chat]) -> list[str | RowError]:
-        """Text of chats with the same tools and end. If one fails, the halves are tried until that one is found."""
+        """Text of chats with the same tools and end. If one fails, halves are tried until it is found."""
         try:
             texts: list[str | RowError] = self.tokenizer.apply_chat_template(
                 [chat.messages for chat in chats], tools=chats[0].tools, tokenize=False,
@@ -170,7 +170,7 @@ class ChatEncoder:
     def _cut(
         self, pair: PreferencePair, texts: Sequence[list[int] | RowError], tokens: Sequence[list[int]]
     ) -> PairIds | RowError:
-        """A pair's parts from the numbers of its texts' pieces: the prompt's, then each answer's behind the prompt."""
+        """A pair's parts from the numbers of its texts' pieces: the prompt's, then each answer's after the prompt."""
         sequences = []
         for text in texts:
             if isinstance(text, RowError):
@@ -193,10 +193,10 @@ class ChatEncoder:
         return PairIds(prompt[:boundary], chosen, rejected)
 
     def _completion(self, ids: list[int], ended: bool, field: str) -> list[int]:
-        """The response up to its end-of-turn token, which counts only if the response ended by itself.
+        """The response up to its end-of-turn token, which counts only if the response was not cut off.
 
-        The end of the turn is the last token of its own that the template writes, such as ``<|im_end|>``; a
-        template that writes none is taken to end with the tokenizer's end-of-sequence token.
+        The end of the turn is the last special token that the template writes, such as ``<|im_end|>``; a template that
+        writes none is taken to end with the tokenizer's end-of-sequence token.
         """
         last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self._ends), None)
         text, end = (ids, self.tokenizer.eos_token_id) if last is None else (ids[:last], ids[last])
@@ -206,8 +206,8 @@ class ChatEncoder:
 
 
 def _in_order(chat: _Chat, rendered: str | RowError) -> str | RowError:
-    """What the template made of a chat, or why it cannot be used if its roles come in an order that it is not made
-    for."""
+    """The template's text of a chat, or why it cannot be used if its roles come in an order that the template does not
+    support."""
     order = unusual_order(chat.messages)
     if order is None:
         return rendered
@@ -219,7 +219,7 @@ def _in_order(chat: _Chat, rendered: str | RowError) -> str | RowError:
 
 
 def encoded_pair(pair_id: str, ids: PairIds, pair: PreferencePair) -> EncodedPair:
-    """A pair's token ids with masks (every token of a response counts) and what it says about itself."""
+    """A pair's token ids with masks (every token of a response counts) and the pair's other fields."""
     return EncodedPair(
         pair_id=pair_id,
         prompt_ids=ids.prompt,
@@ -245,7 +245,7 @@ def _objects(text: str, field: str) -> list[dict[str, Any]]:
 
 
 def _tool_calls(text: str) -> list[dict[str, Any]]:
-    """Calls as templates take them: arguments that are JSON text themselves, as OpenAI has them, become objects."""
+    """Calls as templates take them: arguments given as JSON text, as OpenAI does, become objects."""
     calls = _objects(text, "tool_calls")
     for call in calls:
         function = call.get("function", call)

@@ -1,4 +1,4 @@
-"""Pairs that are longer than what is trained on: left out, or cut at one end."""
+"""Pairs that are too long to train on: left out, or cut at one end."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def truncated(pair: EncodedPair, max_length: int, policy: str) -> Cut:
     Args:
         policy: ``drop`` cuts nothing. ``keep_start`` keeps the first tokens of each sequence. ``keep_end`` keeps the
             responses and the last tokens of the prompt, at least one; responses that leave no room for that are
-            cut at their end. Both sides of a pair keep the same prompt. A response that is cut has no end token.
+            cut at their end. Both sides of a pair keep the same prompt. A cut response has no end token.
 
     Raises:
-        RowError: the pair is too long (``drop``), or nothing of a response, or no difference, would be left.
+        RowError: the pair is too long (``drop``), or no response tokens, or no difference, would be left.
     """
     prompt, longest = len(pair.prompt_ids), max(len(pair.chosen_ids), len(pair.rejected_ids))
     if prompt + longest <= max_length:
