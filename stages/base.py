@@ -133,7 +133,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage gets besides its configuration and inputs.
+    """What a stage gets in addition to its configuration and inputs.
 
     ``output`` becomes the artifact when the stage returns. ``work`` survives a crash and is deleted after the
     commit; a stage that can continue keeps its checkpoints there. ``progress(done, total, note)`` may be

@@ -101,7 +101,7 @@ def content_id(value: object) -> str:
 
 
 def id_numbers(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """The 64 bits that each content id of a column stands for.
+    """The 64 bits that each content id of a column encodes.
 
     Raises:
         pyarrow.ArrowInvalid: one of them does not have 16 characters.

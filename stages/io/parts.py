@@ -136,7 +136,7 @@ def _tables(dataset: Any) -> Iterator[pa.Table]:
 
 
 def _ray_data() -> Any:
-    """Ray Data, set up; imported only where there is work to share out."""
+    """Ray Data, set up; imported only where there is work to distribute."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

@@ -22,7 +22,7 @@ OTHER_REASONS = "other reasons"
 
 
 class Quarantine:
-    """The rejected rows, written beside the good ones as they come: where, which field, why, and how the row begins.
+    """The rejected rows, written next to the good ones as they come: where, which field, why, and how the row begins.
 
     ``summary`` has their number and the totals of the commonest reasons.
     """

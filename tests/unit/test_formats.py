@@ -148,7 +148,7 @@ def test_a_single_answer_stands_on_the_side_that_its_label_says(label: bool) -> 
         ({"prompt": "Hi", "completion": "a", "label": "perhaps"}, "label", "found 'perhaps'"),
         ({"prompt": "Hi", "completion": "a", "label": [True]}, "label", "found .True."),
         ({"prompt": "Hi", "completion": " ", "label": True}, "completion.content", "empty"),
-        ({"prompt": "Hi", "completion": "a", "chosen": "b", "label": True}, "completion", "stands beside chosen"),
+        ({"prompt": "Hi", "completion": "a", "chosen": "b", "label": True}, "completion", "comes with chosen"),
     ],
 )
 def test_a_single_answer_that_cannot_be_used_says_why(row: dict[str, Any], field: str, reason: str) -> None:

@@ -96,7 +96,7 @@ def _part(part: Any, field: str) -> str:
 
 
 def _call(content: Any) -> list[Mapping[str, Any]] | None:
-    """A call written as JSON text, as ShareGPT data has it; None if it is not that."""
+    """A call written as JSON text, as in ShareGPT data; None if it is something else."""
     try:
         value = json.loads(content)
     except (TypeError, ValueError, RecursionError):

@@ -121,7 +121,7 @@ def labelled(row: Row) -> list[PreferencePair]:
     """One answer and whether it is good: ``prompt``, ``completion``, ``label``, or ``messages`` that end with the
     answer, and ``label``. It goes on the side that the label names; the other is empty."""
     if both := [name for name in ("chosen", "rejected") if column(row, name)]:
-        raise RowError("completion", f"stands beside {' and '.join(both)}; give one answer with a label, or a pair")
+        raise RowError("completion", f"comes with {' and '.join(both)}; give one answer with a label, or a pair")
     if row.get("preference_probability") is not None:
         raise RowError("preference_probability", "means nothing for a single answer; weigh it with weight")
     if column(row, "completion"):

@@ -63,7 +63,7 @@ class ControlTokens:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise RowError(field, f"half a surrogate pair at character {error.start}, which is no text") from None
+                raise RowError(field, f"half a surrogate pair at character {error.start}, which is not text") from None
         if self._pattern.search(text):
             text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
         stripped = text.strip()

@@ -58,7 +58,7 @@ def encode_records(encoder: ChatEncoder, records: pa.Table, max_length: int, tru
 
 def _cuts(encoder: ChatEncoder, records: pa.Table, max_length: int, truncation: str) -> Iterator[Cut | RowError]:
     pairs = [pair_of(row) for row in records.to_pylist()]
-    names = records["pair_id"].to_pylist()  # as PreferencePair.pair_id has it, which would hash the texts again
+    names = records["pair_id"].to_pylist()  # as in PreferencePair.pair_id, which would hash the texts again
     for pair, name, ids in zip(pairs, names, encoder.ids(pairs), strict=True):
         try:
             yield ids if isinstance(ids, RowError) else truncated(encoded_pair(name, ids, pair), max_length, truncation)
