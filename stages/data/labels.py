@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from stages.data.votes import CHOSEN, REJECTED, TIE, Ballots, agreement
 
@@ -101,22 +102,15 @@ def _numbers(values: NDArray[np.float64]) -> list[float | None]:
     return [None if np.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-def _together(edges: NDArray[np.int64], nodes: int) -> Iterator[list[int]]:
+def _together(edges: NDArray[np.int64], nodes: int) -> list[NDArray[np.int64]]:
     """Places of the edges of each connected part of a graph: answers that were never compared, over whatever others,
     do not bear on each other, and the library's matrices grow with the square of the answers."""
-    parents = list(range(nodes))
-
-    def root(node: int) -> int:
-        while parents[node] != node:
-            parents[node] = node = parents[parents[node]]
-        return node
-
-    for first, second in edges.tolist():
-        parents[root(first)] = root(second)
-    parts: dict[int, list[int]] = defaultdict(list)
-    for place, (first, _) in enumerate(edges.tolist()):
-        parts[root(first)].append(place)
-    yield from parts.values()
+    if not len(edges):
+        return []
+    _, parts = connected_components(coo_array((np.ones(len(edges)), edges.T), (nodes, nodes)), directed=False)
+    part = parts[edges[:, 0]]
+    order = np.argsort(part, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(part[order])) + 1)
 
 
 def _matches(answers: NDArray[np.int64], wins: NDArray[np.int64]) -> Matches:

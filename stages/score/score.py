@@ -17,7 +17,7 @@ _SLICE = 64
 
 
 def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Score all pairs in slices, one model a Ray Data worker; one output file a shard, rows in its order."""
+    """Score all pairs in slices, one model per worker; one output file per shard, rows in its order."""
     shards = shard_files(inputs["shards"].path)
     rows = [read_table(shard).num_rows for shard in shards]
     total = sum(rows)

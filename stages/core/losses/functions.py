@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.core.losses.config import TRAITS
 from stages.core.losses.inputs import LossInput, expected, log_odds, per_token, smoothed
 
 
@@ -291,11 +292,7 @@ def aot(x: LossInput, beta: float, *, label_smoothing: float = 0.0) -> Tensor:
 LossFn = Callable[..., Tensor]
 """Called with (x: LossInput, beta: float, **options); one loss per pair, with its graph."""
 
-LOSSES: Mapping[str, LossFn] = {
-    "sigmoid": sigmoid, "robust": robust, "ipo": ipo, "hinge": hinge, "kto": kto, "bco": bco, "simpo": simpo,
-    "orpo": orpo, "cpo": cpo, "apo_zero": apo_zero, "apo_down": apo_down, "exo": exo, "nca": nca, "sppo": sppo,
-    "discopop": discopop, "aot": aot,
-}  # fmt: skip
+LOSSES: Mapping[str, LossFn] = {name: globals()[name] for name in TRAITS}
 """Every loss that ``train.loss`` may name."""
 
 __all__ = ["LOSSES", "LossFn", "LossInput"]
