@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.base import Artifact, StageContext, StageError, Summary
 from stages.core.errors import RowError
@@ -44,11 +45,11 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
 
     def counted() -> Iterator[pa.Table]:
         for table in tables:
-            answered = pa.compute.not_equal(table["finish_reason"], REFUSED)
-            rejected.extend(_reject(row) for row in table.filter(pa.compute.invert(answered)).to_pylist())
+            answered = pc.not_equal(table["finish_reason"], REFUSED)
+            rejected.extend(_reject(row) for row in table.filter(pc.invert(answered)).to_pylist())
             table = table.filter(answered)
             stats["rollouts"] += table.num_rows
-            stats["tokens"] += pa.compute.sum(table["tokens"]).as_py() or 0
+            stats["tokens"] += pc.sum(table["tokens"]).as_py() or 0
             stats["cut_off"] += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
             stats["empty"] += sum(not text.strip() for text in table["text"].to_pylist())
             context.progress(stats["rollouts"] // config.samples, total, f"prompts, {stats['tokens']} tokens")
