@@ -17,9 +17,9 @@ MATERIALISE = Stage(
 )
 INGEST = Stage("ingest", 3, IngestConfig, ("files",), "records", "stages.data.ingest:run")
 CURATE = Stage("curate", 2, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
-ENCODE = Stage("encode", 2, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
+ENCODE = Stage("encode", 3, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
-    "prepare", 2, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
+    "prepare", 3, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")

@@ -26,9 +26,7 @@ def encoded(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int
         pair_id="-".join(map(str, [*prompt, 0, *chosen, 0, *rejected])),
         prompt_ids=list(prompt),
         chosen_ids=list(chosen),
-        chosen_mask=[True] * len(chosen),
         rejected_ids=list(rejected),
-        rejected_mask=[True] * len(rejected),
         probability=p,
     )
 

@@ -122,7 +122,6 @@ def prompt_key(messages: Messages) -> str:
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())]))
 _VOTES = pa.list_(pa.struct([("annotator", pa.string()), ("preference", pa.float64())]))
 _IDS = pa.list_(pa.int32())
-_MASK = pa.list_(pa.bool_())
 
 PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("source", pa.string())])
 PAIRS = pa.schema(
@@ -158,9 +157,7 @@ SHARD = pa.schema(
         ("pair_id", pa.string()),
         ("prompt_ids", _IDS),
         ("chosen_ids", _IDS),
-        ("chosen_mask", _MASK),
         ("rejected_ids", _IDS),
-        ("rejected_mask", _MASK),
         ("probability", pa.float64()),
         ("weight", pa.float64()),
         ("task", pa.string()),

@@ -1,4 +1,4 @@
-"""Pairs become token ids and completion masks through the model's chat template, once for each file of pairs."""
+"""Pairs become token ids through the model's chat template, once for each file of pairs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 def pairs() -> list[EncodedPair]:
     made = random_pairs(4, seed=1)
-    return [made[0], replace(made[1], rejected_ids=[], rejected_mask=[]), *made[2:]]
+    return [made[0], replace(made[1], rejected_ids=[]), *made[2:]]
 
 
 def adapted(name: str, base: str = "llama") -> Any:

@@ -63,12 +63,3 @@ def test_no_records_give_an_empty_table() -> None:
         assert found.table.num_rows == len(found.rows) == len(found.prompt_cut) == len(found.response_cut) == 0
         assert found.rows.dtype == np.int64
         assert found.prompt_cut.dtype == np.bool_
-
-
-def test_masks_are_those_of_the_pairs() -> None:
-    """Were a token of an answer not to count, the table would say so."""
-    cut = truncated(ChatEncoder(tiny.tokenizer()).pair(pair()), 1000, "drop")
-    mask = [False, *cut.pair.chosen_mask[1:]]
-    table = encoding._table([cut._replace(pair=replace(cut.pair, chosen_mask=mask))])
-    assert table["chosen_mask"].to_pylist() == [mask]
-    assert all(table["rejected_mask"].to_pylist()[0])

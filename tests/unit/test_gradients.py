@@ -55,9 +55,9 @@ def data(count: int, unpaired: bool = False) -> MemoryData:
     weights, tasks = (1.0, 0.25, 2.0), ("", "maths", "safety")
     pairs = [replace(pair, weight=weights[i % 3], task=tasks[i % 3]) for i, pair in enumerate(pairs)]
     if unpaired:
-        nothing: dict[str, Any] = {"chosen_ids": [], "chosen_mask": []}
+        nothing: dict[str, Any] = {"chosen_ids": []}
         pairs[1::4] = [replace(pair, **nothing) for pair in pairs[1::4]]
-        nothing = {"rejected_ids": [], "rejected_mask": []}
+        nothing = {"rejected_ids": []}
         pairs[2::4] = [replace(pair, **nothing) for pair in pairs[2::4]]
     return MemoryData(pairs).scored_by(nearby())
 
@@ -280,7 +280,7 @@ def test_a_pair_preferred_with_probability_zero_is_a_pair_the_other_way_round() 
 
 def test_what_a_loss_sees_by_hand() -> None:
     """Of two pairs: chosen and rejected in turn."""
-    first = replace(encoded([1], [2, 3], [4]), chosen_mask=[False, True])
+    first = encoded([1], [2], [4])
     second = encoded([1], [2, 3], [4, 5, 6], p=0.25)
     reference = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     x = loss_input([first, second], torch.arange(4.0), 10 + torch.arange(4.0), reference, torch.tensor(0.5))

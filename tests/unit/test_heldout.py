@@ -27,10 +27,7 @@ def artifact(folder: Path, name: str, rows: list[dict[str, Any]], schema: Any) -
 
 def measure(folder: Path, policy: list[tuple[float, float]], tasks: list[str], **train: Any) -> Summary:
     """Pairs of two tokens per side; the reference gives every response -10, the policy what is given."""
-    pairs = [
-        EncodedPair(f"{i}", [1], [2, 3], [True, True], [4, 5], [True, True], task=task, source=f"f:{i}")
-        for i, task in enumerate(tasks)
-    ]
+    pairs = [EncodedPair(f"{i}", [1], [2, 3], [4, 5], task=task, source=f"f:{i}") for i, task in enumerate(tasks)]
     inputs = {"shards": artifact(folder, "shards", [vars(pair) for pair in pairs], SHARD)}
     for name, values in (("policy", policy), ("reference", [(-10.0, -10.0)] * len(pairs))):
         rows = [

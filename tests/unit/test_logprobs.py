@@ -42,27 +42,23 @@ def prompt_learning(name: str) -> Any:
 
 
 def plain(model: Any, pairs: list[EncodedPair]) -> Tensor:
-    """The definition, token by token: the sum of log softmax(logits)[next token] over the tokens that count."""
+    """The definition, token by token: the sum of log softmax(logits)[next token] over a response's tokens."""
     totals = torch.zeros(len(pairs), 2, dtype=torch.float64)
     for row, pair in enumerate(pairs):
-        sides = ((pair.chosen_ids, pair.chosen_mask), (pair.rejected_ids, pair.rejected_mask))
-        for side, (ids, mask) in enumerate(sides):
+        for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             sequence = [*pair.prompt_ids, *ids]
             logits = model(input_ids=torch.tensor([sequence])).logits[0, -len(sequence) :]
             logprobs = logits.double().log_softmax(-1)
-            for offset, counts in enumerate(mask):
-                at = len(pair.prompt_ids) + offset
-                if counts:
-                    totals[row, side] += logprobs[at - 1, sequence[at]]
+            for at in range(len(pair.prompt_ids), len(sequence)):
+                totals[row, side] += logprobs[at - 1, sequence[at]]
     return totals
 
 
 def some() -> list[EncodedPair]:
-    """With one side missing, and with tokens that do not count."""
+    """With one side missing."""
     pairs = random_pairs(6)
-    pairs[1] = replace(pairs[1], rejected_ids=[], rejected_mask=[])
-    pairs[2] = replace(pairs[2], chosen_ids=[], chosen_mask=[])
-    pairs[4] = replace(pairs[4], chosen_mask=[i % 2 == 0 for i in range(len(pairs[4].chosen_ids))])
+    pairs[1] = replace(pairs[1], rejected_ids=[])
+    pairs[2] = replace(pairs[2], chosen_ids=[])
     return pairs
 
 
@@ -205,17 +201,6 @@ def assert_start(model: Any, data: MemoryData, config: TrainConfig, layout: Layo
     assert row["loss"] == pytest.approx(loss, abs=1e-6 if exact else 1e-4)
     assert row["kl"] == (0 if exact else pytest.approx(0, abs=1e-3))
     assert row["grad_norm"] > 0.01
-
-
-def test_tokens_that_do_not_count_do_not_count() -> None:
-    model, pair = zoo.eager(), random_pairs(1)[0]
-    hole = replace(pair, chosen_mask=[False, *pair.chosen_mask[1:]])
-    silent = replace(pair, chosen_mask=[False] * len(pair.chosen_ids), rejected_mask=[False] * len(pair.rejected_ids))
-    for layout in LAYOUTS:
-        values = together(model, [pair, hole, silent], layout, "fp32")
-        assert values[0, 0] < values[1, 0] - 0.01
-        torch.testing.assert_close(values[0, 1], values[1, 1])
-        assert values[2].tolist() == [0, 0]
 
 
 def test_sums_are_float32_whatever_the_weights() -> None:

@@ -24,8 +24,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"
 
 
 def pairs(count: int, chosen_tokens: int = 4) -> list[EncodedPair]:
-    ids, mask = list(range(chosen_tokens)), [True] * chosen_tokens
-    return [EncodedPair(f"pair-{i}", [1], ids, mask, [3], [True]) for i in range(count)]
+    return [EncodedPair(f"pair-{i}", [1], list(range(chosen_tokens)), [3]) for i in range(count)]
 
 
 def outcome(x: LossInput, **config: Any) -> Outcome:

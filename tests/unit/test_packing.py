@@ -25,9 +25,9 @@ def unpaired() -> list[EncodedPair]:
     """Rows with both responses, with one, and with the other."""
     pairs = random_pairs(9, seed=3)
     for place in (1, 4):
-        pairs[place] = replace(pairs[place], chosen_ids=[], chosen_mask=[])
+        pairs[place] = replace(pairs[place], chosen_ids=[])
     for place in (2, 8):
-        pairs[place] = replace(pairs[place], rejected_ids=[], rejected_mask=[])
+        pairs[place] = replace(pairs[place], rejected_ids=[])
     return pairs
 
 
@@ -111,28 +111,6 @@ def test_a_mismatched_answer_is_a_pair_without_a_rejected_response() -> None:
     batch = collate([mismatched(A, B), mismatched(B, REJECTED_ONLY)], "shared")
     assert batch.ids.tolist()[:7] == [11, 12, 22, 23, 24, 21, 44]
     assert [(sequence, target) for sequence, _, target in predicted(batch)] == [(0, 22), (0, 23), (0, 24), (2, 44)]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_tokens_that_do_not_count_are_there_but_not_predicted(layout: Layout) -> None:
-    """A hole in the middle, at the start and at the end."""
-    pair = encoded([1, 2], [3, 4, 5, 6], [7, 8, 9])
-    pair = replace(pair, chosen_mask=[True, False, False, True], rejected_mask=[False, True, False])
-    batch, whole = collate([A, pair], layout), collate([A, encoded([1, 2], [3, 4, 5, 6], [7, 8, 9])], layout)
-    assert torch.equal(batch.ids, whole.ids)
-    assert batch.segments == whole.segments
-    kept = [item for item in predicted(whole) if item[2] in (13, 14, 15, 3, 6, 8)]
-    assert predicted(batch) == kept
-    assert batch.tokens_of().tolist() == [1, 2, 2, 1]
-    assert batch.bounds == (0, 3, 6)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pair_of_which_nothing_counts_has_no_rows(layout: Layout) -> None:
-    silent = replace(A, chosen_mask=[False], rejected_mask=[False, False])
-    batch = collate([silent, B], layout)
-    assert batch.bounds == (0, 0, 4)
-    assert batch.tokens_of().tolist() == [0, 0, 3, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -20,9 +20,7 @@ from stages.io.tables import read_table, write_rows
 
 
 def token_row(name: str, row: int, rejected: bool = True) -> dict[str, Any]:
-    pair = EncodedPair(
-        content_id(name), [1, 2], [3], [True], [4, 5] if rejected else [], [True, True] if rejected else [], source=name
-    )
+    pair = EncodedPair(content_id(name), [1, 2], [3], [4, 5] if rejected else [], source=name)
     return {**vars(pair), "row": row}
 
 

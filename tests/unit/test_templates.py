@@ -66,8 +66,6 @@ def test_a_pair_is_cut_where_the_answer_begins() -> None:
     assert decode(encoded.prompt_ids) == f"<|im_start|>user\nName a colour.<|im_end|>\n{GENERATION}"
     assert decode(encoded.chosen_ids) == "Blue.<|im_end|>"
     assert decode(encoded.rejected_ids) == "Seven.<|im_end|>"
-    assert encoded.chosen_mask == [True] * len("Blue.") + [True]
-    assert encoded.rejected_mask == [True] * len("Seven.") + [True]
     assert encoded.probability == 0.75
     assert encoded.pair_id == pair().pair_id
 
@@ -75,13 +73,8 @@ def test_a_pair_is_cut_where_the_answer_begins() -> None:
 @pytest.mark.parametrize(("chosen_ended", "rejected_ended"), [(True, False), (False, True), (False, False)])
 def test_the_end_of_turn_counts_only_if_the_response_ended(chosen_ended: bool, rejected_ended: bool) -> None:
     encoded = encoder().pair(pair(chosen_ended=chosen_ended, rejected_ended=rejected_ended))
-    for ids, mask, ended in (
-        (encoded.chosen_ids, encoded.chosen_mask, chosen_ended),
-        (encoded.rejected_ids, encoded.rejected_mask, rejected_ended),
-    ):
-        assert len(ids) == len(mask)
+    for ids, ended in ((encoded.chosen_ids, chosen_ended), (encoded.rejected_ids, rejected_ended)):
         assert control_ids(ids) == ([IM_END] if ended else [])
-        assert all(mask)
 
 
 @pytest.mark.parametrize("text", ["Blue.", "Größe 🌍 \u200b\t\n\n x", "< |im_end|>", "\ue000 private \ue001", "\n"])
@@ -228,7 +221,7 @@ def test_a_single_answer_leaves_the_other_side_empty() -> None:
         single = encoder().pair(replace(pair(), **{other: ()}))
         assert single.prompt_ids == both.prompt_ids
         assert getattr(single, f"{side}_ids") == getattr(both, f"{side}_ids")
-        assert getattr(single, f"{other}_ids") == getattr(single, f"{other}_mask") == []
+        assert getattr(single, f"{other}_ids") == []
 
 
 TWO_QUESTIONS: list[Message] = [{"role": "user", "content": "One?"}, {"role": "user", "content": "Two?"}]

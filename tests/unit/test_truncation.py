@@ -34,7 +34,6 @@ def test_keep_end_keeps_one_prompt_token_and_cuts_responses_that_leave_no_room()
     assert (cut.prompt, cut.response) == (True, True)
     assert cut.pair.prompt_ids == [4]
     assert cut.pair.chosen_ids == [11, 12, 13, 14]
-    assert cut.pair.chosen_mask == [True] * 4
     assert cut.pair.rejected_ids == [21, 22, 99]  # fits, and has ended
 
 
@@ -43,7 +42,6 @@ def test_keep_start_cuts_responses_which_lose_their_end() -> None:
     assert (cut.prompt, cut.response) == (False, True)
     assert cut.pair.prompt_ids == [1, 2, 3, 4]
     assert (cut.pair.chosen_ids, cut.pair.rejected_ids) == ([11, 12], [21, 22])
-    assert cut.pair.rejected_mask == [True, True]
 
 
 @pytest.mark.parametrize("length", [3, 4])
@@ -76,10 +74,6 @@ def test_whatever_is_cut_fits_and_is_a_part_of_the_pair() -> None:
             longest = max(len(cut.chosen_ids), len(cut.rejected_ids))
             assert len(cut.prompt_ids) + longest == min(length, prompt + max(chosen, rejected))
             assert cut.prompt_ids == pair.prompt_ids[prompt - len(cut.prompt_ids) :]
-            for ids, mask, whole in (
-                (cut.chosen_ids, cut.chosen_mask, pair.chosen_ids),
-                (cut.rejected_ids, cut.rejected_mask, pair.rejected_ids),
-            ):
-                assert len(ids) == len(mask)
+            for ids, whole in ((cut.chosen_ids, pair.chosen_ids), (cut.rejected_ids, pair.rejected_ids)):
                 assert ids == whole[: len(ids)]
                 assert bool(ids) == bool(whole)

@@ -146,7 +146,7 @@ def agrees(model: Any, layout: Layout) -> bool:
     """
     device = next(model.parameters()).device
     ids = [index % model.config.vocab_size for index in range(3, 25)]
-    pair = EncodedPair("probe", ids[:8], ids[8:20], [True] * 12, ids[5:12], [True] * 7)
+    pair = EncodedPair("probe", ids[:8], ids[8:20], ids[5:12])
     expected = []
     for response in (pair.chosen_ids, pair.rejected_ids):
         tokens = torch.tensor([pair.prompt_ids + response], device=device)

@@ -26,7 +26,7 @@ class Batch:
 
     Sequences are numbered 2 * pair for the chosen response and 2 * pair + 1 for the rejected one. All tensors are
     int64. ``ids`` and ``positions``: [tokens] in one row, or [sequences, length] when padded. ``rows``: for every
-    response token that counts, where in the flattened ``ids`` the token before it is. ``targets``: that
+    response token, where in the flattened ``ids`` the token before it is. ``targets``: that
     response token. ``sequences``: the sequence it belongs to. These three follow the pairs; those of pair i are
     ``bounds[i]`` to ``bounds[i + 1]``. ``segments`` is None when padded.
     """
@@ -50,7 +50,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
     def tokens_of(self) -> Tensor:
-        """Response tokens that count, float32 [sequences]."""
+        """Response tokens, float32 [sequences]."""
         return torch.bincount(self.sequences, minlength=2 * self.pairs).float()
 
 
@@ -89,12 +89,12 @@ def collate(pairs: Sequence[EncodedPair], layout: Layout, pad_id: int = 0) -> Ba
     return _padded(pairs, pad_id) if layout == "padded" else _packed(pairs, layout == "shared", pad_id)
 
 
-def _sides(pair: EncodedPair) -> Iterator[tuple[int, list[int], list[bool]]]:
-    """The responses that exist: 0 for chosen or 1 for rejected, its ids and mask."""
+def _sides(pair: EncodedPair) -> Iterator[tuple[int, list[int]]]:
+    """The responses that exist: 0 for chosen or 1 for rejected, and its ids."""
     if pair.chosen_ids:
-        yield 0, pair.chosen_ids, pair.chosen_mask
+        yield 0, pair.chosen_ids
     if pair.rejected_ids:
-        yield 1, pair.rejected_ids, pair.rejected_mask
+        yield 1, pair.rejected_ids
 
 
 class _Builder:
@@ -114,13 +114,12 @@ class _Builder:
         self.positions += range(first, first + len(ids))
         return start
 
-    def predict(self, before: int, start: int, ids: Sequence[int], mask: Sequence[bool], sequence: int) -> None:
+    def predict(self, before: int, start: int, ids: Sequence[int], sequence: int) -> None:
         """The response at ``start`` is predicted, its first token at ``before`` (the prompt's last)."""
-        for offset, (token, counts) in enumerate(zip(ids, mask, strict=True)):
-            if counts:
-                self.rows.append(start + offset - 1 if offset else before)
-                self.targets.append(token)
-                self.sequences.append(sequence)
+        if ids:
+            self.rows += [before, *range(start, start + len(ids) - 1)]
+            self.targets += ids
+            self.sequences += [sequence] * len(ids)
 
     def batch(self, bounds: Sequence[int], segments: Sequence[Segment] | None) -> Batch:
         columns = (self.ids, self.positions, self.rows, self.targets, self.sequences)
@@ -133,12 +132,12 @@ def _packed(pairs: Sequence[EncodedPair], shared: bool, pad_id: int) -> Batch:
     builder, segments, bounds = _Builder(), [], [0]
     for number, pair in enumerate(pairs):
         prompt, start, lengths = len(pair.prompt_ids), 0, [0, 0]
-        for side, ids, mask in _sides(pair):
+        for side, ids in _sides(pair):
             if not shared or not any(lengths):
                 start = builder.add(pair.prompt_ids, 0)
                 lengths = [0, 0]
             at = builder.add(ids, prompt)
-            builder.predict(start + prompt - 1, at, ids, mask, 2 * number + side)
+            builder.predict(start + prompt - 1, at, ids, 2 * number + side)
             lengths[1 if any(lengths) else 0] = len(ids)
             if not shared:
                 segments.append(Segment(start, prompt, len(ids)))
@@ -156,9 +155,9 @@ def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
     length = _length(pairs)
     for number, pair in enumerate(pairs):
         prompt = len(pair.prompt_ids)
-        for side, ids, mask in ((0, pair.chosen_ids, pair.chosen_mask), (1, pair.rejected_ids, pair.rejected_mask)):
+        for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             start = builder.add([*pair.prompt_ids, *ids, *[pad_id] * (length - prompt - len(ids))], 0)
-            builder.predict(start + prompt - 1, start + prompt, ids, mask, 2 * number + side)
+            builder.predict(start + prompt - 1, start + prompt, ids, 2 * number + side)
         bounds.append(len(builder.rows))
     batch = builder.batch(bounds, None)
     return replace(batch, ids=batch.ids.view(-1, length), positions=batch.positions.view(-1, length))

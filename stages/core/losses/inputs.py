@@ -106,9 +106,7 @@ def loss_input(
     log-probabilities become leaves, so that a loss can be differentiated by them."""
     device = logprobs.device
     chosen, rejected = (side.clone().requires_grad_() for side in logprobs.view(-1, 2).unbind(1))
-    tokens = torch.tensor(
-        [[sum(p.chosen_mask), sum(p.rejected_mask)] for p in pairs], dtype=torch.float32, device=device
-    )
+    tokens = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs], dtype=torch.float32, device=device)
     confident = confidences.view(-1, 2)
     return LossInput(
         chosen=chosen,

@@ -1,4 +1,4 @@
-"""Conversations become token ids and a completion mask.
+"""Conversations become token ids of a prompt and of what answers it.
 
 Prompt and response are rendered and tokenised together by the model's own chat template; where the response
 begins is found by comparing with the prompt tokenised alone. Text from users can never become a control token
@@ -72,7 +72,7 @@ class ChatEncoder:
         return encoded
 
     def pairs(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | RowError]:
-        """Token ids and masks of each pair, or why it cannot be used."""
+        """Token ids of each pair, or why it cannot be used."""
         found = self.ids(pairs)
         return [
             ids if isinstance(ids, RowError) else encoded_pair(pair.pair_id, ids, pair)
@@ -219,14 +219,12 @@ def _in_order(chat: _Chat, rendered: str | RowError) -> str | RowError:
 
 
 def encoded_pair(pair_id: str, ids: PairIds, pair: PreferencePair) -> EncodedPair:
-    """A pair's token ids with masks (every token of a response counts) and the pair's other fields."""
+    """A pair's token ids and its other fields."""
     return EncodedPair(
         pair_id=pair_id,
         prompt_ids=ids.prompt,
         chosen_ids=ids.chosen,
-        chosen_mask=[True] * len(ids.chosen),
         rejected_ids=ids.rejected,
-        rejected_mask=[True] * len(ids.rejected),
         probability=pair.probability,
         weight=pair.weight,
         source=pair.source,

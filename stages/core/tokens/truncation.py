@@ -41,13 +41,8 @@ def truncated(pair: EncodedPair, max_length: int, policy: str) -> Cut:
         pair,
         prompt_ids=pair.prompt_ids[prompt - kept :],
         chosen_ids=pair.chosen_ids[:room],
-        chosen_mask=pair.chosen_mask[:room],
         rejected_ids=pair.rejected_ids[:room],
-        rejected_mask=pair.rejected_mask[:room],
     )
     if cut.chosen_ids == cut.rejected_ids:
         raise RowError("rejected", f"the same as chosen once cut to prepare.max_length {max_length}")
-    for name, mask in (("chosen", cut.chosen_mask), ("rejected", cut.rejected_mask)):
-        if mask and not any(mask):
-            raise RowError(name, f"no token that counts is left within prepare.max_length {max_length}")
     return Cut(cut, kept < prompt, longest > room)
