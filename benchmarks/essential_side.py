@@ -48,21 +48,15 @@ def rollout(config: RolloutConfig, inputs: dict[str, Path], cpus: int) -> float:
 
 def train(config: TrainConfig, inputs: dict[str, Path]) -> float:
     """Seconds per optimizer step of the training loop, on the step's first ones."""
-    from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+    from benchmarks.rondo_side import trainable
     from stages.policy.load import product_precision
     from stages.train.loop import train_steps
-    from stages.train.policy import build_optimizer, build_policy, without_dropout
     from stages.train.worker import Worker
 
-    policy = build_policy(config, inputs["policy"])
-    layout = choose_layout(policy, config.layout)
-    precision = product_precision(config.precision, device_of_worker())
-    model = ResponseLogprobs(freeze(policy, precision), layout, precision)
-    without_dropout(model)
-    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
+    model, optimizer = trainable(config, inputs["policy"], product_precision(config.precision, device_of_worker()))
     data = ShardData(inputs["shards"], inputs.get("reference"))
     worker = Worker(device=device_of_worker())
-    rows = list(islice(train_steps(model, optimizer, data, config, worker, layout), 1 + _STEPS))
+    rows = list(islice(train_steps(model, optimizer, data, config, worker, model.layout), 1 + _STEPS))
     timed = rows[1:] or rows
     return sum(row["seconds"] for row in timed) / len(timed)
 

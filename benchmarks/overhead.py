@@ -54,6 +54,8 @@ def run(spec: str, store: Path) -> float:
 
 def report(store: ArtifactStore, wall: float | None) -> dict[str, Any]:
     """Wall time, essential work and the rest of every step, and the share that is essential."""
+    if not store.manifests():
+        raise SystemExit(f"{store.location} holds no artifact; give the store of a run, or leave --store out")
     made = sorted(store.manifests(), key=lambda manifest: str(manifest["committed"]))
     first = {manifest["payload"]["stage"]: manifest for manifest in reversed(made)}
     rates = {stage: rate(store, first[stage]) for stage in UNITS if stage in first}

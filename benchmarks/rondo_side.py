@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.setup import encoded
+from stages.core.forward.config import Precision
 from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
 from stages.core.forward.packing import collate, micro_batches
 from stages.core.tokens.pair import EncodedPair
@@ -69,6 +70,17 @@ def score(model: ResponseLogprobs, data: Pairs, tokens: int) -> float:
     return time.perf_counter() - started
 
 
+def trainable(
+    config: TrainConfig, artifact: Path, precision: Precision
+) -> tuple[ResponseLogprobs, torch.optim.Optimizer]:
+    """A policy as a training worker builds it, with its optimizer."""
+    policy = build_policy(config, artifact)
+    layout = choose_layout(policy, config.layout)
+    model = ResponseLogprobs(freeze(policy, precision), layout, precision)
+    without_dropout(model)
+    return model, build_optimizer([p for p in model.parameters() if p.requires_grad], config)
+
+
 def run(options: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(options["threads"])
@@ -85,17 +97,13 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     artifact.mkdir(exist_ok=True)
     if not (artifact / MODEL).exists():
         (artifact / MODEL).symlink_to(folder.resolve())
-    policy = build_policy(config, artifact)
-    layout = choose_layout(policy, config.layout)
-    model = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision)
-    without_dropout(model)
-    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
+    model, optimizer = trainable(config, artifact, config.precision)
     pairs = encoded(folder, options["lengths"], options["pairs"])
     data = Pairs(pairs, in_file_order(len(pairs), config.seed))
     reference_seconds = score(model, data, options["micro_batch_tokens"])
     worker = Worker(device=device_of_worker(), micro_batch_tokens=options["micro_batch_tokens"])
     marks, losses = [time.perf_counter()], []
-    for row in train_steps(model, optimizer, data, config, worker, layout):
+    for row in train_steps(model, optimizer, data, config, worker, model.layout):
         losses.append(row["loss"])
         marks.append(time.perf_counter())
     answers = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)

@@ -86,7 +86,7 @@ class VllmEngine:
         self.llm = LLM(
             model=str((weights.model / MODEL).absolute()),
             max_model_len=config.max_length,
-            skip_tokenizer_init=True,  # tokens go in and come out; without it the start is two seconds shorter
+            skip_tokenizer_init=True,  # tokens go in and come out: no second tokenizer
             seed=config.seed,
             disable_log_stats=True,
             **options,

@@ -18,7 +18,7 @@ _AHEAD = 4
 """Tables that may be waiting to be taken."""
 
 
-def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any, **options: Any) -> Iterator[pa.Table]:
+def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any) -> Iterator[pa.Table]:
     """Run ``function(task) -> iterable of tables`` for each task, in parallel, and yield the tables in order.
 
     Tables are streamed: nothing holds more than the few in flight. A single task needs no distribution.
@@ -33,7 +33,7 @@ def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any, **options: Any)
             yield from function(task)
 
     dataset = data.from_items(list(tasks), override_num_blocks=len(tasks))
-    yield from _tables(dataset.map_batches(call, batch_size=1, batch_format="pyarrow", **options))
+    yield from _tables(dataset.map_batches(call, batch_size=1, batch_format="pyarrow"))
 
 
 def map_actors(

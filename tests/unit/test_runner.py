@@ -218,6 +218,12 @@ def reason(store: ArtifactStore, before: Step, now: Step) -> str:
     return Explain(store)(now)
 
 
+def test_what_a_run_has_committed_counts_in_its_later_reasons(store: ArtifactStore) -> None:
+    runs, told = runner(store)
+    runs.run([counted("one", CountConfig(add=1)), counted("two", CountConfig(add=2))])
+    assert ("two", "started: add 1 -> 2") in told.told
+
+
 def test_a_first_time_is_new(store: ArtifactStore) -> None:
     assert reason(store, Step("slow", SLOW, LogConfig(log="/dev/null"), {}), counted("first")) == "new"
 
