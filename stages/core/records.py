@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 
 class Message(TypedDict):
-    """``tool_calls`` is the JSON text of a list of calls, as chat templates take them; only assistants make calls."""
+    """``extra`` is the JSON text of an object with whatever else a chat template may read, in the order of the data:
+    ``tool_calls`` (only assistants make calls), ``reasoning_content``, ``name``, ``tool_call_id``, and others."""
 
     role: str
     content: str
-    tool_calls: NotRequired[str]
+    extra: NotRequired[str]
 
 
 Messages = Sequence[Message]
@@ -33,8 +34,11 @@ class Vote(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
+    """``tools`` is as in ``PreferencePair``."""
+
     prompt_id: str
     messages: Messages
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Rollout:
     text: str
     tokens: int
     finish_reason: str
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,13 @@ def prompt_key(messages: Messages) -> str:
     return content_id([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
 
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 _VOTES = pa.list_(pa.struct([("annotator", pa.string()), ("preference", pa.float64())]))
 _IDS = pa.list_(pa.int32())
 
-PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("source", pa.string())])
+PROMPTS = pa.schema(
+    [("prompt_id", pa.string()), ("messages", _MESSAGES), ("tools", pa.string()), ("source", pa.string())]
+)
 PAIRS = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -174,6 +181,7 @@ ROLLOUTS = pa.schema(
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
         ("messages", _MESSAGES),
+        ("tools", pa.string()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
         ("finish_reason", pa.string()),
@@ -210,4 +218,4 @@ def messages_of(value: Iterable[Mapping[str, Any]]) -> Messages:
 
 def prompt_row(prompt: Prompt, source: str) -> dict[str, object]:
     """A prompt as a row of ``PROMPTS``."""
-    return {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "source": source}
+    return {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "tools": prompt.tools, "source": source}

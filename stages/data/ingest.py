@@ -78,7 +78,7 @@ class _Reading:
         parser = RowParser(self.config)
         for row in self._rows():
             try:
-                for pair in parser.pairs(_value(row)):
+                for pair in parser.pairs(_value(row), row.typed):
                     yield {**pair_row(pair), "source": str(row.place)}
             except NoPair as why:
                 self.skipped[str(why)] += 1
@@ -91,7 +91,7 @@ class _Reading:
         for row in self._rows():
             place = str(row.place)
             try:
-                prompt = parse_prompt(_value(row))
+                prompt = parse_prompt(_value(row), row.typed)
                 first = seen.setdefault(prompt.prompt_id, place)
                 if first != place:
                     raise RowError("prompt", f"repeats an earlier prompt; first at {first}")

@@ -55,7 +55,7 @@ class Generator:
     def _prompt(self, row: Mapping[str, Any]) -> list[int] | RowError:
         """A prompt's tokens, or why it cannot be answered."""
         try:
-            ids = self.encoder.prompt(messages_of(row["messages"]))
+            ids = self.encoder.prompt(messages_of(row["messages"]), row["tools"])
         except RowError as error:
             return error
         config = self.config
@@ -70,6 +70,7 @@ class Generator:
             "source": row["source"],
             "sample": number,
             "messages": row["messages"],
+            "tools": row["tools"],
             "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
             "tokens": len(sample.token_ids),
             "finish_reason": sample.finish_reason,

@@ -46,5 +46,6 @@ def best_vs_worst(scored: Sequence[tuple[Rollout, float]], min_margin: float = 0
         rejected=({"role": "assistant", "content": worst[0].text},),
         chosen_ended=best[0].finish_reason == "stop",
         rejected_ended=worst[0].finish_reason == "stop",
+        tools=best[0].tools,
         source=f"prompt {best[0].prompt_id} samples {best[0].sample}, {worst[0].sample}",
     )

@@ -39,7 +39,7 @@ def parquet(source: Any, file: str, limits: Limits) -> Iterator[Row]:
             for batch in table.iter_batches(size, row_groups=[group], use_threads=False):
                 for value in _values(batch, limits):
                     row += 1
-                    yield Row(Place(file, row_group=group, row=row), value)
+                    yield Row(Place(file, row_group=group, row=row), value, typed=True)
         except RowError as error:
             yield Row(Place(file, row_group=group, row=row + 1), error)
         except _FAULTS as error:
@@ -67,7 +67,7 @@ def arrow(source: Any, file: str, limits: Limits, broken: str | None = None) -> 
         for batch in reader:
             for value in _sliced(batch, limits):
                 row += 1
-                yield Row(Place(file, row=row), value)
+                yield Row(Place(file, row=row), value, typed=True)
     except RowError as error:
         yield Row(Place(file), error)
         return

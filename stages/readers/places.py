@@ -89,6 +89,8 @@ class Row(NamedTuple):
     value: Mapping[str, Any] | RowError
     text: bytes | str = ""
     """How the row begins, if the file is text."""
+    typed: bool = False
+    """Whether its objects have all fields of their column, null where they lack one."""
 
     @property
     def excerpt(self) -> str:

@@ -29,7 +29,7 @@ def test_text_stands_for_one_message() -> None:
     assert pair.rejected_ended
 
 
-def test_messages_are_kept_in_order_and_without_further_keys() -> None:
+def test_messages_are_kept_in_order() -> None:
     prompt = [
         {"role": "system", "content": "Be brief.", "weight": 3},
         {"role": "user", "content": "Hi"},
@@ -39,7 +39,8 @@ def test_messages_are_kept_in_order_and_without_further_keys() -> None:
     ]
     pair = parse_pair({**ROW, "prompt": prompt, "chosen": [{"role": "assistant", "content": "Blue."}]})
     assert [m["role"] for m in pair.prompt] == ["system", "user", "assistant", "tool", "user"]
-    assert all(set(m) == {"role", "content"} for m in pair.prompt)
+    assert pair.prompt[0] == {"role": "system", "content": "Be brief.", "extra": '{"weight": 3}'}
+    assert all(set(m) == {"role", "content"} for m in pair.prompt[1:])
     assert pair.prompt[-1]["content"] == "  A colour?\n"
 
 

@@ -274,7 +274,7 @@ def test_tool_calls_and_results_are_kept() -> None:
     first = only({"prompt": openai, "chosen": A, "rejected": B})
     second = only({"conversations": sharegpt, "chosen": said("gpt", A), "rejected": said("gpt", B)})
     assert first.prompt == second.prompt
-    assert json.loads(first.prompt[1]["tool_calls"]) == calls
+    assert json.loads(first.prompt[1]["extra"]) == {"tool_calls": calls}
     assert [m["role"] for m in first.prompt] == ["user", "assistant", "tool"]
     assert refused({"prompt": [{**openai[0], "tool_calls": calls}], "chosen": A, "rejected": B}).field == (
         "prompt[0].tool_calls"

@@ -92,7 +92,7 @@ def test_a_pair_id_depends_on_all_texts_and_on_nothing_else() -> None:
 
 
 def test_a_pair_comes_back_from_its_row() -> None:
-    call = Message(role="assistant", content="", tool_calls='[{"name": "add"}]')
+    call = Message(role="assistant", content="", extra='{"tool_calls": [{"name": "add"}]}')
     votes = (Vote(annotator="ann", preference=1.0), Vote(annotator="bob", preference=None))
     pair = PreferencePair(
         (user("q"), call), (assistant("a"),), (assistant("b"),), False, True, 0.75, "file:1",
@@ -111,8 +111,8 @@ def test_the_tools_belong_to_what_a_pair_is() -> None:
 
 
 def test_a_prompt_comes_back_from_its_row() -> None:
-    prompt = Prompt("id", [user("q")])
+    prompt = Prompt("id", [user("q")], "[]")
     row = pa.Table.from_pylist([prompt_row(prompt, "file:1")], schema=PROMPTS).to_pylist()[0]
     assert {**row, "messages": messages_of(row["messages"])} == {
-        "prompt_id": "id", "messages": (user("q"),), "source": "file:1",
+        "prompt_id": "id", "messages": (user("q"),), "tools": "[]", "source": "file:1",
     }  # fmt: skip

@@ -58,8 +58,8 @@ def in_tools(text: str) -> PreferencePair:
 
 
 def calling(text: str, arguments: object) -> PreferencePair:
-    calls = json.dumps([{"type": "function", "function": {"name": text, "arguments": arguments}}])
-    asked: Message = {"role": "assistant", "content": "", "tool_calls": calls}
+    calls = [{"type": "function", "function": {"name": text, "arguments": arguments}}]
+    asked: Message = {"role": "assistant", "content": "", "extra": json.dumps({"tool_calls": calls})}
     prompt = [user("Hi."), asked, {"role": "tool", "content": "12 C"}]
     return PreferencePair(prompt, [answer("One.")], [{**asked, "content": "Two."}])  # type: ignore[list-item]
 

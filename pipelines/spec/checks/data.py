@@ -107,7 +107,7 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
         try:
             if isinstance(row.value, RowError):
                 raise row.value
-            for messages, label in _usable(row.value, parser):
+            for messages, label in _usable(row.value, row.typed, parser):
                 found.good += 1
                 if label:
                     found.single[label].append(place)
@@ -121,12 +121,12 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
     return read
 
 
-def _usable(value: Mapping[str, Any], parser: RowParser | None) -> Iterator[tuple[Messages, str]]:
+def _usable(value: Mapping[str, Any], typed: bool, parser: RowParser | None) -> Iterator[tuple[Messages, str]]:
     """A row's prompts, each with its label if it is a single answer."""
     if parser is None:
-        yield parse_prompt(value).messages, ""
+        yield parse_prompt(value, typed).messages, ""
         return
-    for pair in parser.pairs(value):
+    for pair in parser.pairs(value, typed):
         yield pair.prompt, "" if pair.paired else "true" if pair.chosen else "false"
 
 

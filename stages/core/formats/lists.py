@@ -9,7 +9,7 @@ from typing import Any
 from stages.core.errors import NoPair, RowError, kind
 from stages.core.formats.fields import Row, column, number, value
 from stages.core.formats.messages import response
-from stages.core.formats.pairs import prompt_of, whole
+from stages.core.formats.pairs import asked_and_answered, prompt_of
 from stages.core.records import Messages, PreferencePair
 
 _SCORES = ("overall_score", "score", "rating", "reward")
@@ -63,12 +63,16 @@ def ranked(row: Row, strategy: str, min_margin: float) -> list[PreferencePair]:
         raise RowError(by, "expected one for each of the responses, in a list")
     sign = 1 if by == "scores" else -1
     found: Scored = []
+    prompts: list[Messages] = []
     for index, (answer, mark) in enumerate(zip(answers, marks, strict=True)):
         if mark is None or mark in _ABSENT:
             continue
-        text = answer[-1:] if whole(answer) else answer
-        found.append((sign * number(mark, f"{by}[{index}]"), response(text, f"responses[{index}]")))
-    return _pairs(prompt_of(row), found, strategy, min_margin)
+        asked, text = asked_and_answered(row, answer, f"responses[{index}]")
+        prompts.append(asked)
+        found.append((sign * number(mark, f"{by}[{index}]"), text))
+    if any(asked != prompts[0] for asked in prompts):
+        raise RowError("responses", "they answer different prompts")
+    return _pairs(prompts[0] if prompts else prompt_of(row), found, strategy, min_margin)
 
 
 def _pairs(asked: Messages, answers: Scored, strategy: str, min_margin: float) -> list[PreferencePair]:

@@ -17,6 +17,14 @@ _ROLES = {
     "developer": "system",
 }  # fmt: skip
 """Names of roles, as data sets spell them."""
+_PLAIN = {"role", "from", "content", "value"}
+"""What a message's role and text are called."""
+_MAY_BE_EMPTY = ("system", "tool")
+"""Turns that mean something when they are empty: no system prompt at all, a tool that returned nothing."""
+_SAYS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+"""Fields of which one is enough for a turn without text."""
+_READ = (*_SAYS, "name", "tool_call_id")
+"""Fields that chat templates are known to read."""
 
 
 def messages(value: Any, field: str, role: str) -> Messages:
@@ -60,16 +68,36 @@ def _message(value: Any, field: str) -> Message:
     if role is None:
         raise RowError(f"{field}.role", f"expected one of {', '.join(ROLES)}, found {name!r:.40}")
     content = value.get("content", value.get("value"))
-    calls = value.get("tool_calls") or (_call(content) if name == "function_call" else None)
-    if calls is not None and role != "assistant":
+    extra = _extra(value, field) if value.keys() - _PLAIN else {}
+    if name == "function_call" and (calls := _call(content)) is not None:
+        content, extra = "", {"tool_calls": calls, **extra}
+    if "tool_calls" in extra and role != "assistant":
         raise RowError(f"{field}.tool_calls", f"only an assistant calls tools, found role {role}")
-    text = _text(content, f"{field}.content", optional=calls is not None)
-    if name == "function_call" and calls is not None:
-        text = ""
-    message: Message = {"role": role, "content": text}
-    if calls is not None:
-        message["tool_calls"] = json_text(calls, f"{field}.tool_calls")
+    optional = role in _MAY_BE_EMPTY or any(extra.get(name) for name in _SAYS)
+    message: Message = {"role": role, "content": _text(content, f"{field}.content", optional)}
+    if extra:
+        message["extra"] = json.dumps(extra, ensure_ascii=False)
+        check_text(message["extra"], field)
     return message
+
+
+def _extra(value: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """What a message has besides role and content, in its order. A null or an empty list of calls says nothing. What is
+    not JSON (a date, NaN) no template can have been written for."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if name in _PLAIN or item is None:
+            continue
+        if name == "tool_calls":
+            if item:
+                found[name] = json_objects(item, f"{field}.tool_calls")
+            continue
+        try:
+            json.dumps(item, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            continue
+        found[str(name)] = item
+    return found
 
 
 def _text(content: Any, field: str, optional: bool) -> str:
@@ -107,15 +135,21 @@ def _call(content: Any) -> list[Mapping[str, Any]] | None:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def json_text(value: Any, field: str) -> str:
-    """A list of objects, or the JSON text of one, in one written form."""
+def json_objects(value: Any, field: str) -> list[Mapping[str, Any]]:
+    """A list of objects, or the JSON text of one. Keys keep their order: a template writes them as they come."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
-        text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RowError(field, f"not JSON: {error}"[:120]) from None
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise RowError(field, f"expected a list of objects, found {kind(value)}")
+    return value
+
+
+def json_text(value: Any, field: str) -> str:
+    """The JSON text of :func:`json_objects`."""
+    text = json.dumps(json_objects(value, field), ensure_ascii=False)
     check_text(text, field)
     return text
 
@@ -132,7 +166,19 @@ def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
     """How many messages they have in common at the start."""
     count = 0
     for one, other in zip(first, second, strict=False):
-        if one != other:
+        if not same(one, other):
             break
         count += 1
     return count
+
+
+def same(one: Message, other: Message) -> bool:
+    """Whether two messages say the same: they may differ in fields that no template is known to read, such as an id."""
+    if one == other:
+        return True
+    return one["role"] == other["role"] and one["content"] == other["content"] and _known(one) == _known(other)
+
+
+def _known(message: Message) -> dict[str, Any]:
+    extra: dict[str, Any] = json.loads(message.get("extra", "{}"))
+    return {name: value for name, value in extra.items() if name in _READ}

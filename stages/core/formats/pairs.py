@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stages.core.errors import RowError
@@ -56,13 +57,43 @@ def whole(side: Any) -> bool:
     return side[0].get("role", side[0].get("from")) not in ("assistant", "gpt")
 
 
+def asked_and_answered(row: Row, side: Any, name: str) -> tuple[Messages, Messages]:
+    """The prompt and an answer that may come with the messages before it."""
+    if not whole(side):
+        return prompt_of(row), response(side, name)
+    said = messages(side, name, "assistant")
+    return with_history(row, prompt(said[:-1], name)), response(side[-1:], name)
+
+
 def _from_conversations(row: Row, chosen: Any, rejected: Any) -> PreferencePair:
     first, second = messages(chosen, "chosen", "assistant"), messages(rejected, "rejected", "assistant")
-    given = _asked(row) if column(row, "prompt") else None
     pair = parted(first, second)
-    if isinstance(given, str) and given.strip() not in [m["content"].strip() for m in pair.prompt]:
-        raise RowError("prompt", "is not among the messages that chosen and rejected begin with")
-    return pair
+    return replace(pair, prompt=with_history(row, pair.prompt))
+
+
+def with_history(row: Row, shared: Messages) -> Messages:
+    """The whole prompt of a row whose answers come with the messages before them: these are the row's own prompt, or
+    its last turns, or contain it, or go on where it ends with the assistant's turn.
+
+    Raises:
+        RowError: the row's prompt and these messages do not fit together.
+    """
+    if column(row, "prompt") is None:
+        return shared
+    name = str(column(row, "prompt"))
+    given = messages(_asked(row), name, "user")
+    texts = [message["content"].strip() for message in shared]
+    if len(given) == 1 and given[0]["content"].strip() in texts:
+        return shared
+    ends = len(given) - len(shared)
+    if common_prefix(given, shared) == len(given):
+        return shared
+    if ends >= 0 and common_prefix(given[ends:], shared) == len(shared):
+        return prompt(given, name)
+    if given[-1]["role"] == "assistant" and shared[0]["role"] != "assistant":
+        return prompt((*given, *shared), name)
+    reason = "is not among the messages that the answers begin with, and they do not go on where it ends"
+    raise RowError(name, reason)
 
 
 def parted(chosen: Messages, rejected: Messages) -> PreferencePair:
@@ -126,10 +157,7 @@ def labelled(row: Row) -> list[PreferencePair]:
         raise RowError("preference_probability", "means nothing for a single answer; weigh it with weight")
     if column(row, "completion"):
         name = str(column(row, "completion"))
-        asked, answer = prompt_of(row), value(row, "completion")
-        if whole(answer):
-            answer = answer[-1:]
-        completion = response(answer, name)
+        asked, completion = asked_and_answered(row, value(row, "completion"), name)
     else:
         found = messages(value(row, "prompt"), "messages", "user")
         if found[-1]["role"] != "assistant" or len(found) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,9 +12,10 @@ from typing import Any
 from stages.base import Plugin, resolve
 from stages.core.errors import NoPair, RowError, kind, names
 from stages.core.formats import lists, pairs, verdicts
+from stages.core.formats.cells import opened
 from stages.core.formats.config import FormatConfig
 from stages.core.formats.fields import ALIASES, CANDIDATES, Row, candidates, column, mapped, number, probability
-from stages.core.formats.messages import check_text, json_text
+from stages.core.formats.messages import check_text, json_text, messages
 from stages.core.records import Message, Messages, PreferencePair, Prompt, content_id
 from stages.hints import closest
 
@@ -35,15 +37,15 @@ class RowParser:
         if isinstance(config.format, Plugin):
             self._own = partial(resolve(config.format.use), **config.format.options)
 
-    def pairs(self, row: Mapping[str, Any]) -> list[PreferencePair]:
-        """The pairs that a row gives.
+    def pairs(self, row: Mapping[str, Any], typed: bool = False) -> list[PreferencePair]:
+        """The pairs that a row gives; ``typed`` is for rows of typed columns (``stages.core.formats.cells``).
 
         Raises:
             NoPair: the row is valid, but yields none by its nature.
             RowError: the row cannot be used.
         """
         row = mapped(row, self._fields)
-        return self._by_shape(row) if self._own is None else self._by_own(row)
+        return self._by_own(row, typed) if self._own is not None else self._by_shape(opened(row, typed))
 
     def _by_shape(self, row: Row) -> list[PreferencePair]:
         shape = detect(row) if not isinstance(self._format, str) or self._format == "auto" else self._format
@@ -54,7 +56,7 @@ class RowParser:
             return found
         return [replace(pair, **extra, prompt=_with_system(pair.prompt, system)) for pair in found]
 
-    def _by_own(self, row: Row) -> list[PreferencePair]:
+    def _by_own(self, row: Row, typed: bool) -> list[PreferencePair]:
         """What the user's function makes of a row: a mapping in one of the shapes, a pair, a list of these, or None."""
         assert self._own is not None
         assert isinstance(self._format, Plugin)
@@ -70,9 +72,9 @@ class RowParser:
         found: list[PreferencePair] = []
         for item in made if isinstance(made, list) else [made]:
             if isinstance(item, PreferencePair):
-                found.append(item)
+                found.append(_checked(item))
             elif isinstance(item, Mapping):
-                found += self._by_shape(item)
+                found += self._by_shape(opened(item, typed))
             else:
                 raise RowError("", f"{use} returned {type(item).__name__}; expected a mapping, a PreferencePair, "
                                    "a list of these, or None")  # fmt: skip
@@ -161,12 +163,26 @@ def _common_columns(row: Row) -> dict[str, Any]:
             raise RowError("kind", f"expected text, found {kind(row['kind'])}")
         check_text(row["kind"], "kind")
         found["kind"] = row["kind"]
+    if tools := _tools(row):
+        found["tools"] = tools
+    return found
+
+
+def _tools(row: Row) -> str:
+    """The JSON text of the tool definitions; empty where there are none."""
     tools = row.get(str(column(row, "tools")))
     if isinstance(row.get("input"), Mapping):
         tools = tools or row["input"].get("tools")
-    if tools:
-        found["tools"] = json_text(tools, "tools")
-    return found
+    return json_text(tools, "tools") if tools else ""
+
+
+def _checked(pair: PreferencePair) -> PreferencePair:
+    """A pair that the user's own code made, whose messages may have any fields."""
+    sides: dict[str, Any] = {}
+    for name in ("prompt", "chosen", "rejected"):
+        plain = [{**m, **json.loads(m["extra"])} if "extra" in m else m for m in getattr(pair, name)]
+        sides[name] = messages([{k: v for k, v in m.items() if k != "extra"} for m in plain], name, "") if plain else ()
+    return replace(pair, **sides)
 
 
 def _system(row: Row) -> str:
@@ -185,14 +201,16 @@ def _with_system(asked: Messages, system: str) -> Messages:
     return (first, *asked)
 
 
-def parse_prompt(row: Row) -> Prompt:
+def parse_prompt(row: Row, typed: bool = False) -> Prompt:
     """A row of a prompts file as a prompt; its id follows from its content.
 
     Raises:
         RowError: there is no prompt, or it is empty, or ends with the assistant's turn.
     """
-    asked = _with_system(pairs.prompt_of(row), _system(row))
-    return Prompt(content_id(list(asked)), asked)
+    row = opened(row, typed)
+    asked, tools = _with_system(pairs.prompt_of(row), _system(row)), _tools(row)
+    content: list[object] = list(asked)
+    return Prompt(content_id([content, tools] if tools else content), asked, tools)
 
 
 def parse_pair(row: Row) -> PreferencePair:

@@ -9,7 +9,7 @@ from typing import Any
 from stages.core.errors import NoPair, RowError
 from stages.core.formats.fields import Row, candidates, column, number, value
 from stages.core.formats.messages import response
-from stages.core.formats.pairs import different, prompt_of, whole
+from stages.core.formats.pairs import asked_and_answered, different, prompt_of
 from stages.core.records import Messages, PreferencePair, Vote
 
 _ANNOTATOR = re.compile(r"annotator_?\d+")
@@ -114,9 +114,12 @@ def _answers(row: Row) -> tuple[Messages, Messages, Messages, tuple[str, str]]:
         names = ("0", "1")
         if not isinstance(given, list) or len(given) != 2:
             raise RowError("responses", "expected two answers for the verdict to choose from")
-    answers = [side[-1:] if whole(side) else side for side in given]
-    first, second = (response(answer, name) for answer, name in zip(answers, names, strict=True))
-    return prompt_of(row), first, second, names
+    (asked, first), (other, second) = (
+        asked_and_answered(row, side, name) for side, name in zip(given, names, strict=True)
+    )
+    if asked != other:
+        raise RowError(names[1], f"answers another prompt than {names[0]}")
+    return asked, first, second, names
 
 
 def _verdict(given: Any, names: tuple[str, str], field: str) -> float | None:

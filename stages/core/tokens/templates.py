@@ -55,13 +55,15 @@ class ChatEncoder:
         unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id}
         return frozenset(added | set(self.tokenizer.all_special_ids)) - unknown
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation up to where the assistant's answer begins.
+    def prompt(self, messages: Messages, tools: str = "") -> list[int]:
+        """Token ids of a conversation up to where the assistant's answer begins. ``tools`` is the JSON text of the tool
+        definitions.
 
         Raises:
             RowError: as :meth:`pairs` returns it.
         """
-        rendered = self._pieces(self._render([_Chat(self._messages(messages), None, True)])[0])
+        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, True)
+        rendered = self._pieces(self._render([chat])[0])
         return list(chain.from_iterable(self._control.encode(rendered)))
 
     def pair(self, pair: PreferencePair) -> EncodedPair:
@@ -130,8 +132,9 @@ class ChatEncoder:
         if message["role"] not in ROLES:
             raise RowError("role", f"expected one of {', '.join(ROLES)}, found {message['role']!r:.40}")
         protected: dict[str, Any] = {"role": message["role"], "content": self._control.protect(message["content"])}
-        if calls := message.get("tool_calls"):
-            protected["tool_calls"] = self._control.protect_json(_tool_calls(calls), "tool_calls")
+        if extra := message.get("extra"):
+            for name, value in _extra(extra).items():
+                protected[self._control.protect(name, "messages")] = self._control.protect_json(value, name)
         return protected
 
     def _tools(self, text: str) -> list[dict[str, Any]]:
@@ -242,17 +245,18 @@ def _objects(text: str, field: str) -> list[dict[str, Any]]:
     return value
 
 
-def _tool_calls(text: str) -> list[dict[str, Any]]:
-    """Calls as templates take them: arguments given as JSON text, as OpenAI does, become objects."""
-    calls = _objects(text, "tool_calls")
-    for call in calls:
+def _extra(text: str) -> dict[str, Any]:
+    """A message's other fields as templates take them: arguments of calls given as JSON text, as OpenAI does, become
+    objects."""
+    extra: dict[str, Any] = json.loads(text)
+    for call in extra.get("tool_calls", ()):
         function = call.get("function", call)
         if isinstance(function, dict) and isinstance(arguments := function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(arguments)
             except (ValueError, RecursionError) as error:
                 raise RowError("tool_calls", f"the arguments of a call are not JSON: {error}"[:120]) from None
-    return calls
+    return extra
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

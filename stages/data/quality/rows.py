@@ -139,10 +139,10 @@ class Records:
 
 
 def _text(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(part for m in messages for part in (m["content"], m["tool_calls"]) if part)
+    return "\n".join(part for m in messages for part in (m["content"], m["extra"]) if part)
 
 
 def _answer_key(messages: Sequence[Mapping[str, Any]]) -> str:
     return "".join(
-        _APART + part for m in messages for part in (" ".join(m["content"].casefold().split()), m["tool_calls"] or "")
+        _APART + part for m in messages for part in (" ".join(m["content"].casefold().split()), m["extra"] or "")
     )
