@@ -196,6 +196,55 @@ def test_a_template_without_end_token_gets_the_tokenizers() -> None:
     assert control_ids(encoded.rejected_ids) == []
 
 
+TAILS = {
+    "the next header": ("{{ '<|im_start|>assistant\\n' }}", "<|endoftext|>"),
+    "an end of text": ("{% if not add_generation_prompt %}<|endoftext|>{% endif %}", "<|endoftext|>"),
+    "nothing": ("", "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_answer_ends_with_its_first_end_of_turn(tail: str, ended: bool) -> None:
+    """Whatever the template writes behind it, and whatever the tokenizer calls its end of sequence."""
+    behind, eos = TAILS[tail]
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + behind
+        + ("" if tail == "the next header" else "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    )  # fmt: skip
+    subject = encoder(template)
+    subject.tokenizer.eos_token = eos
+    encoded = subject.pair(pair(chosen_ended=ended))
+    decode = subject.tokenizer.decode
+    assert decode(encoded.chosen_ids) == ("Blue.<|im_end|>" if ended else "Blue.")
+    assert decode(encoded.rejected_ids) == "Seven.<|im_end|>"
+    assert set(map(decode, subject.ends)) == {"<|im_end|>", eos}
+
+
+def test_calls_may_end_with_another_special_token_than_text() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.content }}{{ '<|endoftext|>' if m.tool_calls else '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    subject = encoder(template)
+    calling: Message = {"role": "assistant", "content": "Call.", "extra": '{"tool_calls": [{"function": {}}]}'}
+    encoded = subject.pair(PreferencePair(conversation(), [calling], [{"role": "assistant", "content": "Seven."}]))
+    assert subject.tokenizer.decode(encoded.chosen_ids) == "Call.<|endoftext|>"
+    assert subject.tokenizer.decode(encoded.rejected_ids) == "Seven.<|im_end|>"
+
+
+def test_a_template_that_cannot_be_asked_ends_with_the_tokenizers_end() -> None:
+    subject = encoder("{{ raise_exception('no') }}")
+    assert subject.ends == {subject.tokenizer.eos_token_id}
+
+
+def test_answers_that_the_template_makes_equal_are_refused() -> None:
+    template = "{% for m in messages %}{{ m.content | trim }}<|im_end|>{% endfor %}"
+    with pytest.raises(RowError, match="the same as chosen once the chat template has written both") as caught:
+        encoder(template).pair(pair(chosen="Blue.", rejected=" Blue.\n"))
+    assert caught.value.field == "rejected"
+
+
 def test_the_boundary_may_lie_one_token_before_the_generation_prompts_end() -> None:
     """A template that trims: the prompt alone ends "assistant: ", but before an empty line it ends "assistant:"."""
     template = (

@@ -38,7 +38,9 @@ def whole(tokenizer: Any, messages: Sequence[Message], **options: Any) -> list[i
 def test_pieces_give_the_ids_of_the_whole_text(name: str) -> None:
     tokenizer = chats.tokenizer(name)
     encoder = ChatEncoder(tokenizer)
-    texts = [text for text in PLAIN if tokenizer(text.strip(), add_special_tokens=False)["input_ids"]]
+    unknown = {tokenizer.unk_token_id, *tokenizer("", add_special_tokens=False)["input_ids"]}
+    blank = unknown | set(tokenizer.convert_tokens_to_ids(["▁"]))  # unknown characters may merge with the prompt's last
+    texts = [text for text in PLAIN if set(tokenizer(text.strip(), add_special_tokens=False)["input_ids"]) - blank]
     pairs = [pair(a, b, f"{b} {a}") for a in texts for b in texts]
     for each, found in zip(pairs, encoder.pairs(pairs), strict=True):
         assert isinstance(found, EncodedPair), found

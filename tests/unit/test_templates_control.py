@@ -27,8 +27,10 @@ FORMS: Sequence[Callable[[str], str]] = [
 ]
 
 
-def control_strings(name: str) -> list[str]:
-    return [str(token) for token in chats.tokenizer(name).added_tokens_decoder.values() if str(token).strip()]
+def control_strings(name: str, special: bool = False) -> list[str]:
+    """A family's control tokens, or the special ones among them."""
+    added = chats.tokenizer(name).added_tokens_decoder.values()
+    return [str(token) for token in added if str(token).strip() and (token.special or not special)]
 
 
 def user(text: str) -> Message:
@@ -96,12 +98,38 @@ def everything(name: str, pair: PreferencePair) -> str:
 def test_control_tokens_in_data_stay_text(name: str, place: str) -> None:
     harmless = controls(name, PLACES[place](HARMLESS))
     shown = chats.FAMILIES[name].lossless and HARMLESS in everything(name, PLACES[place](HARMLESS))
-    for token in control_strings(name):
+    for token in control_strings(name, special=place in ("chosen", "rejected")):
         for form in FORMS:
             text = form(token)
             assert controls(name, PLACES[place](text)) == harmless, text
             if shown:
                 assert text in everything(name, PLACES[place](text))
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_what_the_model_said_may_hold_its_own_tokens_but_no_special_ones(field: str) -> None:
+    """A thought or a call written out in an answer: the tokens that the model itself would write."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.reasoning_content }}{{ m.content }}"
+        "<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    )
+    tokenizer = _with_template(chats.tokenizer("chatml"), template)
+    text = "<tool_call>add</tool_call><|im_end|><|im_start|>"
+
+    def saying(role: str) -> Message:
+        return {"role": role, "content": text} if field == "content" else {
+            "role": role, "content": "", "extra": json.dumps({field: text})
+        }  # fmt: skip
+
+    found = ChatEncoder(tokenizer).pair(
+        PreferencePair([saying("user"), saying("assistant"), saying("user")], [saying("assistant")], [answer("One.")])
+    )
+    call = tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"])
+    turn = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [i for i in found.chosen_ids if i in {*call, *turn}] == [*call, turn[1]]
+    assert [i for i in found.prompt_ids if i in {*call, *turn}] == [*turn, turn[0], *call, turn[1], *turn, turn[0]]
+    assert tokenizer.decode(found.chosen_ids) == f"{text}<|im_end|>"
 
 
 def test_most_places_are_shown_by_some_template() -> None:

@@ -1,4 +1,5 @@
-"""Text from users never becomes a control token, whatever tokenizer and template do with it.
+"""Text from users never becomes a control token, whatever tokenizer and template do with it. In what the model itself
+said, control tokens that the tokenizer does not call special (``<think>``, ``<tool_call>``) are the model's own.
 
 Two things ensure that. Before a template is rendered, the first character of each control string in the data
 is replaced by a stand-in, so that those in the rendered text are the template's own. And the text, its characters
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.core.errors import RowError
@@ -37,22 +38,21 @@ class ControlTokens:
         self._stand_ins = {character: chr(_LAST - i) for i, character in enumerate(characters)}
         self._characters = {stand_in: character for character, stand_in in self._stand_ins.items()}
         self._names = {token["content"]: chr(_FIRST + i) for i, token in enumerate(tokens)}
+        self._all = _Strings(self._names, self._stand_ins)
+        self._special = _Strings([token["content"] for token in tokens if token["special"]], self._stand_ins)
         self._glued = {token["content"] for token in tokens if token["lstrip"] or token["content"][0].isspace()}
         _rename(settings, self._names)
         self._copy = backend.from_str(json.dumps(settings))
 
         self._pattern = re.compile(f"({_any_of(self._names) or '(?!)'})")
-        self._overlapping = re.compile(f"(?s)(?={self._pattern.pattern})(.)")
-        self._beginnings = {token[:end] for token in self._names for end in range(1, len(token))}
-        self._endings = {token[start:] for token in self._names for start in range(1, len(token))}
-        self._firsts = {token[0] for token in self._names}
-        self._lasts = {token[-1] for token in self._names}
-        self._longest = max(map(len, self._names), default=0)
         self._unlike = self._differing(tokenizer)
 
-    def protect(self, text: str, field: str = "content") -> str:
+    def protect(self, text: str, field: str = "content", own: bool = False) -> str:
         """Text from data made safe for a template: control strings in it are broken, as is what could become one
         together with the text before or after it.
+
+        Args:
+            own: the text is the model's own words, in which only special tokens are broken.
 
         Raises:
             RowError: it has a character that cannot be written, or one of those reserved here.
@@ -64,24 +64,13 @@ class ControlTokens:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise RowError(field, f"half a surrogate pair at character {error.start}, which is not text") from None
-        if self._pattern.search(text):
-            text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
-        stripped = text.strip()
-        tail, head = stripped[-self._longest :], stripped[: self._longest]
-        # The last character, if a control string could go on after the text; the first, if one could begin before.
-        if not self._firsts.isdisjoint(tail) and any(tail[at:] in self._beginnings for at in range(len(tail))):
-            text = self._replaced(text, len(text.rstrip()) - 1)
-        if not self._lasts.isdisjoint(head) and any(head[:end] in self._endings for end in range(1, len(head) + 1)):
-            text = self._replaced(text, len(text) - len(text.lstrip()))
-        return text
+        return (self._special if own else self._all).broken(text)
 
-    def _replaced(self, text: str, at: int) -> str:
-        return text[:at] + self._stand_ins.get(text[at], text[at]) + text[at + 1 :]
-
-    def protect_json(self, value: Any, field: str) -> Any:
-        """JSON data in which every string, keys included, went through :meth:`protect`."""
+    def protect_json(self, value: Any, field: str, own: bool = False) -> Any:
+        """JSON data in which every string, keys included, went through :meth:`protect`. A text alone can be the model's
+        own words."""
         if isinstance(value, str):
-            return self.protect(value, field)
+            return self.protect(value, field, own)
         if isinstance(value, list):
             return [self.protect_json(item, field) for item in value]
         if isinstance(value, dict):
@@ -128,6 +117,36 @@ class ControlTokens:
         ids = [[i for part in self.encode(self._cut(text)) for i in part] for text in texts]
         same = [a == b for a, b in zip(expected, ids, strict=True)]
         return {token for token, *both in zip(tokens, same[::2], same[1::2], strict=True) if not all(both)}
+
+
+class _Strings:
+    """Some control strings, and how they are broken: by stand-ins for their characters."""
+
+    def __init__(self, strings: Iterable[str], stand_ins: Mapping[str, str]) -> None:
+        strings = list(strings)
+        self._stand_ins = stand_ins
+        self._pattern = re.compile(f"({_any_of(strings) or '(?!)'})")
+        self._overlapping = re.compile(f"(?s)(?={self._pattern.pattern})(.)")
+        self._beginnings = {string[:end] for string in strings for end in range(1, len(string))}
+        self._endings = {string[start:] for string in strings for start in range(1, len(string))}
+        self._firsts = {string[0] for string in strings}
+        self._lasts = {string[-1] for string in strings}
+        self._longest = max(map(len, strings), default=0)
+
+    def broken(self, text: str) -> str:
+        if self._pattern.search(text):
+            text = self._overlapping.sub(lambda match: self._stand_ins[match[2]], text)
+        stripped = text.strip()
+        tail, head = stripped[-self._longest :], stripped[: self._longest]
+        # The last character, if a control string could go on after the text; the first, if one could begin before.
+        if not self._firsts.isdisjoint(tail) and any(tail[at:] in self._beginnings for at in range(len(tail))):
+            text = self._replaced(text, len(text.rstrip()) - 1)
+        if not self._lasts.isdisjoint(head) and any(head[:end] in self._endings for end in range(1, len(head) + 1)):
+            text = self._replaced(text, len(text) - len(text.lstrip()))
+        return text
+
+    def _replaced(self, text: str, at: int) -> str:
+        return text[:at] + self._stand_ins.get(text[at], text[at]) + text[at + 1 :]
 
 
 def is_control(content: str, special: bool) -> bool:

@@ -18,6 +18,7 @@ from stages.core.errors import RowError
 from stages.core.formats import ROLES
 from stages.core.records import Message, Messages, PreferencePair
 from stages.core.tokens.control import ControlTokens
+from stages.core.tokens.ends import end_of_turn, special_tokens
 from stages.core.tokens.pair import EncodedPair
 from stages.core.tokens.roles import left_out, unusual_order
 
@@ -49,11 +50,14 @@ class ChatEncoder:
         return ControlTokens(self.tokenizer)
 
     @cached_property
-    def _ends(self) -> frozenset[int]:
-        """Ids of special tokens, one of which ends a turn. The token for unknown characters does not."""
-        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id}
-        return frozenset(added | set(self.tokenizer.all_special_ids)) - unknown
+    def _special(self) -> frozenset[int]:
+        return special_tokens(self.tokenizer)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer: the template's end of turn, and the tokenizer's end of sequence."""
+        found = {end_of_turn(self.tokenizer), self.tokenizer.eos_token_id}
+        return frozenset(index for index in found if index is not None)
 
     def prompt(self, messages: Messages, tools: str = "") -> list[int]:
         """Token ids of a conversation up to where the assistant's answer begins. ``tools`` is the JSON text of the tool
@@ -131,10 +135,13 @@ class ChatEncoder:
     def _message(self, message: Message) -> dict[str, Any]:
         if message["role"] not in ROLES:
             raise RowError("role", f"expected one of {', '.join(ROLES)}, found {message['role']!r:.40}")
-        protected: dict[str, Any] = {"role": message["role"], "content": self._control.protect(message["content"])}
+        own = message["role"] == "assistant"
+        protected: dict[str, Any] = {
+            "role": message["role"], "content": self._control.protect(message["content"], own=own),
+        }  # fmt: skip
         if extra := message.get("extra"):
             for name, value in _extra(extra).items():
-                protected[self._control.protect(name, "messages")] = self._control.protect_json(value, name)
+                protected[self._control.protect(name, "messages")] = self._control.protect_json(value, name, own)
         return protected
 
     def _tools(self, text: str) -> list[dict[str, Any]]:
@@ -193,16 +200,20 @@ class ChatEncoder:
             )  # fmt: skip
         except RowError as error:
             return error
+        if chosen == rejected:
+            return RowError("rejected", "the same as chosen once the chat template has written both")
         return PairIds(prompt[:boundary], chosen, rejected)
 
     def _completion(self, ids: list[int], ended: bool, field: str) -> list[int]:
         """The response up to its end-of-turn token, which counts only if the response was not cut off.
 
-        The end of the turn is the last special token that the template writes, such as ``<|im_end|>``; a template that
-        writes none is taken to end with the tokenizer's end-of-sequence token.
+        That is the first of :attr:`ends`. Some templates end certain turns (calls of tools) with another special token:
+        then it is the last special one. A template that writes none is taken to end with the tokenizer's end of
+        sequence.
         """
-        last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self._ends), None)
-        text, end = (ids, self.tokenizer.eos_token_id) if last is None else (ids[:last], ids[last])
+        places = [i for i, index in enumerate(ids) if index in self._special]
+        at = next((i for i in places if ids[i] in self.ends), places[-1] if places else None)
+        text, end = (ids, self.tokenizer.eos_token_id) if at is None else (ids[:at], ids[at])
         if not text:
             raise RowError(field, "no tokens after tokenising")
         return [*text, end] if ended and end is not None else text

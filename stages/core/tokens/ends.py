@@ -1,0 +1,32 @@
+"""Which token ends an answer: what the chat template writes behind the assistant's turn, found by asking it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PROBE = "qzxjv"
+"""An answer that no template contains."""
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Ids of a tokenizer's special tokens, but for the one that stands for unknown characters."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    return frozenset(added | set(tokenizer.all_special_ids)) - unknown
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The first special token that the template writes behind an answer; None if it writes none, or cannot be asked.
+
+    It need not be the tokenizer's end of sequence: base models often have a chat template, but end with their
+    end-of-text token. What comes behind it (another end, the header of the next turn) is not the answer's.
+    """
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        rendered = tokenizer.apply_chat_template(talk, tokenize=False)
+    except Exception:  # a template can raise anything
+        return None
+    _, probe, behind = rendered.rpartition(_PROBE)
+    special = special_tokens(tokenizer)
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if probe else []
+    return next((index for index in ids if index in special), None)
