@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +41,20 @@ class Prompt:
     tools: str = ""
 
 
+class PairIds(NamedTuple):
+    """Token ids of a pair's three parts; a side that has no answer is empty."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. ``finish_reason`` is ``stop`` (the model ended its turn) or ``length`` (cut off)."""
+    """One sampled response. ``finish_reason`` is ``stop`` (the model ended its turn) or ``length`` (cut off).
+
+    ``ids`` are the tokens as they were sampled, with the end of the turn if it came, behind ``prompt_ids``; ``text`` is
+    what they say, without special tokens. ``tools`` is as in ``PreferencePair``."""
 
     prompt_id: str
     sample: int
@@ -52,6 +63,8 @@ class Rollout:
     tokens: int
     finish_reason: str
     tools: str = ""
+    prompt_ids: Sequence[int] = ()
+    ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class PreferencePair:
 
     A single answer labelled good or bad is a pair whose other side is empty.
 
+    ``ids`` are the tokens of a pair whose answers a policy sampled: it is trained on these, and not on what its texts
+    would be tokenised to.
+
     ``weight`` multiplies the pair's loss. ``kind`` is the user's name for what the pair is about (factuality,
     safety). ``tools`` is the JSON text of the tool definitions that the chat template is given. ``votes``, if there
     are any, decide the probability later (``stages.data.curate``)."""
@@ -86,6 +102,7 @@ class PreferencePair:
     kind: str = ""
     tools: str = ""
     votes: tuple[Vote, ...] = ()
+    ids: PairIds | None = None
 
     @property
     def paired(self) -> bool:
@@ -146,6 +163,7 @@ PAIRS = pa.schema(
         ("kind", pa.string()),
         ("tools", pa.string()),
         ("votes", _VOTES),
+        ("ids", pa.struct([(name, _IDS) for name in PairIds._fields])),
     ]
 )
 SELECTION = pa.schema(
@@ -185,6 +203,8 @@ ROLLOUTS = pa.schema(
         ("text", pa.string()),
         ("tokens", pa.int32()),
         ("finish_reason", pa.string()),
+        ("prompt_ids", _IDS),
+        ("ids", _IDS),
         ("policy", pa.string()),
         ("sampling", pa.string()),
     ]
@@ -200,15 +220,17 @@ _FIELDS = [name for name in PAIRS.names if name not in ("pair_id", "prompt_key")
 
 def pair_row(pair: PreferencePair) -> dict[str, object]:
     """A pair as a row of ``PAIRS``."""
-    hashes = {"pair_id": pair.pair_id, "prompt_key": prompt_key(pair.prompt)}
-    return {**hashes, **{name: getattr(pair, name) for name in _FIELDS}}
+    row = {name: getattr(pair, name) for name in _FIELDS}
+    ids = pair.ids._asdict() if pair.ids is not None else None
+    return {**row, "pair_id": pair.pair_id, "prompt_key": prompt_key(pair.prompt), "ids": ids}
 
 
 def pair_of(row: Mapping[str, Any]) -> PreferencePair:
     """A row of ``PAIRS`` as a pair."""
     values = {name: row[name] for name in _FIELDS}
     values |= {name: messages_of(row[name]) for name in ("prompt", "chosen", "rejected")}
-    return PreferencePair(**{**values, "votes": tuple(row["votes"] or ())})
+    ids = PairIds(**row["ids"]) if row["ids"] is not None else None
+    return PreferencePair(**{**values, "votes": tuple(row["votes"] or ()), "ids": ids})
 
 
 def messages_of(value: Iterable[Mapping[str, Any]]) -> Messages:

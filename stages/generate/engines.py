@@ -22,7 +22,7 @@ from stages.generate.serving import Weights
 from stages.io.filenames import MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
-from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, product_precision
+from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, product_precision, stop_tokens
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)
 
@@ -100,7 +100,7 @@ class VllmEngine:
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
-            stop_token_ids=[load_tokenizer(weights.model).eos_token_id],
+            stop_token_ids=stop_tokens(weights.model),
             detokenize=False,
         )
 
@@ -136,8 +136,7 @@ class TransformersEngine:
             self.model = attach(load_model(weights.model, self.device), weights.adapter).eval()
         tokenizer = load_tokenizer(weights.model)
         bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        ends = bare.generation_config.eos_token_id
-        self.ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        self.ends = stop_tokens(weights.model)
         bare.generation_config = GenerationConfig()  # no penalties but those that were asked for
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 

@@ -41,9 +41,12 @@ class Generator:
                     made
                     for row, prompt in zip(rows, prompts, strict=True)
                     for made in (
-                        [self._row(row, 0, engines.Sample([], REFUSED)) | {"refused": [prompt.field, prompt.reason]}]
+                        [
+                            self._row(row, [], 0, engines.Sample([], REFUSED))
+                            | {"refused": [prompt.field, prompt.reason]}
+                        ]
                         if isinstance(prompt, RowError)
-                        else [self._row(row, number, sample) for number, sample in enumerate(next(answers))]
+                        else [self._row(row, prompt, number, sample) for number, sample in enumerate(next(answers))]
                     )
                 ],
                 schema=pa.schema([*ROLLOUTS, ("source", pa.string()), ("refused", pa.list_(pa.string()))]),
@@ -64,7 +67,7 @@ class Generator:
         reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
         return RowError("prompt", reason)
 
-    def _row(self, row: Mapping[str, Any], number: int, sample: engines.Sample) -> dict[str, Any]:
+    def _row(self, row: Mapping[str, Any], prompt: list[int], number: int, sample: engines.Sample) -> dict[str, Any]:
         return {
             "prompt_id": row["prompt_id"],
             "source": row["source"],
@@ -74,6 +77,8 @@ class Generator:
             "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
             "tokens": len(sample.token_ids),
             "finish_reason": sample.finish_reason,
+            "prompt_ids": prompt,
+            "ids": sample.token_ids,
             "policy": self.policy,
             "sampling": self.sampling,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from stages.core.records import Judgement, PreferencePair, Rollout
+from stages.core.records import Judgement, PairIds, PreferencePair, Rollout
 
 
 def join(rollouts: Iterable[Rollout], judgements: Iterable[Judgement]) -> dict[str, list[tuple[Rollout, float]]]:
@@ -47,5 +47,6 @@ def best_vs_worst(scored: Sequence[tuple[Rollout, float]], min_margin: float = 0
         chosen_ended=best[0].finish_reason == "stop",
         rejected_ended=worst[0].finish_reason == "stop",
         tools=best[0].tools,
+        ids=PairIds(list(best[0].prompt_ids), list(best[0].ids), list(worst[0].ids)) if best[0].ids else None,
         source=f"prompt {best[0].prompt_id} samples {best[0].sample}, {worst[0].sample}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def load_tokenizer(path: Path) -> Any:
 def load_encoder(path: Path) -> ChatEncoder:
     """One object a process: what it makes of the tokenizer takes a second or so for a large one."""
     return ChatEncoder(load_tokenizer(path))
+
+
+def stop_tokens(path: Path) -> list[int]:
+    """Ids at which an answer ends: the chat template's end of turn, the tokenizer's end of sequence, and what the
+    model's own files name (``eos_token_id``, one or several)."""
+    named: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        file = path / MODEL / name
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        named |= set(found if isinstance(found, list) else [] if found is None else [found])
+    return sorted(load_encoder(path).ends | named)
 
 
 def stored_dtype(path: Path) -> torch.dtype:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from stages.core.errors import RowError
-from stages.core.records import PAIRS, SHARD, PreferencePair, pair_row
+from stages.core.records import PAIRS, SHARD, PairIds, PreferencePair, pair_row
 from stages.core.tokens import encoding
 from stages.core.tokens.encoding import encode_records
 from stages.core.tokens.templates import ChatEncoder
@@ -63,3 +63,14 @@ def test_no_records_give_an_empty_table() -> None:
         assert found.table.num_rows == len(found.rows) == len(found.prompt_cut) == len(found.response_cut) == 0
         assert found.rows.dtype == np.int64
         assert found.prompt_cut.dtype == np.bool_
+
+
+def test_sampled_ids_are_trained_on_as_they_are() -> None:
+    """The text would be tokenised otherwise: the model may split a word in any way."""
+    ids = PairIds([5, 6], [7, 7, 2], [8])
+    found = encode_records(ChatEncoder(tiny.tokenizer()), records([pair(), pair(ids=ids), pair("else")]), 120, "drop")
+    assert found.rows.tolist() == [0, 1, 2]
+    (row,) = found.table.slice(1, 1).to_pylist()
+    assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == ids
+    assert row["pair_id"] == pair().pair_id
+    assert found.table["prompt_ids"][0].as_py() == ChatEncoder(tiny.tokenizer()).prompt(pair().prompt)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from stages.generate.config import RolloutConfig, choose_engine
 from stages.generate.engines import Sample, TransformersEngine
 from stages.generate.serving import Weights
 from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.load import stop_tokens
 from tests import memory, tiny
 
 EOS = 2
@@ -133,6 +135,22 @@ def test_finish_reasons_and_the_end_of_turn(policy: Path) -> None:
         else:
             assert EOS not in sample.token_ids
             assert len(sample.token_ids) == 200
+
+
+@pytest.mark.parametrize("named", [None, 7, [7, 8]])
+def test_answers_end_where_the_template_ends_them(named: object, tmp_path: Path) -> None:
+    """A base model with a chat template: its end of sequence is another token."""
+    tiny.save(tmp_path / MODEL)
+    tokenizer = json.loads((tmp_path / MODEL / "tokenizer_config.json").read_text())
+    (tmp_path / MODEL / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "eos_token": "<|endoftext|>"}))
+    config = json.loads((tmp_path / MODEL / "config.json").read_text())
+    (tmp_path / MODEL / "config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    (tmp_path / MODEL / "generation_config.json").unlink()
+    if named is not None:
+        (tmp_path / MODEL / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    others = named if isinstance(named, list) else [named] if named else []
+    assert stop_tokens(tmp_path) == [0, EOS, *others]
+    assert engine(tmp_path).ends == stop_tokens(tmp_path)
 
 
 def test_an_end_of_turn_as_the_last_allowed_token_is_a_stop(policy: Path) -> None:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from stages.base import Artifact, Resources, StageContext, StageError
-from stages.core.records import JUDGEMENTS, ROLLOUTS, Judgement, Message, Rollout
+from stages.core.records import JUDGEMENTS, ROLLOUTS, Judgement, Message, PairIds, Rollout
 from stages.io.filenames import RECORDS
 from stages.io.tables import read_rows, write_rows
 from stages.judge import pair as pair_stage
@@ -116,3 +116,13 @@ def test_the_stage_writes_a_pair_a_prompt_and_counts_those_without(tmp_path: Pat
 def test_the_stage_says_what_to_do_when_no_prompt_gives_a_pair(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"none of 1 prompts.*pair\.min_margin"):
         run_stage(tmp_path, {"p": [0.1, 0.2]}, PairConfig(min_margin=0.5))
+
+
+def test_a_pair_keeps_the_ids_that_were_sampled() -> None:
+    rollouts = [replace(rollout(n, text), prompt_ids=[1, 2], ids=[n, 9]) for n, text in ((0, "low"), (1, "high"))]
+    pair = best_vs_worst([(rollouts[0], 0.0), (rollouts[1], 1.0)])
+    assert pair is not None
+    assert pair.ids == PairIds([1, 2], [1, 9], [0, 9])
+    assert pair.tools == ""
+    tools = [(replace(each, tools="[]"), score) for each, score in ((rollouts[0], 0.0), (rollouts[1], 1.0))]
+    assert getattr(best_vs_worst(tools), "tools", None) == "[]"

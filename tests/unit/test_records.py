@@ -9,6 +9,7 @@ from stages.core.records import (
     PAIRS,
     PROMPTS,
     Message,
+    PairIds,
     PreferencePair,
     Prompt,
     Vote,
@@ -96,7 +97,7 @@ def test_a_pair_comes_back_from_its_row() -> None:
     votes = (Vote(annotator="ann", preference=1.0), Vote(annotator="bob", preference=None))
     pair = PreferencePair(
         (user("q"), call), (assistant("a"),), (assistant("b"),), False, True, 0.75, "file:1",
-        weight=0.5, kind="safety", tools="[]", votes=votes,
+        weight=0.5, kind="safety", tools="[]", votes=votes, ids=PairIds([1], [2, 3], [4]),
     )  # fmt: skip
     row = pa.Table.from_pylist([pair_row(pair)], schema=PAIRS).to_pylist()[0]
     back = pair_of(row)

@@ -44,6 +44,9 @@ def test_what_the_template_refuses_is_a_row_with_its_reason_and_the_others_are_a
     assert [(row["prompt_id"], row["text"]) for row in made.to_pylist() if row["refused"] is None] == [
         ("0", "One?"), ("2", "Three?"),
     ]  # fmt: skip
+    assert [row["ids"] for row in made.to_pylist() if row["refused"] is None] == [
+        row["prompt_ids"] for row in made.to_pylist() if row["refused"] is None
+    ]
     (refused,) = (row for row in made.to_pylist() if row["finish_reason"] == REFUSED)
     assert refused["prompt_id"] == "1"
     assert "one turn only; the roles come as user, user" in refused["refused"][1]

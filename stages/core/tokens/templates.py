@@ -16,19 +16,11 @@ from typing import Any, NamedTuple
 
 from stages.core.errors import RowError
 from stages.core.formats import ROLES
-from stages.core.records import Message, Messages, PreferencePair
+from stages.core.records import Message, Messages, PairIds, PreferencePair
 from stages.core.tokens.control import ControlTokens
 from stages.core.tokens.ends import end_of_turn, special_tokens
 from stages.core.tokens.pair import EncodedPair
 from stages.core.tokens.roles import left_out, unusual_order
-
-
-class PairIds(NamedTuple):
-    """Token ids of a pair's three parts; a side that has no answer is empty."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
 
 
 class _Chat(NamedTuple):
@@ -92,13 +84,17 @@ class ChatEncoder:
         tokenised alone (the last character of a prompt may merge with the response's first).
 
         The rendered texts are cut before control tokens, where the tokenizer cuts them too, and every piece that
-        occurs in the batch is tokenised once. A RowError says that the template refuses the conversation, or rewrites
-        the prompt once an answer follows, that a response has no tokens, or that a text has a reserved character.
+        occurs in the batch is tokenised once. A pair whose ids are known keeps them. A RowError says that the template
+        refuses the conversation, or rewrites the prompt once an answer follows, that a response has no tokens, that the
+        template makes both the same, or that a text has a reserved character.
         """
         chats: list[_Chat] = []
-        places: list[slice | RowError] = []
+        places: list[slice | PairIds | RowError] = []
         tools = lru_cache(maxsize=16)(self._tools)
         for pair in pairs:
+            if pair.ids is not None:
+                places.append(pair.ids)
+                continue
             try:
                 found = self._chats(pair, tools(pair.tools) if pair.tools else None)
             except RowError as error:
@@ -115,7 +111,7 @@ class ChatEncoder:
                 texts.append(error)
         tokens = self._control.encode(list(numbers))
         return [
-            place if isinstance(place, RowError) else self._cut(pair, texts[place], tokens)
+            self._cut(pair, texts[place], tokens) if isinstance(place, slice) else place
             for pair, place in zip(pairs, places, strict=True)
         ]
 
