@@ -13,7 +13,7 @@ from stages.score.config import HeldoutConfig, ReferenceConfig
 from stages.train.config import TrainConfig
 
 MATERIALISE = Stage(
-    "materialise", 1, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
+    "materialise", 2, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
 )
 INGEST = Stage("ingest", 4, IngestConfig, ("files",), "records", "stages.data.ingest:run")
 CURATE = Stage("curate", 2, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
@@ -22,7 +22,7 @@ PREPARE = Stage(
     "prepare", 3, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
-TRAIN = Stage("train", 2, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
+TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(
     "rollout", 2, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
 )

@@ -69,12 +69,12 @@ def map_actors(
     yield from _tables(dataset)
 
 
-def call(function: str, *inputs: Any) -> Any:
+def call(function: str, *inputs: Any, gpus: float = 0) -> Any:
     """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process, so that its
     imports are there for later stages and not in the driver; else here."""
     if not ray.is_initialized():
         return resolve(function)(*inputs)
-    (result,) = _one_task(function.partition(":")[2], called, function, inputs, cpus=1)
+    (result,) = _one_task(function.partition(":")[2], called, function, inputs, cpus=1, gpus=gpus)
     return result
 
 

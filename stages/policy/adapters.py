@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.base import StageError
-from stages.policy.adapter_settings import read_settings
+from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
 from stages.policy.config import PROMPT_LEARNING
 
 
@@ -54,6 +55,15 @@ def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
             f"{odd[0]}; is it an adapter of this base model?"
         )
     return adapted
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a model's adapter in PEFT format. It does not say which folder of this machine its base was in."""
+    model.save_pretrained(folder)
+    file = folder / ADAPTER_CONFIG
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # peft's model card names that folder too
 
 
 def _config(settings: Mapping[str, Any], model: Any) -> Any:

@@ -14,9 +14,9 @@ from stages.io.filenames import MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.adapters import attach
 from stages.policy.config import MaterialiseConfig
-from stages.policy.load import load_model, load_tokenizer, stored_dtype
-
-_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+from stages.policy.files import COPIED, copy_model, copy_tokenizer, keep_dtype, remove_weights
+from stages.policy.load import load_model, load_tokenizer
+from stages.policy.save import save_weights, weights_dtype
 
 
 def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None, policy: Path) -> int:
@@ -33,12 +33,11 @@ def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None
     if (source / ADAPTER_CONFIG).is_file():  # transformers would load it on whatever base it names
         raise StageError(f"{source} holds an adapter ({ADAPTER_CONFIG}); give it as policy.adapter, on its own")
     if source.is_dir():
-        output.mkdir()
-        for pattern in _FILES:
-            for file in sorted(source.glob(pattern)):
-                shutil.copyfile(file, output / file.name)
+        copy_model(source, output)
     else:
         convert_gguf(source, output)
+    if adapter is not None:
+        copy_tokenizer(adapter, output)  # a fine-tuned adapter often has a chat template that its base lacks
     parameters = _verify(policy)
     if adapter is not None:
         _merge(policy, adapter)
@@ -49,7 +48,7 @@ def _download(config: MaterialiseConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     assert config.hub is not None
-    return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=list(_FILES)))
+    return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=list(COPIED)))
 
 
 def convert_gguf(file: Path, output: Path) -> None:
@@ -73,12 +72,12 @@ def convert_gguf(file: Path, output: Path) -> None:
 def _merge(policy: Path, adapter: Path) -> None:
     """Merge the adapter into the stored weights for good: training starts from the result, which is also its
     reference."""
-    dtype = stored_dtype(policy)
+    folder = policy / MODEL
     model = attach(load_model(policy, torch.device("cpu")), adapter).merge_and_unload()
-    for pattern in ("*.safetensors", "*.safetensors.index.json"):
-        for file in (policy / MODEL).glob(pattern):
-            file.unlink()
-    model.to(dtype).save_pretrained(policy / MODEL)
+    if (dtype := weights_dtype(folder)) is not None:
+        keep_dtype(folder, dtype)
+    remove_weights(folder)
+    save_weights(model, folder)
 
 
 def _verify(policy: Path) -> int:

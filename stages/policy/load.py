@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.base import StageError
 from stages.core.forward.config import Precision
 from stages.core.tokens.templates import ChatEncoder
 from stages.io.filenames import MODEL
@@ -37,10 +38,14 @@ def load_model(path: Path, device: torch.device, quantization: str | None = None
     On CPU attention runs as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence
     slightly different values next to different neighbours, plain products do not. So reference and policy agree
     bit for bit at step 0, and it is no slower.
+
+    Raises:
+        StageError: some weights are not in the files; they would be random.
     """
     attention = "eager" if device_of_worker().type == "cpu" else "sdpa"  # it may be loaded here and moved to a GPU
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         path / MODEL,
+        output_loading_info=True,
         dtype=torch.float32,
         attn_implementation=attention,
         local_files_only=True,
@@ -48,6 +53,8 @@ def load_model(path: Path, device: torch.device, quantization: str | None = None
         trust_remote_code=False,
         **(_quantized(quantization, product_precision(precision, device), device) if quantization else {}),
     )
+    if missing := sorted(found["missing_keys"]):
+        raise StageError(f"{len(missing)} weights are not in the model's files, the first is {missing[0]}")
     return model if quantization else model.to(device)
 
 
@@ -85,14 +92,6 @@ def stop_tokens(path: Path) -> list[int]:
         found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
         named |= set(found if isinstance(found, list) else [] if found is None else [found])
     return sorted(load_encoder(path).ends | named)
-
-
-def stored_dtype(path: Path) -> torch.dtype:
-    """The precision in which a policy's weights are stored; what is trained from it is stored likewise."""
-    from transformers import AutoConfig
-
-    dtype = AutoConfig.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False).dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def device_of_worker() -> torch.device:

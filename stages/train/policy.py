@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import prompt_adapter
-from stages.policy.adapters import attach, wrap
+from stages.policy.adapters import attach, save_adapter, wrap
 from stages.policy.config import PROMPT_LEARNING
-from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, stored_dtype
+from stages.policy.files import copy_model
+from stages.policy.load import device_of_worker, load_model, load_policy
+from stages.policy.save import save_model
 from stages.train.config import TrainConfig
 
 
@@ -65,25 +67,32 @@ def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def save_policy(policy: Any, config: TrainConfig, initial: Path, folder: Path) -> None:
-    """Write the trained policy, weights in the precision in which the initial policy's are stored.
+def save_policy(
+    policy: Any, config: TrainConfig, initial: Path, folder: Path, look: Callable[[Any], None] = lambda _: None
+) -> None:
+    """Write the trained policy; all but its weights is as in the initial one.
 
     ``model`` holds everything, with the adapter merged; only virtual tokens cannot be merged, then it holds what they
     were trained on. An adapter trained on a quantised base is merged into what the quantised weights stand for, since
     that is what it was trained to complement; ``model`` is not quantised.
+
+    Args:
+        look: is given the model as it was trained, in float32, before it is merged and stored.
     """
     settings = _adapter_settings(config)
-    if settings is not None:
-        policy.save_pretrained(folder / ADAPTER)
-        if settings["peft_type"] in PROMPT_LEARNING:
-            policy = policy.get_base_model()
-        else:  # the base in training is rounded to the products' precision, or quantised
-            device = next(policy.parameters()).device
-            base = load_model(initial, device, config.quantization, config.precision)
-            base = base.dequantize() if config.quantization is not None else base
-            policy = attach(base, folder / ADAPTER).merge_and_unload()
-    policy.to(stored_dtype(initial)).save_pretrained(folder / MODEL)
-    load_tokenizer(initial).save_pretrained(folder / MODEL)
+    if settings is None:
+        look(policy)
+        save_model(policy, initial / MODEL, folder / MODEL)
+        return
+    save_adapter(policy, folder / ADAPTER)
+    # The base in training is rounded to the products' precision, or quantised.
+    base = load_model(initial, next(policy.parameters()).device, config.quantization, config.precision)
+    adapted = attach(base.dequantize().float() if config.quantization is not None else base, folder / ADAPTER)
+    look(adapted)
+    if settings["peft_type"] in PROMPT_LEARNING:
+        copy_model(initial / MODEL, folder / MODEL)
+    else:
+        save_model(adapted.merge_and_unload(), initial / MODEL, folder / MODEL)
 
 
 def _adapter_settings(config: TrainConfig) -> dict[str, Any] | None:

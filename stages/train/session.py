@@ -20,7 +20,7 @@ from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
 from stages.policy.load import device_of_worker, product_precision
-from stages.train import checkpoints
+from stages.train import checkpoints, proof
 from stages.train.arguments import Arguments
 from stages.train.checkpoints import TrainState
 from stages.train.config import TrainConfig
@@ -86,7 +86,7 @@ def train_worker(arguments: Arguments, session: Session) -> None:
                 progress.post.remote(state.step, int(row["steps"]), note)
             last = state.step == row["steps"]
             if last or state.step % resources.checkpoint_every == 0:
-                save = partial(_save, session, policy, config, paths["policy"], sharded) if last else None
+                save = partial(_save, session, bare, data, config, paths["policy"], sharded) if last else None
                 _report(session, state, Path(arguments.scratch), save)
 
 
@@ -125,12 +125,16 @@ def _all_sum(value: Tensor) -> Tensor:
     return value.cpu()
 
 
-def _save(session: Session, policy: Any, config: TrainConfig, initial: Path, sharded: bool, folder: Path) -> None:
+def _save(
+    session: Session, trained: ResponseLogprobs, data: ShardData, config: TrainConfig, initial: Path, sharded: bool,
+    folder: Path,
+) -> None:  # fmt: skip
     """The finished policy, by worker 0; all workers have to call it."""
-    weights = whole_weights(policy) if sharded else {}
+    weights = whole_weights(trained.model) if sharded else {}
     if session.rank == 0:
-        whole = rebuild_policy(config, initial, weights) if sharded else policy
-        save_policy(whole, config, initial, folder)
+        trained.release()
+        whole = rebuild_policy(config, initial, weights) if sharded else trained.model
+        save_policy(whole, config, initial, folder, lambda model: proof.write(model, data, folder))
 
 
 def _report(session: Session, state: TrainState, scratch: Path, save: Callable[[Path], None] | None) -> None:

@@ -14,6 +14,7 @@ from stages.base import Artifact, StageContext, StageError, Summary, TrainResour
 from stages.core.metrics import BY_TASK
 from stages.io.board import board
 from stages.io.filenames import ADAPTER, METRICS, MODEL
+from stages.io.parts import call
 from stages.train import single
 from stages.train.arguments import Arguments
 from stages.train.config import TrainConfig
@@ -27,7 +28,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     ``context.work``: started again there, also with another number of workers, it goes on from the last.
 
     Raises:
-        StageError: the loss or the gradient is no longer finite, or the workers were lost too often.
+        StageError: the loss or the gradient is no longer finite, the workers were lost too often, or the stored policy
+            is not the one that was trained.
     """
     resources = context.resources
     assert isinstance(resources, TrainResources)
@@ -48,7 +50,10 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     for name in (MODEL, ADAPTER, METRICS):
         if (path := folder / name).exists():
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
-    return summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+    stored = [str(path) for path in (context.output, inputs["policy"].path, inputs["shards"].path, folder)]
+    difference = call("stages.train.proof:check", *stored, gpus=resources.gpus)
+    summary = summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
+    return {**summary, "stored_difference": difference}
 
 
 def _fit(arguments: Arguments, work: Path) -> Path:

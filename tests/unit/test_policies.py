@@ -256,7 +256,7 @@ def test_a_quantised_base_is_asked_for_with_the_right_arguments(
 
     def from_pretrained(path: Path, **options: Any) -> Any:
         asked.update(options, path=path)
-        return tiny.model()
+        return tiny.model(), {"missing_keys": set()}
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # one that has bfloat16
     monkeypatch.setattr("stages.policy.load.AutoModelForCausalLM.from_pretrained", from_pretrained)

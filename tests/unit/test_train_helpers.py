@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoConfig
 
 from stages.base import TrainResources
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
@@ -13,7 +14,7 @@ from stages.core.forward.packing import collate
 from stages.core.losses.objective import UserFunctionError
 from stages.core.metrics import BY_TASK
 from stages.io.filenames import ADAPTER, MODEL
-from stages.policy.load import load_model, load_tokenizer, stored_dtype
+from stages.policy.load import load_model, load_tokenizer
 from stages.train import distributed, latest, session, train
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
@@ -122,13 +123,20 @@ def test_a_saved_full_policy_has_no_adapter_and_keeps_tokenizer_and_template(ini
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), lora()])
-def test_weights_are_stored_in_the_initial_policys_precision(tmp_path: Path, config: TrainConfig) -> None:
+def test_weights_are_stored_as_they_were_trained(tmp_path: Path, config: TrainConfig) -> None:
+    """A base in bfloat16 cannot hold an update of a millionth."""
     initial = tmp_path / "initial"
     tiny.model().to(torch.bfloat16).save_pretrained(initial / MODEL)
     tiny.tokenizer().save_pretrained(initial / MODEL)
-    save_policy(build_policy(config, initial), config, initial, tmp_path)
-    assert stored_dtype(tmp_path) == torch.bfloat16
-    torch.testing.assert_close(logits(load_model(tmp_path, CPU)), logits(load_model(initial, CPU)))
+    policy = build_policy(config, initial)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data += 1e-6
+    expected = logits(policy)
+    save_policy(policy, config, initial, tmp_path)
+    torch.testing.assert_close(logits(load_model(tmp_path, CPU)), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(logits(load_model(tmp_path, CPU)), logits(load_model(initial, CPU)))
+    assert AutoConfig.from_pretrained(tmp_path / MODEL).dtype == torch.bfloat16  # what servers load it in
 
 
 def test_what_the_adapter_leaves_alone_keeps_its_full_precision(tmp_path: Path) -> None:

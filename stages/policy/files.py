@@ -1,0 +1,86 @@
+"""The files of a model's folder: which are weights, and what else goes into every policy made from it, byte for byte.
+
+Configuration, tokenizer and chat templates are never written anew: another version of a library would write them in a
+form that the servers which load the base do not know. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.tiktoken",
+    "*.model", "chat_template.*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+COPIED = (*WEIGHTS, *_TOKENIZER, "*.json", "*.jinja", "*.txt", "*.md", "LICENSE*", "NOTICE*")
+"""What is taken from a base model's folder. Weights in other formats, and code, can run when they are read."""
+_TEMPLATES = ("chat_template.*", "additional_chat_templates/*.jinja")
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a model with all that belongs to it."""
+    _copy(source, target, COPIED)
+
+
+def copy_all_but_weights(source: Path, target: Path) -> None:
+    _copy(source, target, COPIED, WEIGHTS)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether an adapter's folder comes with a tokenizer or a chat template of its own."""
+    return any(_matching(folder, _TOKENIZER))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Put an adapter's tokenizer, its chat templates or both in the place of the model's.
+
+    A tokenizer's configuration may hold the chat template; then the model's own files of templates go, which would
+    count instead.
+    """
+    if any(_matching(source, _TEMPLATES)) or template_of(source):
+        for file in _matching(target, _TEMPLATES):
+            file.unlink()
+    _copy(source, target, _TOKENIZER)
+
+
+def template_of(folder: Path) -> Any:
+    """The chat template that ``tokenizer_config.json`` holds: text, a list of named ones, or nothing."""
+    file = folder / "tokenizer_config.json"
+    return _read(file).get("chat_template") if file.is_file() else None
+
+
+def remove_weights(folder: Path) -> None:
+    for file in _matching(folder, WEIGHTS):
+        file.unlink()
+
+
+def keep_dtype(folder: Path, dtype: str) -> None:
+    """Name the precision of a base's weights in its configuration, if it does not: trained weights are stored in
+    float32, and whoever loads them by the configuration gets them in the precision that the base has."""
+    config = _read(folder / CONFIG)
+    if not {"dtype", "torch_dtype"} & config.keys():
+        text = json.dumps({**config, "torch_dtype": dtype}, indent=2, ensure_ascii=False)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path, patterns: tuple[str, ...], but: tuple[str, ...] = ()) -> None:
+    left_out = set(_matching(source, but))
+    for file in _matching(source, patterns):
+        if file not in left_out:
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found

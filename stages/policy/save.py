@@ -1,0 +1,54 @@
+"""Trained weights in the files of a policy: in float32, so that nothing of what was trained is rounded away."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import GenerationConfig
+
+from stages.policy.files import WEIGHTS, copy_all_but_weights, keep_dtype
+
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def save_model(model: Any, initial: Path, folder: Path) -> None:
+    """Write a model whose weights were trained from those in ``initial``: the weights anew, all else as it is there.
+
+    Updates of DPO are small: at a rate of 1e-6 most of them are less than bfloat16 can tell apart. So weights are
+    float32 whatever the base's are; the configuration goes on naming the base's precision, in which servers load them.
+    """
+    copy_all_but_weights(initial, folder)
+    if (dtype := weights_dtype(initial)) is not None:
+        keep_dtype(folder, dtype)
+    save_weights(model, folder)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write a model's weights, and nothing else, under the names that its family's files have."""
+    model.generation_config = GenerationConfig()  # a base's own may be such that transformers refuses to save it
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        model.float().save_pretrained(scratch)
+        for pattern in WEIGHTS:
+            for file in Path(scratch).glob(pattern):
+                file.rename(folder / file.name)
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Names of the weights in a folder's files."""
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names |= set(tensors.keys())
+    return names
+
+
+def weights_dtype(folder: Path) -> str | None:
+    """The precision of most of a folder's weights; None if it is none of the usual ones."""
+    kinds: list[str] = []
+    for file in sorted(folder.glob("*.safetensors"))[:1]:
+        with safe_open(file, framework="pt") as tensors:
+            kinds += [tensors.get_slice(name).get_dtype() for name in tensors.keys()]  # noqa: SIM118 - not a dict
+    return _NAMES.get(max(set(kinds), key=kinds.count)) if kinds else None
