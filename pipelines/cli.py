@@ -18,6 +18,7 @@ from pipelines.commands.common import (
     SpecArgument,
     StoreOption,
     VerboseOption,
+    looked_at,
     open_store,
     plan_of,
     refuse,
@@ -43,9 +44,23 @@ app = typer.Typer(
 
 
 @app.command()
-def check(spec: SpecArgument, overrides: SetOption = None) -> None:
-    """Find every mistake in a spec and in the files it names. Starts nothing."""
+def check(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    show: Annotated[
+        int,
+        typer.Option("--show", metavar="N", min=0, help="Print N rows of each source as the model will see them."),
+    ] = 0,
+) -> None:
+    """Find every mistake in a spec and in the files it names. Starts nothing.
+
+    The first rows of every file are written by the model's own chat template and tokenised: what it refuses, leaves out
+    or makes equal is said here.
+    """
     loaded, plan = plan_of(spec, overrides)
+    loaded, shown = looked_at(loaded, show)
+    for text in shown:
+        typer.echo(text)
     for note in loaded.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
@@ -97,9 +112,14 @@ def run(
     Exit codes: 0 done, 1 a stage failed, 2 the spec or the usage is wrong, 130 interrupted.
     """
     from pipelines.run.execute import execute
+    from pipelines.run.runner import committed
 
     loaded, planned = plan_of(spec, overrides)
-    raise typer.Exit(execute(loaded, planned, open_store(store), as_json, verbose))
+    opened = open_store(store)
+    if any(step.stage.name in ("encode", "rollout") and committed(step, opened.manifest) is None
+           for step in planned.steps):  # fmt: skip
+        loaded, _ = looked_at(loaded)
+    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose))
 
 
 @app.command()

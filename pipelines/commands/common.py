@@ -49,6 +49,17 @@ def plan_of(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
         refuse_all(error)
 
 
+def looked_at(loaded: Loaded, show: int = 0) -> tuple[Loaded, tuple[str, ...]]:
+    """The spec after a look at its first rows as the model will see them, and ``show`` of them for people; or say what
+    is wrong with them and exit with 2."""
+    from pipelines.spec.problems import SpecError
+
+    try:
+        return loaded.look(show)
+    except SpecError as error:
+        refuse_all(error)
+
+
 def refuse_all(error: SpecError) -> NoReturn:
     count = len(error.problems)
     refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")

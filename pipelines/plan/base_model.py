@@ -30,9 +30,9 @@ def base_step(source: ModelSource, base: Path) -> Step:
     if path is not None:
         name = "model" if path.is_dir() else path.name
         inputs["source"] = Source(name, path, hash_path(path))
-        return Step("base", MATERIALISE, MaterialiseConfig(), inputs)
+        return Step("base", MATERIALISE, MaterialiseConfig(date=source.date), inputs)
     commit = _commit(source.model, source.revision or "main")
-    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit), inputs)
+    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit, date=source.date), inputs)
 
 
 def _commit(hub_id: str, revision: str) -> str:

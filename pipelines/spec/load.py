@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import reprlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines.spec import yamlfile
-from pipelines.spec.checks import preflight
+from pipelines.spec.checks import preflight, rendering
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.models import PipelineSpec, SourceSpec, explain_type
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
@@ -34,6 +34,20 @@ class Loaded:
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     """Worth knowing but no reason to stop, such as rows that will go to quarantine."""
+    where: Callable[[KeyPath], str]
+    """The place of a key, for people."""
+
+    def look(self, show: int = 0) -> tuple[Loaded, tuple[str, ...]]:
+        """Look at the first rows as the model will see them. Returns the spec with what is worth knowing about them,
+        and ``show`` rows of each source as text.
+
+        Raises:
+            SpecError: with every problem found.
+        """
+        found = rendering.look(self.spec, self.path.parent, show)
+        if found.checked.faults:
+            raise SpecError([Problem(self.where(fault.path), fault.message) for fault in found.checked.faults])
+        return replace(self, notes=(*self.notes, *found.checked.notes)), found.shown
 
 
 def recipes() -> dict[str, Path]:
@@ -71,14 +85,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     values, invalid = validate(raw, path.parent)
     checked = preflight.check(values, path.parent)
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
-    for fault in (*invalid, *checked.faults):
-        given = any(fault.path[: len(key)] == key for key in overridden)
-        where = f"--set {'.'.join(map(str, fault.path))}" if given else document.where(fault.path)
-        problems.append(Problem(where, fault.message))
+
+    def where(key_path: KeyPath) -> str:
+        given = any(key_path[: len(key)] == key for key in overridden)
+        return f"--set {'.'.join(map(str, key_path))}" if given else document.where(key_path)
+
+    problems += [Problem(where(fault.path), fault.message) for fault in (*invalid, *checked.faults)]
     if problems:
         raise SpecError(problems)
     spec = PipelineSpec.model_construct(**values)
-    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes))
+    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes), where)
 
 
 def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,9 @@ class ModelSource(Config):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     adapter: Annotated[str, Field(min_length=1)] | None = None
+    date: datetime.date | None = None
+    """What a chat template that writes today's date takes for it; else the same data would be tokenised differently
+    every day."""
 
 
 class PromptFiles(Config):

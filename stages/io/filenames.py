@@ -9,6 +9,8 @@ MODEL = "model"
 ADAPTER = "adapter"
 """In a policy trained with an adapter: the adapter in PEFT format. Also merged into ``model``, except for virtual
 tokens, which cannot be (``stages.policy.adapter_settings.prompt_adapter``)."""
+CHAT = "chat.json"
+"""In a policy whose spec says so: what its chat template is told besides the conversation, such as today's date."""
 RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENISED = "tokens.arrow"

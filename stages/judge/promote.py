@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.base import Artifact, StageContext, Summary
-from stages.io.filenames import ADAPTER, MODEL
+from stages.io.filenames import ADAPTER, CHAT, MODEL
 from stages.judge.config import PromoteConfig
 from stages.policy.adapter_settings import prompt_adapter
 
@@ -21,6 +21,8 @@ def run(config: PromoteConfig, inputs: Mapping[str, Artifact], context: StageCon
     shutil.copytree(inputs[winner].path / MODEL, context.output / MODEL, copy_function=_link_or_copy)
     if (adapter := prompt_adapter(inputs[winner].path)) is not None:
         shutil.copytree(adapter, context.output / ADAPTER, copy_function=_link_or_copy)
+    if (chat := inputs[winner].path / CHAT).is_file():
+        shutil.copyfile(chat, context.output / CHAT)
     return {"promoted": not misses, "misses": misses, "policy": inputs[winner].fingerprint}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ class MaterialiseConfig(Config):
 
     hub: str | None = None
     revision: str | None = None
+    date: datetime.date | None = None
+    """What a chat template that writes today's date is told."""
 
 
 _TARGETS = ("target_modules", "exclude_modules")

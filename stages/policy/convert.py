@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.base import StageError
-from stages.io.filenames import MODEL
+from stages.io.filenames import CHAT, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.adapters import attach
 from stages.policy.config import MaterialiseConfig
@@ -36,6 +37,8 @@ def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None
         copy_model(source, output)
     else:
         convert_gguf(source, output)
+    if config.date is not None:
+        (policy / CHAT).write_text(json.dumps({"date": config.date.isoformat()}), encoding="utf-8")
     if adapter is not None:
         copy_tokenizer(adapter, output)  # a fine-tuned adapter often has a chat template that its base lacks
     parameters = _verify(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.base import StageError
 from stages.core.forward.config import Precision
 from stages.core.tokens.templates import ChatEncoder
-from stages.io.filenames import MODEL
+from stages.io.filenames import CHAT, MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
 
@@ -80,7 +81,8 @@ def load_tokenizer(path: Path) -> Any:
 @lru_cache(maxsize=2)
 def load_encoder(path: Path) -> ChatEncoder:
     """One object a process: what it makes of the tokenizer takes a second or so for a large one."""
-    return ChatEncoder(load_tokenizer(path))
+    chat = json.loads((path / CHAT).read_text(encoding="utf-8")) if (path / CHAT).is_file() else {}
+    return ChatEncoder(load_tokenizer(path), date.fromisoformat(chat["date"]) if "date" in chat else None)
 
 
 def stop_tokens(path: Path) -> list[int]:

@@ -13,7 +13,7 @@ import ray
 from stages.base import Artifact, StageContext, StageError, Summary, TrainResources
 from stages.core.metrics import BY_TASK
 from stages.io.board import board
-from stages.io.filenames import ADAPTER, METRICS, MODEL
+from stages.io.filenames import ADAPTER, CHAT, METRICS, MODEL
 from stages.io.parts import call
 from stages.train import single
 from stages.train.arguments import Arguments
@@ -50,6 +50,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     for name in (MODEL, ADAPTER, METRICS):
         if (path := folder / name).exists():
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
+    if (chat := inputs["policy"].path / CHAT).is_file():
+        shutil.copyfile(chat, context.output / CHAT)
     stored = [str(path) for path in (context.output, inputs["policy"].path, inputs["shards"].path, folder)]
     difference = call("stages.train.proof:check", *stored, gpus=resources.gpus)
     summary = summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])

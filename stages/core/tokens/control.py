@@ -101,9 +101,11 @@ class ControlTokens:
                 pieces[-1] += piece
             else:
                 pieces.append(piece)
-        if rendered.isascii():
-            return pieces
-        return [_RESERVED.sub(lambda match: self._characters.get(match[0], match[0]), piece) for piece in pieces]
+        return pieces if rendered.isascii() else [self.restored(piece) for piece in pieces]
+
+    def restored(self, text: str) -> str:
+        """A text with the characters that stand-ins stand for."""
+        return _RESERVED.sub(lambda match: self._characters.get(match[0], match[0]), text)
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
         """Token ids of each piece, by the Rust tokenizer's threads."""

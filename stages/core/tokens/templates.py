@@ -7,6 +7,7 @@ begins is found by comparing with the prompt tokenised alone. Text from users ca
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +37,26 @@ class ChatEncoder:
     """Encodes conversations with one tokenizer (a transformers fast tokenizer that has a chat template)."""
 
     tokenizer: Any
+    date: datetime.date | None = None
+    """What a template that writes today's date is told."""
+
+    @cached_property
+    def template(self) -> str:
+        """The chat template's source."""
+        named = self.tokenizer.chat_template
+        return str(named.get("default", "") if isinstance(named, dict) else named)
 
     @cached_property
     def _control(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)
+
+    def encoding(self) -> None:
+        """Make what encoding needs, which a large tokenizer takes a second for.
+
+        Raises:
+            ValueError: this tokenizer's control tokens cannot be told apart from text.
+        """
+        _ = self._control
 
     @cached_property
     def _special(self) -> frozenset[int]:
@@ -61,6 +78,18 @@ class ChatEncoder:
         chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, True)
         rendered = self._pieces(self._render([chat])[0])
         return list(chain.from_iterable(self._control.encode(rendered)))
+
+    def text(self, messages: Messages, tools: str = "") -> str:
+        """What the template makes of a whole conversation.
+
+        Raises:
+            RowError: the template refuses it, or a text has a reserved character.
+        """
+        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, False)
+        [rendered] = self._render([chat])
+        if isinstance(rendered, RowError):
+            raise rendered
+        return self._control.restored(rendered)
 
     def pair(self, pair: PreferencePair) -> EncodedPair:
         """One pair of :meth:`pairs`; raises its RowError."""
@@ -160,6 +189,7 @@ class ChatEncoder:
             texts: list[str | RowError] = self.tokenizer.apply_chat_template(
                 [chat.messages for chat in chats], tools=chats[0].tools, tokenize=False,
                 add_generation_prompt=chats[0].generation_prompt, continue_final_message=False,
+                strftime_now=self._strftime,
             )  # fmt: skip
             return texts
         except Exception as error:  # a template can raise anything
@@ -167,6 +197,11 @@ class ChatEncoder:
                 return [RowError("", f"the chat template refuses this conversation: {error}"[:200])]
         half = len(chats) // 2
         return self._render_alike(chats[:half]) + self._render_alike(chats[half:])
+
+    def _strftime(self, pattern: str) -> str:
+        if self.date is None:
+            raise ValueError("it writes today's date; give the date to write as policy.date")
+        return self.date.strftime(pattern)
 
     def _pieces(self, rendered: str | RowError) -> list[str]:
         if isinstance(rendered, RowError):
