@@ -19,17 +19,17 @@ INGEST = Stage("ingest", 4, IngestConfig, ("files",), "records", "stages.data.in
 CURATE = Stage("curate", 2, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
 ENCODE = Stage("encode", 4, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
-    "prepare", 3, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
+    "prepare", 4, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )
 REFERENCE = Stage("reference", 2, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(
     "rollout", 2, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
 )
-JUDGE = Stage("judge", 1, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
+JUDGE = Stage("judge", 2, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
 PAIR = Stage("pair", 3, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 1, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
-EVALUATE = Stage("evaluate", 1, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
+EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
 PROMOTE = Stage(
     "promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"
 )

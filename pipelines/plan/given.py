@@ -25,6 +25,8 @@ class Preferences:
     """Which pairs are used, and with what label."""
     inputs: Mapping[str, Step]
     """What ``prepare`` takes: the selection, and the files' tokens."""
+    source_of: tuple[int, ...]
+    """The source of each file."""
 
 
 def preferences(spec: PipelineSpec, folder: Path, base: Step) -> Preferences | None:
@@ -43,7 +45,7 @@ def preferences(spec: PipelineSpec, folder: Path, base: Step) -> Preferences | N
     )  # fmt: skip
     selection = Step("preferences/curate", CURATE, config, inputs)
     tokens = {f"selected.{index}": encoded(f"{step.key}/encode", step, base, spec) for index, step in enumerate(made)}
-    return Preferences(tuple(made), selection, {"selection": selection, **tokens})
+    return Preferences(tuple(made), selection, {"selection": selection, **tokens}, source_of)
 
 
 def records(sources: Sequence[SourceSpec], folder: Path) -> tuple[list[Step], tuple[int, ...]]:

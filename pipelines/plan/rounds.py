@@ -97,7 +97,10 @@ class _Unroller:
         share = 1.0 if number == 1 else self.spec.iterate.replay
         replay = self.earlier if share else []
         data = self.given if self.given and share else None
-        config = PrepareConfig(preferences=share if data else 1.0, replay=share if replay else 0.0)
+        config = PrepareConfig(
+            preferences=share if data else 1.0, replay=share if replay else 0.0,
+            source_of=data.source_of if data else (), max_bad_share=self.spec.data.max_bad_share,
+        )  # fmt: skip
         inputs = (dict(data.inputs) if data else {}) | {f"pairs.{index}": step for index, step in enumerate(own)}
         return Step(
             f"round-{number}/prepare", PREPARE, config,
@@ -181,4 +184,5 @@ class _Unroller:
     def _judged(self, key: str, rollouts: Step) -> Step:
         if self.spec.judge is None:
             raise ValueError("prompts without a judge; the spec's checks let this through")
-        return Step(key, JUDGE, JudgeStageConfig(judge=self.spec.judge), {"rollouts": rollouts})
+        config = JudgeStageConfig(judge=self.spec.judge, max_bad_share=self.spec.data.max_bad_share)
+        return Step(key, JUDGE, config, {"rollouts": rollouts})

@@ -14,6 +14,9 @@ class RowError(Exception):
         self.field = field
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        return type(self), (self.field, self.reason)  # it crosses from process to process
+
 
 class NoPair(RowError):
     """A row is valid but yields no pair by its nature, such as answers with equal scores."""

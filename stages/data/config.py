@@ -118,3 +118,7 @@ class PrepareConfig(Config):
     """Share of the pairs under ``replay`` that are added to the others."""
     heldout: bool = False
     """Take the held-out rows of the selection instead of the others."""
+    source_of: tuple[int, ...] = ()
+    """The source of each file of ``selected``."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The stage fails when a larger share of a source's rows was refused, whether by reading or by tokenising."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.core.records import SELECTION, content_id, id_numbers, messages_of, prompt_key
 from stages.data import labels, selection
+from stages.data.badrows import BadRows, refuse_too_many
 from stages.data.config import CurateConfig, FilterConfig
 from stages.data.hashing import held_out, repeats, within_cap
 from stages.data.selection import Pairs
@@ -72,18 +72,11 @@ def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageCont
 def _check_quarantine(config: CurateConfig, artifacts: Sequence[Artifact]) -> None:
     for source, mix in enumerate(config.mix):
         own = [a.summary for a, number in zip(artifacts, config.source_of, strict=True) if number == source]
-        bad = sum(summary.get("quarantined", 0) for summary in own)
-        every = sum(summary.get("read", 0) for summary in own)
-        if bad > config.max_bad_share * every:
-            reasons: Counter[str] = Counter()
-            for summary in own:
-                reasons.update(summary.get("quarantine_reasons", {}))
-            most = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-            name = f"preferences.{source}" + (f" (task {mix.task})" if mix.task else "")
-            raise StageError(
-                f"{name}: {bad} of {every} rows are in quarantine, more than max_bad_share {config.max_bad_share:g} "
-                f"allows; the commonest reasons: {most}. Mend the rows, or raise data.max_bad_share"
-            )
+        rows = [BadRows(each.get("read", 0), each.get("quarantined", 0), each.get("quarantine_reasons", {}))
+                for each in own]  # fmt: skip
+        refuse_too_many(
+            f"preferences.{source}" + (f" (task {mix.task})" if mix.task else ""), rows, config.max_bad_share
+        )
 
 
 def _filter(

@@ -14,6 +14,7 @@ from stages.base import Artifact, StageContext, Summary
 from stages.core.errors import RowError
 from stages.core.records import SHARD, TOKENS
 from stages.core.tokens.encoding import encode_records
+from stages.data.badrows import after
 from stages.data.config import EncodeConfig
 from stages.io.filenames import RECORDS, TOKENISED
 from stages.io.parts import map_tasks
@@ -49,7 +50,8 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
                 yield used
 
         pairs = write_table(context.output / TOKENISED, good(), TOKENS)
-    return {"pairs": pairs, **counts, **quarantine.summary}
+    refused = after(inputs["pairs"].summary, total, quarantine.summary)
+    return {"pairs": pairs, **counts, **quarantine.summary, **refused.summary()}
 
 
 def encode_slice(task: Mapping[str, Any]) -> Iterator[pa.Table]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from stages.base import Artifact, StageContext, StageError, Summary, grouped
 from stages.core.records import SHARD
+from stages.data.badrows import BadRows, refuse_too_many
 from stages.data.config import PrepareConfig
 from stages.io.filenames import SELECTION, TOKENISED, shard_name
 from stages.io.tables import read_table, write_table
@@ -24,8 +25,10 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageCon
     """Write shards of ``shard_rows`` rows; their order is that of the inputs.
 
     Raises:
-        StageError: no pair is left.
+        StageError: no pair is left, or too many of a source's rows were refused.
     """
+    if not config.heldout:
+        _check_refused(config, inputs)
     counts = {"pairs": 0, "shards": 0, "tokens": 0, "unpaired": 0}
     pending: list[pa.Table] = []
 
@@ -55,6 +58,21 @@ def _nothing_left(config: PrepareConfig) -> str:
         "no pair is left to train on: the judge found no two answers far enough apart (lower pair.min_margin), or all "
         "went to quarantine while they were tokenised (raise prepare.max_length, or set prepare.truncation)"
     )
+
+
+def _check_refused(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Rows that could not be tokenised count like those that could not be read."""
+
+    def rows(artifact: Artifact) -> BadRows:
+        summary = artifact.summary
+        return BadRows(summary.get("read", 0), summary.get("bad", 0), summary.get("bad_reasons", {}))
+
+    given = grouped(inputs, "selected")
+    for source in sorted(set(config.source_of)):
+        own = [rows(a) for a, number in zip(given, config.source_of, strict=True) if number == source]
+        refuse_too_many(f"preferences.{source}", own, config.max_bad_share)
+    for artifact in grouped(inputs, "pairs"):
+        refuse_too_many("the round's own pairs", [rows(artifact)], config.max_bad_share)
 
 
 def _count(table: pa.Table, counts: dict[str, int]) -> None:

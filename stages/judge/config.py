@@ -65,6 +65,8 @@ JudgeConfig = Annotated[
 
 class JudgeStageConfig(Config):
     judge: JudgeConfig
+    max_bad_share: Share = 0.2
+    """The stage fails when the judge has no score for a larger share of the answers."""
 
 
 class PairConfig(Config):

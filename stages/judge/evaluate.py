@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from stages.base import Artifact, StageContext, Summary
+from stages.base import Artifact, StageContext, StageError, Summary
 from stages.core.metrics import bootstrap, win_rates
 from stages.io.filenames import RECORDS
 from stages.io.tables import read_rows
@@ -15,16 +15,23 @@ from stages.judge.config import EvaluateConfig
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Compare the judged answers of both sides prompt by prompt; bootstrap over prompts."""
+    """Compare the judged answers of both sides prompt by prompt; bootstrap over prompts.
+
+    Raises:
+        StageError: the sides have no prompt in common.
+    """
     scores = {role: _scores(inputs[role]) for role in ("policy", "baseline")}
-    rates = win_rates(scores["policy"], scores["baseline"])
+    both = scores["policy"].keys() & scores["baseline"].keys()  # a template or a judge may have refused some on a side
+    if not both:
+        raise StageError("no prompt was answered and judged on both sides")
+    rates = win_rates(*({prompt: side[prompt] for prompt in both} for side in scores.values()))
     interval = bootstrap(rates, config.resamples, config.confidence, config.seed)
     summary = {
         "win_rate": {**asdict(interval), "prompts": len(rates)},
         "judge_score": inputs["policy"].summary["mean_score"],
         "baseline_score": inputs["baseline"].summary["mean_score"],
     }
-    details = dict(zip(sorted(scores["policy"]), rates, strict=True))
+    details = dict(zip(sorted(both), rates, strict=True))
     (context.output / "win_rates.json").write_text(json.dumps(details, indent=2), encoding="utf-8")
     return summary
 

@@ -10,8 +10,10 @@ from itertools import groupby
 from pathlib import Path
 
 from stages.base import Artifact, StageContext, StageError, Summary
+from stages.core.errors import RowError
 from stages.core.records import JUDGEMENTS, Judgement, Rollout, messages_of
 from stages.io.filenames import RECORDS
+from stages.io.quarantine import Quarantine
 from stages.io.tables import read_rows, write_rows
 from stages.judge import builtin
 from stages.judge.config import JudgeStageConfig
@@ -26,29 +28,49 @@ def read_rollouts(folder: Path) -> list[Rollout]:
 
 
 def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Judge every rollout; ``records.arrow`` keeps their order.
+    """Judge every rollout; ``records.arrow`` keeps their order. What the judge has no score for goes to quarantine.
 
     Raises:
-        StageError: the judge left a rollout out, judged one twice, or gave a score that is not a finite number.
+        StageError: the judge left a rollout out, judged one twice, or had no score for too many.
     """
     judge = builtin.make(config.judge)
     prompts = [list(group) for _, group in groupby(read_rollouts(inputs["rollouts"].path), lambda r: r.prompt_id)]
     judged: list[Judgement] = []
-    for start in range(0, len(prompts), _PROMPTS):
-        rollouts = [rollout for prompt in prompts[start : start + _PROMPTS] for rollout in prompt]
-        judged += in_order(rollouts, judge(rollouts))
-        context.progress(min(start + _PROMPTS, len(prompts)), len(prompts), "prompts")
+    with Quarantine(context.output) as quarantine:
+        for start in range(0, len(prompts), _PROMPTS):
+            rollouts = [rollout for prompt in prompts[start : start + _PROMPTS] for rollout in prompt]
+            for rollout, judgement in zip(rollouts, in_order(rollouts, judge(rollouts)), strict=True):
+                if scored(judgement):
+                    judged.append(judgement)
+                else:
+                    quarantine.add(_refused(rollout, judgement))
+            context.progress(min(start + _PROMPTS, len(prompts)), len(prompts), "prompts")
+    refused, every = quarantine.summary, sum(map(len, prompts))
+    if not judged or refused["quarantined"] > config.max_bad_share * every:
+        raise StageError(
+            f"the judge has no score for {refused['quarantined']} of {every} answers, more than max_bad_share "
+            f"{config.max_bad_share:g} allows: {refused['quarantine_reasons']}. Mend the judge, or raise "
+            "data.max_bad_share"
+        )
     write_rows(context.output / RECORDS, [asdict(judgement) for judgement in judged], JUDGEMENTS)
-    return {"judgements": len(judged), "mean_score": sum(j.score for j in judged) / len(judged)}
+    return {"judgements": len(judged), "mean_score": sum(j.score for j in judged) / len(judged), **refused}
 
 
 def in_order(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> list[Judgement]:
-    """The judgements in the rollouts' order, each checked."""
+    """The judgements in the rollouts' order."""
     by_key = {(j.prompt_id, j.sample): j for j in judgements}
     wanted = [(r.prompt_id, r.sample) for r in rollouts]
     if len(judgements) != len(wanted) or set(by_key) != set(wanted):
         raise StageError(f"the judge gave {len(judgements)} judgements for {len(wanted)} rollouts; it owes one each")
-    for judgement in by_key.values():
-        if not isinstance(judgement.score, numbers.Real) or not math.isfinite(judgement.score):
-            raise StageError(f"the judge's score for prompt {judgement.prompt_id} is {judgement.score!r}, not a number")
     return [by_key[key] for key in wanted]
+
+
+def scored(judgement: Judgement) -> bool:
+    """Whether a judgement has a finite score."""
+    return isinstance(judgement.score, numbers.Real) and math.isfinite(judgement.score)
+
+
+def _refused(rollout: Rollout, judgement: Judgement) -> dict[str, str]:
+    reason = f"the judge's score is {judgement.score!r:.40}, not a finite number"
+    error = RowError("score", f"{reason}: {judgement.reason}" if judgement.reason else reason)
+    return Quarantine.row(f"prompt {rollout.prompt_id} sample {rollout.sample}", error, rollout.text)

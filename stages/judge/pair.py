@@ -20,7 +20,9 @@ def run(config: PairConfig, inputs: Mapping[str, Artifact], context: StageContex
         StageError: no prompt gave a pair.
     """
     judgements = [Judgement(**row) for row in read_rows(inputs["judgements"].path / RECORDS)]
-    groups = pairing.join(read_rollouts(inputs["rollouts"].path), judgements)
+    scored = {(each.prompt_id, each.sample) for each in judgements}  # the judge may have had no score for some
+    rollouts = [each for each in read_rollouts(inputs["rollouts"].path) if (each.prompt_id, each.sample) in scored]
+    groups = pairing.join(rollouts, judgements)
     found = [pairing.best_vs_worst(group, config.min_margin) for group in groups.values()]
     pairs = [pair for pair in found if pair]
     if not pairs:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext
+from stages.base import Artifact, Resources, StageContext, StageError
 from stages.core.records import JUDGEMENTS
 from stages.io.filenames import RECORDS
 from stages.io.tables import write_rows
@@ -57,8 +57,13 @@ def test_a_policy_against_itself_wins_half(tmp_path: Path) -> None:
     assert summary["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "prompts": 2}
 
 
-def test_other_prompts_on_the_other_side_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="same prompts"):
+def test_prompts_of_one_side_alone_do_not_count(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, {"a": [1.0], "b": [9.0]}, {"a": [0.0], "c": [9.0]})
+    assert summary["win_rate"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "prompts": 1}
+
+
+def test_sides_without_a_common_prompt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no prompt was answered and judged on both sides"):
         run(tmp_path, {"a": [1.0]}, {"b": [1.0]})
 
 

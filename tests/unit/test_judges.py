@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -135,9 +136,23 @@ def test_a_judge_owes_one_judgement_a_rollout(keys: Sequence[tuple[str, int]]) -
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), None, "high"])
-def test_a_score_has_to_be_a_finite_number(bad: Any) -> None:
-    with pytest.raises(StageError, match="score for prompt p"):
-        in_order([rollout("a")], [Judgement("p", 0, bad)])
+def test_an_answer_without_a_finite_score_goes_to_quarantine(
+    bad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(rollouts: Sequence[Rollout]) -> list[Judgement]:
+        return [Judgement(r.prompt_id, r.sample, bad if r.text == "odd" else 1.0, "timed out") for r in rollouts]
+
+    monkeypatch.setattr(judge_stage.builtin, "make", lambda config: judge)
+    answers = [rollout("odd" if n == 2 else "fine", n) for n in range(5)]
+    summary = run_stage(tmp_path, answers, use="sentiment")
+    assert (summary["judgements"], summary["quarantined"]) == (4, 1)
+    (row,) = map(json.loads, (tmp_path / "output" / "quarantine.jsonl").read_text().splitlines())
+    assert "prompt p sample 2" in row["file"]
+    assert row["reason"] == f"the judge's score is {bad!r}, not a finite number: timed out"
+    assert [r["sample"] for r in read_rows(tmp_path / "output" / RECORDS)] == [0, 1, 3, 4]
+    (tmp_path / "again").mkdir()
+    with pytest.raises(StageError, match=r"no score for 2 of 5 answers.*timed out"):
+        run_stage(tmp_path / "again", [*answers[:4], rollout("odd", 4)], use="sentiment")
 
 
 def run_stage(folder: Path, rollouts: list[Rollout], **judge: Any) -> dict[str, Any]:
@@ -154,7 +169,9 @@ def run_stage(folder: Path, rollouts: list[Rollout], **judge: Any) -> dict[str, 
 def test_the_stage_writes_judgements_in_order_and_their_mean(tmp_path: Path, own_judge: str) -> None:
     """40 prompts with two samples each of 1 to 80 characters: the mean is 40.5."""
     rollouts = [rollout("x" * (2 * p + n + 1), n, f"{p}") for p in range(40) for n in range(2)]
-    assert run_stage(tmp_path, rollouts, use=own_judge) == {"judgements": 80, "mean_score": 40.5}
+    assert run_stage(tmp_path, rollouts, use=own_judge) == {
+        "judgements": 80, "mean_score": 40.5, "quarantined": 0, "quarantine_reasons": {},
+    }  # fmt: skip
     rows = read_rows(tmp_path / "output" / RECORDS)
     assert [(r["prompt_id"], r["sample"], r["score"]) for r in rows] == [
         (r.prompt_id, r.sample, float(len(r.text))) for r in rollouts

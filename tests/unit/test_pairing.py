@@ -92,12 +92,15 @@ def test_a_response_that_was_cut_off_is_marked() -> None:
     assert pair.rejected_ended
 
 
-def run_stage(folder: Path, scores: dict[str, list[float]], config: PairConfig) -> dict[str, object]:
+def run_stage(
+    folder: Path, scores: dict[str, list[float]], config: PairConfig, unjudged: Sequence[tuple[str, int]] = ()
+) -> dict[str, object]:
     """The pair stage on samples whose texts are their scores."""
     for name in ("rollouts", "judgements", "output"):
         (folder / name).mkdir()
     rollouts = [rollout(n, f"{s}", prompt=p) for p, values in scores.items() for n, s in enumerate(values)]
-    judgements = [Judgement(p, n, s) for p, values in scores.items() for n, s in enumerate(values)]
+    judgements = [Judgement(p, n, s) for p, values in scores.items() for n, s in enumerate(values)
+                  if (p, n) not in unjudged]  # fmt: skip
     rows = [{**asdict(r), "policy": "x", "sampling": "{}"} for r in rollouts]
     write_rows(folder / "rollouts" / RECORDS, rows, ROLLOUTS)
     write_rows(folder / "judgements" / RECORDS, [asdict(j) for j in judgements], JUDGEMENTS)
@@ -126,3 +129,10 @@ def test_a_pair_keeps_the_ids_that_were_sampled() -> None:
     assert pair.tools == ""
     tools = [(replace(each, tools="[]"), score) for each, score in ((rollouts[0], 0.0), (rollouts[1], 1.0))]
     assert getattr(best_vs_worst(tools), "tools", None) == "[]"
+
+
+def test_an_answer_that_the_judge_has_no_score_for_makes_no_pair(tmp_path: Path) -> None:
+    unjudged = [("p", 2)]
+    summary = run_stage(tmp_path, {"p": [0.0, 1.0, 9.0], "q": [1.0, 1.0]}, PairConfig(), unjudged)
+    assert summary == {"pairs": 1, "prompts_without_pair": 1}
+    assert read_rows(tmp_path / "output" / RECORDS)[0]["chosen"][0]["content"] == "1.0"

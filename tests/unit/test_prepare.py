@@ -13,6 +13,7 @@ from stages.core.records import SELECTION as SELECTION_SCHEMA
 from stages.core.records import TOKENS, content_id
 from stages.core.tokens.pair import EncodedPair
 from stages.data import prepare
+from stages.data.badrows import after
 from stages.data.config import PrepareConfig
 from stages.data.shards import encoded_pairs
 from stages.io.filenames import SELECTION, TOKENISED, shard_files
@@ -118,3 +119,32 @@ def test_nothing_left_is_an_error_that_says_what_to_change(folder: Path) -> None
         shards(folder, inputs)
     with pytest.raises(StageError, match=r"data\.heldout"):
         shards(folder, inputs, heldout=True)
+
+
+def encoded(folder: Path, name: str, rows: list[int], read: int, bad: int) -> Artifact:
+    made = tokens(folder, name, rows)
+    summary = {"read": read, "bad": bad, "bad_reasons": {f"why {name}": bad}}
+    return Artifact(made.path, made.fingerprint, summary)
+
+
+def test_rows_that_could_not_be_tokenised_count_like_those_that_could_not_be_read(folder: Path) -> None:
+    """By source: the two files of the first have 3 bad rows of 10."""
+    chosen = selection(folder, [{"input": 0, "row": 0}, {"input": 2, "row": 0}])
+    inputs = {
+        "selection": chosen,
+        "selected.0": encoded(folder, "a", [0], 5, 1), "selected.1": encoded(folder, "b", [0], 5, 2),
+        "selected.2": encoded(folder, "c", [0], 100, 0), "pairs.0": encoded(folder, "d", [0], 4, 1),
+    }  # fmt: skip
+    of = (0, 0, 1)
+    assert shards(folder, inputs, source_of=of, max_bad_share=0.3)[1]["pairs"] == 3
+    with pytest.raises(StageError, match=r"preferences\.0: 3 of 10 rows .*why b \(2\), why a \(1\)"):
+        shards(folder, inputs, source_of=of, max_bad_share=0.29)
+    with pytest.raises(StageError, match="the round's own pairs: 1 of 4 rows"):
+        shards(folder, {**inputs, "selected.1": inputs["selected.2"]}, source_of=of, max_bad_share=0.2)
+
+
+def test_what_was_refused_adds_up_from_stage_to_stage() -> None:
+    ingested = {"read": 10, "quarantined": 2, "quarantine_reasons": {"empty": 2}}
+    own = {"quarantined": 3, "quarantine_reasons": {"too long": 2, "empty": 1}}
+    assert after(ingested, 8, own).summary() == {"read": 10, "bad": 5, "bad_reasons": {"empty": 3, "too long": 2}}
+    assert after({}, 8, own).read == 8

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
+from stages.core.errors import NoPair, RowError
 from stages.core.records import (
     PAIRS,
     PROMPTS,
@@ -117,3 +119,9 @@ def test_a_prompt_comes_back_from_its_row() -> None:
     assert {**row, "messages": messages_of(row["messages"])} == {
         "prompt_id": "id", "messages": (user("q"),), "tools": "[]", "source": "file:1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [RowError("field", "reason"), NoPair("", "reason")])
+def test_why_a_row_is_refused_survives_the_way_to_another_process(error: RowError) -> None:
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), back.field, back.reason, str(back)) == (type(error), error.field, error.reason, str(error))

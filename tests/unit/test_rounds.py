@@ -100,7 +100,9 @@ def test_replay_takes_the_pairs_of_all_earlier_rounds(folder: Path) -> None:
         {"replay.0": "round-1/encode"},
         {"replay.0": "round-1/encode", "replay.1": "round-2/encode"},
     ]
-    assert planned.rounds[1].prepare.payload["config"] == {"preferences": 0.5, "replay": 0.5}
+    assert planned.rounds[1].prepare.payload["config"] == {
+        "preferences": 0.5, "replay": 0.5, "source_of": [0], "max_bad_share": 0.2,
+    }  # fmt: skip
     assert all("selection" in r.prepare.inputs for r in planned.rounds)
 
 
