@@ -15,6 +15,7 @@ from pipelines.spec.problems import Checked, Fault, KeyPath
 from stages.core.errors import NoPair, RowError
 from stages.core.formats import RowParser, parse_prompt
 from stages.core.formats.config import FormatConfig
+from stages.core.formats.unused import entry
 from stages.core.losses import config as loss_config
 from stages.core.records import Messages, prompt_key
 from stages.readers import DataFile, ReadError, files, rows
@@ -23,6 +24,8 @@ _SHOWN = 5
 _ROWS = 20_000
 """Rows of each file that are looked at; the run reads all."""
 _REMOTE_ROWS = 100
+_NAMED_ROWS = 200
+"""Rows of each file whose unused columns are named."""
 
 
 @dataclass
@@ -37,6 +40,8 @@ class _Found:
     """Rows with a single answer, by its label."""
     skipped: Counter[str] = field(default_factory=Counter)
     whole: bool = True
+    unused: dict[str, str] = field(default_factory=dict)
+    """Columns that nothing reads, with where each was first seen."""
 
     @property
     def bad_share(self) -> float:
@@ -60,6 +65,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
         where: KeyPath = ("preferences", number)
         found = _look(source.path, source, base, where, checked)
         _single(found, needs_pairs, where, checked)
+        checked.notes += _unused(found, source.path)
         if both := _overlap(heldout, found):
             checked.notes.append(f"{both} are also in {source.path}: their pairs are not trained on")
         if data is not None and found.good and found.whole and found.bad_share > data.max_bad_share:
@@ -113,6 +119,9 @@ def _read(file: DataFile, parser: RowParser | None, found: _Found) -> int:
                     found.single[label].append(place)
                 excerpt = json.dumps(messages[-1]["content"][:40], ensure_ascii=False)
                 found.keys.setdefault(prompt_key(messages), f"{place} {excerpt}")
+            if parser is not None and read <= _NAMED_ROWS:
+                for name in parser.unused(row.value, row.typed):
+                    found.unused.setdefault(name, place)
         except NoPair as why:
             found.skipped[str(why)] += 1
         except RowError as error:
@@ -153,6 +162,18 @@ def _single(found: _Found, needs_pairs: bool, where: KeyPath, checked: Checked) 
     checked.notes.append(f"{count} rows are single answers with a label; first: {first}")
     if count == found.good and not (good and bad):
         checked.notes.append(f"all of them are labelled {'true' if good else 'false'}: there is nothing to tell apart")
+
+
+def _unused(found: _Found, name: str) -> Iterator[str]:
+    """What is passed over: one note for a source, and one for each column that may say something about its pairs."""
+    if found.unused:
+        yield f"{name}: columns that are not used: {', '.join(sorted(found.unused))}"
+    for column, place in sorted(found.unused.items()):
+        if meant := entry(column):
+            yield (
+                f"warning: {name}: {column} (first: {place}) looks like a label, a weight or votes and is not used; to "
+                f"use it give the source fields: {{{meant}}}, to leave it alone ignore: [{column}]"
+            )
 
 
 def _overlap(heldout: _Found, training: _Found) -> str:

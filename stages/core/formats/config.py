@@ -24,6 +24,8 @@ class FormatConfig(Config):
     """A shape's name, or the user's own function ``use: "module:function"`` from a row to pairs."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Where the row's fields are, by Rondo's name for each: ``{prompt: question, chosen: answers.good}``."""
+    ignore: tuple[str, ...] = ()
+    """Columns that are left alone on purpose; one that holds images or sounds makes its rows unusable otherwise."""
     strategy: Literal["best_vs_worst", "adjacent", "all"] = "best_vs_worst"
     """Which answers of a ranked list make pairs: the two ends, each with the next, or all of them."""
     min_margin: NonNegativeFloat = 0.0

@@ -36,6 +36,8 @@ CANDIDATES = (
     ("output_a", "output_b"), ("answer_a", "answer_b"),
 )  # fmt: skip
 """What two answers are called when a verdict says which is better."""
+VOTE_COUNTS = ("votes_chosen", "votes_rejected")
+"""Columns with the numbers of votes for each side."""
 _YES, _NO = ("true", "yes", "good", "1"), ("false", "no", "bad", "0")
 _NEGATION = "not "
 
@@ -57,6 +59,13 @@ def mapped(row: Row, fields: Mapping[str, str]) -> Row:
         value = _lookup(row, path.removeprefix(_NEGATION) if negated else path, name)
         found[name] = not yes_or_no(value, name) if negated else value
     return found
+
+
+def counted(row: Row) -> Row:
+    """A row with ``votes`` where it has a column with the count of each side."""
+    if row.get("votes") is not None or any(row.get(name) is None for name in VOTE_COUNTS):
+        return row
+    return {**row, "votes": {name.removeprefix("votes_"): row[name] for name in VOTE_COUNTS}}
 
 
 def _lookup(row: Row, path: str, name: str) -> Any:

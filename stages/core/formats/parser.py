@@ -14,8 +14,19 @@ from stages.core.errors import NoPair, RowError, kind, names
 from stages.core.formats import lists, pairs, verdicts
 from stages.core.formats.cells import opened
 from stages.core.formats.config import FormatConfig
-from stages.core.formats.fields import ALIASES, CANDIDATES, Row, candidates, column, mapped, number, probability
+from stages.core.formats.fields import (
+    ALIASES,
+    CANDIDATES,
+    Row,
+    candidates,
+    column,
+    counted,
+    mapped,
+    number,
+    probability,
+)
 from stages.core.formats.messages import check_text, json_text, messages
+from stages.core.formats.unused import refuse_media, unused
 from stages.core.records import Message, Messages, PreferencePair, Prompt, content_id
 from stages.hints import closest
 
@@ -31,6 +42,7 @@ class RowParser:
 
     def __init__(self, config: FormatConfig) -> None:
         self._fields = config.fields
+        self._ignore = frozenset(config.ignore)
         self._shapes = _shapes(config)
         self._format = config.format
         self._own: Callable[..., Any] | None = None
@@ -44,17 +56,28 @@ class RowParser:
             NoPair: the row is valid, but yields none by its nature.
             RowError: the row cannot be used.
         """
-        row = mapped(row, self._fields)
+        row = counted(mapped(row, self._fields))
         return self._by_own(row, typed) if self._own is not None else self._by_shape(opened(row, typed))
 
     def _by_shape(self, row: Row) -> list[PreferencePair]:
-        shape = detect(row) if not isinstance(self._format, str) or self._format == "auto" else self._format
-        found = self._shapes[shape](row)
+        refuse_media(row, self._ignore)
+        found = self._shapes[self._shape(row)](row)
         extra = _common_columns(row)
         system = _system(row)
         if not extra and not system:
             return found
         return [replace(pair, **extra, prompt=_with_system(pair.prompt, system)) for pair in found]
+
+    def _shape(self, row: Row) -> str:
+        return detect(row) if not isinstance(self._format, str) or self._format == "auto" else self._format
+
+    def unused(self, row: Mapping[str, Any], typed: bool = False) -> list[str]:
+        """The columns of a usable row that are not read; the user's own function may read any."""
+        if self._own is not None:
+            return []
+        row = opened(counted(mapped(row, self._fields)), typed)
+        columns = {path.removeprefix("not ").partition(".")[0] for path in self._fields.values()}
+        return unused(row, self._shape(row), {*columns, *self._fields.values()}, self._ignore)
 
     def _by_own(self, row: Row, typed: bool) -> list[PreferencePair]:
         """What the user's function makes of a row: a mapping in one of the shapes, a pair, a list of these, or None."""
@@ -208,6 +231,7 @@ def parse_prompt(row: Row, typed: bool = False) -> Prompt:
         RowError: there is no prompt, or it is empty, or ends with the assistant's turn.
     """
     row = opened(row, typed)
+    refuse_media(row, None)
     asked, tools = _with_system(pairs.prompt_of(row), _system(row)), _tools(row)
     content: list[object] = list(asked)
     return Prompt(content_id([content, tools] if tools else content), asked, tools)
