@@ -76,7 +76,7 @@ def test_they_are_named_once_a_source_and_what_looks_like_a_label_is_a_warning(t
     )  # fmt: skip
     assert [note.partition("give the source ")[2] for note in found[1:]] == [
         "fields: {votes: annotations}, to leave it alone ignore: [annotations]",
-        "fields: {first: chosen, second: rejected, verdict: is_good}, to leave it alone ignore: [is_good]",
+        'format: {use: "module:function"}, to leave it alone ignore: [is_good]',
         "fields: {preference_probability: p_chosen}, to leave it alone ignore: [p_chosen]",
         "fields: {weight: sample_weight}, to leave it alone ignore: [sample_weight]",
     ]

@@ -172,7 +172,7 @@ def _unused(found: _Found, name: str) -> Iterator[str]:
         if meant := entry(column):
             yield (
                 f"warning: {name}: {column} (first: {place}) looks like a label, a weight or votes and is not used; to "
-                f"use it give the source fields: {{{meant}}}, to leave it alone ignore: [{column}]"
+                f"use it give the source {meant}, to leave it alone ignore: [{column}]"
             )
 
 

@@ -28,7 +28,7 @@ _TELLING: Mapping[str, re.Pattern[str]] = {
     "preference_probability": re.compile(r"(?i)p_chosen|(.*_)?(prob|probability|confidence|soft_label)(_chosen)?"),
     "weight": re.compile(r"(?i)(.*_)?(weight|importance)s?(_.*)?"),
     "votes": re.compile(r"(?i)(.*_)?(votes?|annotations?|annotators?)"),
-    "verdict": re.compile(r"(?i)(.*_)?(labels?|winner|preferred|verdict|is_(good|bad|correct|safe))"),
+    "label": re.compile(r"(?i)(.*_)?(labels?|winner|preferred|verdict|is_(good|bad|correct|safe))"),
 }  # fmt: skip
 """Rondo's name for what such a column probably holds."""
 
@@ -51,10 +51,12 @@ def unused(row: Row, shape: str, mapped: Iterable[str], ignore: Iterable[str]) -
 
 
 def entry(name: str) -> str | None:
-    """The entry under ``fields`` for a column whose name says that it tells something about a pair, or None."""
+    """The entry of a source for a column whose name says that it tells something about a pair, or None. What a label of
+    a pair means, only a function of the user's can say."""
     field = next((field for field, pattern in _TELLING.items() if pattern.fullmatch(name)), None)
-    answers = "first: chosen, second: rejected, " if field == "verdict" else ""
-    return f"{answers}{field}: {name}" if field else None
+    if field is None:
+        return None
+    return 'format: {use: "module:function"}' if field == "label" else f"fields: {{{field}: {name}}}"
 
 
 def refuse_media(row: Mapping[str, Any], ignore: Iterable[str] | None) -> None:
