@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.records import SHARD
@@ -51,6 +53,28 @@ class ShardData:
         return self._logprobs[:, list(indices)]
 
     def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
-        """Each pair's prompt with the answer of the next pair as ``chosen``; ``rejected`` is empty."""
-        following = self.pairs([(index + 1) % len(self) for index in indices])
-        return [mismatched(pair, other) for pair, other in zip(self.pairs(indices), following, strict=True)]
+        """Each pair's prompt with the answer of the next pair that has another prompt as ``chosen``; ``rejected`` is
+        empty. Where there is one prompt only, it is the next pair's answer."""
+        others = self.pairs(self._others[list(indices)].tolist())
+        return [mismatched(pair, other) for pair, other in zip(self.pairs(indices), others, strict=True)]
+
+    @cached_property
+    def _prompts(self) -> NDArray[np.int64]:
+        """A number for each pair that is the same for the same prompt."""
+        numbers: dict[bytes, int] = {}
+        found = [
+            numbers.setdefault(ids.values.to_numpy().tobytes(), len(numbers))
+            for chunk in self._table["prompt_ids"].chunks
+            for ids in chunk
+        ]
+        return np.array(found, np.int64)
+
+    @cached_property
+    def _others(self) -> NDArray[np.int64]:
+        """For each pair the next one, going round, that has another prompt."""
+        size = len(self)
+        following = (np.arange(size) + 1) % size
+        changes = np.flatnonzero(self._prompts != self._prompts[following])
+        if not len(changes):
+            return following
+        return following[changes[np.searchsorted(changes, np.arange(size)) % len(changes)]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,10 +15,17 @@ from stages.io.tables import read_table, write_table
 from stages.score.config import ReferenceConfig
 
 _SLICE = 64
+_ONE_PROMPT = (
+    "all pairs have the same prompt: there is no answer to another one, so the divergence that kto compares with (z0) "
+    "is estimated on the prompt's own answers"
+)
 
 
 def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Score all pairs in slices, one model per worker; one output file per shard, rows in its order."""
+    """Score all pairs in slices, one model per worker; one output file per shard, rows in its order.
+
+    The summary has a ``note`` where no mismatched answer can belong to another prompt.
+    """
     shards = shard_files(inputs["shards"].path)
     rows = [read_table(shard).num_rows for shard in shards]
     total = sum(rows)
@@ -35,4 +43,11 @@ def run(config: ReferenceConfig, inputs: Mapping[str, Artifact], context: StageC
     for shard, count in zip(shards, rows, strict=True):
         write_table(context.output / shard.name, [everything.slice(start, count)], LOGPROBS)
         start += count
-    return {"pairs": total}
+    return {"pairs": total, **({"note": _ONE_PROMPT} if config.mismatched and _one_prompt(shards) else {})}
+
+
+def _one_prompt(shards: Sequence[Path]) -> bool:
+    """Whether all pairs have the same prompt; seen within a few rows where they have not."""
+    prompts = (ids for shard in shards for chunk in read_table(shard)["prompt_ids"].chunks for ids in chunk)
+    first = next(prompts, None)
+    return all(ids == first for ids in prompts)

@@ -10,10 +10,12 @@ import torch
 
 from stages.core.errors import RowError
 from stages.core.records import LOGPROBS, SHARD
+from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import ShardData
 from stages.io.filenames import QUARANTINE, shard_name
 from stages.io.quarantine import Quarantine
 from stages.io.tables import read_rows, read_table, write_rows, write_table
+from stages.score import score
 from tests.memory import random_pairs
 
 SCHEMA = pa.schema([("name", pa.string()), ("value", pa.float32())])
@@ -119,6 +121,29 @@ def test_a_prompt_is_given_the_answer_of_the_next_pair(tmp_path: Path) -> None:
         assert found.prompt_ids == pairs[index].prompt_ids
         assert found.chosen_ids == following.chosen_ids
         assert found.rejected_ids == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ("aab", [2, 2, 0]),
+        ("abba", [1, 3, 3, 1]),
+        ("abbaa", [1, 3, 3, 1, 1]),
+        ("aaa", [1, 2, 0]),
+        ("a", [0]),
+        ("ab", [1, 0]),
+    ],
+)
+def test_a_mismatched_answer_is_another_prompts(prompts: str, expected: list[int], tmp_path: Path) -> None:
+    """Rows of one prompt stand together. The last of them take the first answer, going round, to another prompt."""
+    pairs = [EncodedPair(f"{n}", [ord(prompt)], [n], [n, 0]) for n, prompt in enumerate(prompts)]
+    for number, pair in enumerate(pairs):
+        write_rows(tmp_path / shard_name(number), [vars(pair)], SHARD)
+    data = ShardData(tmp_path)
+    assert [found.chosen_ids for found in data.mismatched(range(len(pairs)))] == [[n] for n in expected]
+    assert data.mismatched([len(pairs) - 1])[0].chosen_ids == [expected[-1]]
+    shards = sorted(tmp_path.iterdir())
+    assert score._one_prompt(shards) == (len(set(prompts)) == 1)
 
 
 def test_log_probabilities_of_other_pairs_are_refused(tmp_path: Path) -> None:
