@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from joblib import cpu_count
 from pydantic import PositiveInt
 
 from stages.base import Config, Resources
@@ -22,9 +23,8 @@ class LocalCluster(Config):
 
     @property
     def total_cpus(self) -> int:
-        if self.cpus:
-            return self.cpus
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """The CPUs that this process may use: a container's limit and the cores that a scheduler assigned count."""
+        return self.cpus or int(cpu_count())
 
 
 def load() -> LocalCluster:
@@ -50,6 +50,8 @@ def start(cluster: LocalCluster) -> None:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # a worker without GPUs must not see any
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Under `uv run` Ray would pack the current folder, with its store, and start every worker through uv.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # training workers talk to each other on this machine only
     import ray

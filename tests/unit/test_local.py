@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from joblib.externals.loky.backend import context
 from pydantic import ValidationError
 
 from clusters.local import LocalCluster, load, unplaceable
@@ -48,3 +54,40 @@ def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
     found = faults(train=TrainResources(workers=2, gpus=500))
     assert set(found) == {"train"}
     assert "2 workers with 500 GPUs each" in found["train"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("150000 100000", 2), ("50000 100000", 1), ("800000 100000", 4), ("max 100000", 4)],
+)
+def test_a_containers_limit_counts(quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cgroup's quota as Docker and Kubernetes set it, on a machine with four cores."""
+    (tmp_path / "cpu.max").write_text(quota)
+    files = {"/sys/fs/cgroup/cpu.max": str(tmp_path / "cpu.max")}
+    monkeypatch.setattr(context, "open", lambda name: Path(files.get(name, name)).open(), raising=False)
+    monkeypatch.setattr(context.os.path, "exists", lambda name: name in files)
+    monkeypatch.setattr(context.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(context.os, "sched_getaffinity", lambda pid: set(range(4)))
+    assert load().total_cpus == expected
+
+
+def test_under_uv_run_ray_packs_nothing() -> None:
+    """Ray looks for ``uv run`` among its parents, unless this says otherwise when it is imported."""
+    program = """
+import sys
+from clusters import local
+assert "ray" not in sys.modules
+class Stop(Exception): ...
+class Ray:
+    def init(**options): raise Stop
+sys.modules["ray"] = Ray
+try:
+    local.start(local.load())
+except Stop:
+    del sys.modules["ray"]
+from ray._private import ray_constants
+print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["False"], done.stderr
