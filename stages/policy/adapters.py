@@ -20,7 +20,9 @@ def wrap(model: Any, settings: Mapping[str, Any]) -> Any:
     """
     from peft import get_peft_model
 
-    return get_peft_model(model, _config(settings, model))
+    adapted = get_peft_model(model, _config(settings, model))
+    _refuse_tied(adapted)
+    return adapted
 
 
 def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
@@ -54,7 +56,28 @@ def attach(model: Any, folder: Path, trainable: bool = False) -> Any:
             f"the adapter in {folder} does not fit the model: {len(odd)} weights have no counterpart, the first is "
             f"{odd[0]}; is it an adapter of this base model?"
         )
+    _refuse_tied(adapted)
     return adapted
+
+
+def _refuse_tied(adapted: Any) -> None:
+    """Raises:
+    StageError: an adapter is on a head that shares its weights with the embedding: merged, it would change both.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = adapted.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    adapts = any(isinstance(end, BaseTunerLayer) for end in ends)
+    if adapts and ends[1] is not None and _weight(ends[0]) is _weight(ends[1]):
+        raise StageError(
+            "the adapter is on a head that shares its weights with the embedding (tie_word_embeddings): merging it "
+            "would change both; leave the head out of target_modules"
+        )
+
+
+def _weight(layer: Any) -> Any:
+    return getattr(layer, "base_layer", layer).weight
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -199,3 +199,14 @@ print(sorted({{"torch", "ray", "vllm"}} & sys.modules.keys()))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     assert "pairs.jsonl:1" in done.stdout
+
+
+def test_a_base_without_a_template_may_have_its_adapters(tmp_path: Path, model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    assert "no chat template" in refused(tmp_path, model, specs.pairs(3))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "chat_template.jinja").write_text(tiny.TEMPLATE)
+    assert not said(tmp_path, model, specs.pairs(3), policy={"model": str(model), "adapter": str(adapter)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_a_containers_limit_counts(quota: str, expected: int, tmp_path: Path, mo
     """A cgroup's quota as Docker and Kubernetes set it, on a machine with four cores."""
     (tmp_path / "cpu.max").write_text(quota)
     files = {"/sys/fs/cgroup/cpu.max": str(tmp_path / "cpu.max")}
-    monkeypatch.setattr(context, "open", lambda name: Path(files.get(name, name)).open(), raising=False)
+    monkeypatch.setattr(context, "open", lambda name: io.StringIO(Path(files[name]).read_text()), raising=False)
     monkeypatch.setattr(context.os.path, "exists", lambda name: name in files)
     monkeypatch.setattr(context.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(context.os, "sched_getaffinity", lambda pid: set(range(4)))

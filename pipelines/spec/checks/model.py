@@ -26,7 +26,7 @@ def problems(source: ModelSource, base: Path) -> list[str]:
         return [f"no such folder: {path} (and not a hub id of the form owner/name)"]
     if path.is_file():
         return [] if path.suffix == ".gguf" else [f"{path.name}: expected a folder or a .gguf file"]
-    return _folder_problems(path)
+    return _folder_problems(path, adapter_path(source.adapter, base) if source.adapter is not None else None)
 
 
 def adapter_problems(source: ModelSource, base: Path) -> list[str]:
@@ -45,7 +45,7 @@ def adapter_problems(source: ModelSource, base: Path) -> list[str]:
     return []
 
 
-def _folder_problems(path: Path) -> list[str]:
+def _folder_problems(path: Path, adapter: Path | None) -> list[str]:
     if (path / ADAPTER_CONFIG).is_file():
         if (path / "config.json").is_file():
             return [f"{path} holds a model and an adapter ({ADAPTER_CONFIG}); move the adapter to a folder of its own"]
@@ -58,9 +58,10 @@ def _folder_problems(path: Path) -> list[str]:
         found.append(f"{path} has no config.json: not a model in Hugging Face format")
     if not list(path.glob("*.safetensors")):
         found.append(f"{path} has no *.safetensors weights (other formats can run code when read; convert them first)")
-    if not any((path / name).is_file() for name in _TOKENIZERS):
+    folders = [path] if adapter is None else [path, adapter]  # an adapter brings its own along
+    if not any((folder / name).is_file() for folder in folders for name in _TOKENIZERS):
         found.append(f"{path} has no tokenizer ({', '.join(_TOKENIZERS)}); save the model's tokenizer there")
-    if not _has_chat_template(path):
+    if not any(map(_has_chat_template, folders)):
         found.append(f"{path} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
     return found
 
