@@ -14,6 +14,8 @@ from stages.core.formats.fields import Row
 _WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value)\1\s*:""")
 """How messages begin when a program wrote them as text: as JSON, or as Python prints a list."""
 
+_FIRST = frozenset("[{ \n\t\r")
+
 
 def opened(row: Row, typed: bool) -> Row:
     """A row with messages where a cell holds the text of messages.
@@ -28,7 +30,7 @@ def opened(row: Row, typed: bool) -> Row:
     changed: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, str):
-            if _WRITTEN.match(value):
+            if value[:1] in _FIRST and _WRITTEN.match(value):
                 changed[name] = _messages(value, str(name))
         elif typed and isinstance(value, list | dict):
             changed[name] = _without_nulls(value)

@@ -68,12 +68,12 @@ def _message(value: Any, field: str) -> Message:
     if role is None:
         raise RowError(f"{field}.role", f"expected one of {', '.join(ROLES)}, found {name!r:.40}")
     content = value.get("content", value.get("value"))
-    extra = _extra(value, field) if value.keys() - _PLAIN else {}
+    extra = {} if value.keys() <= _PLAIN else _extra(value, field)
     if name == "function_call" and (calls := _call(content)) is not None:
         content, extra = "", {"tool_calls": calls, **extra}
-    if "tool_calls" in extra and role != "assistant":
+    if extra and "tool_calls" in extra and role != "assistant":
         raise RowError(f"{field}.tool_calls", f"only an assistant calls tools, found role {role}")
-    optional = role in _MAY_BE_EMPTY or any(extra.get(name) for name in _SAYS)
+    optional = role in _MAY_BE_EMPTY or (bool(extra) and any(extra.get(name) for name in _SAYS))
     message: Message = {"role": role, "content": _text(content, f"{field}.content", optional)}
     if extra:
         message["extra"] = json.dumps(extra, ensure_ascii=False)

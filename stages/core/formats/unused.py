@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from stages.core.errors import RowError
@@ -59,6 +60,11 @@ def entry(name: str) -> str | None:
     return 'format: {use: "module:function"}' if field == "label" else f"fields: {{{field}: {name}}}"
 
 
+@lru_cache(maxsize=4096)  # asked for every column of every row
+def _is_media(name: object) -> bool:
+    return isinstance(name, str) and _MEDIA.fullmatch(name) is not None
+
+
 def refuse_media(row: Mapping[str, Any], ignore: Iterable[str] | None) -> None:
     """Args:
         ignore: columns that are left alone on purpose; None where a spec cannot name any.
@@ -66,7 +72,7 @@ def refuse_media(row: Mapping[str, Any], ignore: Iterable[str] | None) -> None:
     Raises:
         RowError: the row has an image or a sound, which the policy would not get.
     """
-    for name, value in row.items():
-        if isinstance(name, str) and value and _MEDIA.fullmatch(name) and name not in (ignore or ()):
+    for name in row:
+        if _is_media(name) and row[name] and name not in (ignore or ()):
             todo = f"give the source ignore: [{name}]" if ignore is not None else "remove the column"
             raise RowError(name, f"only text can be used; to leave it out, {todo}")
