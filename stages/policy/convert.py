@@ -15,7 +15,7 @@ from stages.io.filenames import CHAT, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.adapters import attach
 from stages.policy.config import MaterialiseConfig
-from stages.policy.files import COPIED, copy_model, copy_tokenizer, keep_dtype, remove_weights
+from stages.policy.files import COPIED, copy_model, copy_tokenizer, keep_dtype, name_for_older_readers, remove_weights
 from stages.policy.load import load_model, load_tokenizer
 from stages.policy.save import save_weights, weights_dtype
 
@@ -70,6 +70,7 @@ def convert_gguf(file: Path, output: Path) -> None:
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(output)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(output)
+    name_for_older_readers(output)
 
 
 def _merge(policy: Path, adapter: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.tiktoken",
@@ -50,7 +51,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def template_of(folder: Path) -> Any:
     """The chat template that ``tokenizer_config.json`` holds: text, a list of named ones, or nothing."""
-    file = folder / "tokenizer_config.json"
+    file = folder / _TOKENIZER_CONFIG
     return _read(file).get("chat_template") if file.is_file() else None
 
 
@@ -64,8 +65,20 @@ def keep_dtype(folder: Path, dtype: str) -> None:
     float32, and whoever loads them by the configuration gets them in the precision that the base has."""
     config = _read(folder / CONFIG)
     if not {"dtype", "torch_dtype"} & config.keys():
-        text = json.dumps({**config, "torch_dtype": dtype}, indent=2, ensure_ascii=False)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        _write(folder / CONFIG, {**config, "torch_dtype": dtype})
+
+
+def name_for_older_readers(folder: Path) -> None:
+    """Add the names that transformers 4 has for what transformers 5 wrote, so that servers with either load it."""
+    config = _read(folder / CONFIG)
+    older = {"torch_dtype": config.get("dtype"), "rope_theta": config.get("rope_parameters", {}).get("rope_theta")}
+    _write(folder / CONFIG, config | {name: value for name, value in older.items() if value is not None})
+    tokenizer = _read(folder / _TOKENIZER_CONFIG)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        kept = {
+            name: value for name, value in tokenizer.items() if name not in ("backend", "is_local", "local_files_only")
+        }
+        _write(folder / _TOKENIZER_CONFIG, kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...], but: tuple[str, ...] = ()) -> None:
@@ -84,3 +97,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 def _read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

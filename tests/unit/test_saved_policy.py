@@ -21,7 +21,7 @@ from stages.io.filenames import ADAPTER, MODEL, shard_name
 from stages.io.tables import write_rows
 from stages.policy import convert
 from stages.policy.config import MaterialiseConfig
-from stages.policy.files import copy_model
+from stages.policy.files import copy_model, name_for_older_readers
 from stages.policy.load import load_model
 from stages.policy.save import save_model, weights_dtype
 from stages.train import proof
@@ -200,3 +200,16 @@ def test_a_stored_policy_that_is_another_is_named_with_the_cause(initial: Path, 
 def test_a_copied_model_is_whole(base: Path, tmp_path: Path) -> None:
     copy_model(base, tmp_path / "copy")
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_what_transformers_5_wrote_has_the_names_that_transformers_4_reads(tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "TokenizersBackend"
+    name_for_older_readers(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == {**before, "torch_dtype": before["dtype"], "rope_theta": before["rope_parameters"]["rope_theta"]}
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "is_local", "local_files_only"} & tokenizer.keys()
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tiny.TEMPLATE
