@@ -14,6 +14,9 @@ _SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
     "pad_token_id": 0, "initializer_range": 0.2,
 }  # fmt: skip
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+}  # fmt: skip
 _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, untied": ("Llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
@@ -26,9 +29,30 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
     "granite": ("Granite", {"logits_scaling": 4.0, "tie_word_embeddings": False}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
-}
+    "olmo": ("Olmo", {}),
+    "mixtral": ("Mixtral", _EXPERTS),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 8}),
+    "deepseek_v3": ("DeepseekV3", {
+        **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1,
+        "topk_group": 1, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8,
+    }),
+    "phimoe": ("Phimoe", _EXPERTS),
+    "gpt_oss": ("GptOss", {**_EXPERTS, "head_dim": 8, "sliding_window": 4}),
+    "llama4": ("Llama4", {
+        **_EXPERTS, "num_experts_per_tok": 1, "head_dim": 8, "intermediate_size_mlp": 64, "attn_scale": 0.1,
+        "interleave_moe_layer_step": 1,
+    }),
+    "mamba": ("Mamba", {"state_size": 8}),
+    "jamba": ("Jamba", {
+        **_EXPERTS, "mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+    }),
+}  # fmt: skip
 LLAMA_LIKE = ("llama", "llama, untied", "qwen2", "qwen3", "mistral")
-OTHERS = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu")
+MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3", "phimoe", "gpt_oss", "llama4")
+STATE_SPACES = ("mamba", "jamba")
+OTHERS = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu", "olmo")
 
 
 def model(name: str, seed: int = 0) -> Any:
@@ -42,13 +66,16 @@ def model(name: str, seed: int = 0) -> Any:
         made: Any = transformers.GPT2LMHeadModel(config)
     else:
         family, own = _OWN[name]
-        config = getattr(transformers, f"{family}Config")(**{**_SIZES, **own})
+        named = "Llama4TextConfig" if family == "Llama4" else f"{family}Config"
+        config = getattr(transformers, named)(**{**_SIZES, **own})
         made = getattr(transformers, f"{family}ForCausalLM")(config)
     made.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+            elif parameter.std() < 0.1:  # some parts of a model have an initial size of their own
+                parameter.copy_(0.2 * torch.randn_like(parameter))
     return made.eval()
 
 

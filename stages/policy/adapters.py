@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import StageError
+from stages.policy import families
 from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
 from stages.policy.config import PROMPT_LEARNING
 
@@ -15,12 +16,20 @@ from stages.policy.config import PROMPT_LEARNING
 def wrap(model: Any, settings: Mapping[str, Any]) -> Any:
     """The model with a fresh adapter, the only trainable part.
 
-    Without ``target_modules`` peft's table for the architecture decides; for an architecture that it does not list,
-    all linear layers except the head are adapted.
+    Without ``target_modules`` and ``target_parameters`` peft's table for the architecture decides; for an architecture
+    that it does not list, all linear layers are adapted except the head and what ``families.left_out`` names.
+
+    Raises:
+        StageError: this adapter cannot be put on this model.
     """
     from peft import get_peft_model
 
-    adapted = get_peft_model(model, _config(settings, model))
+    if fault := families.misfit(model.config.model_type, settings):
+        raise StageError("{}: {}".format(*fault))
+    try:
+        adapted = get_peft_model(model, _config(settings, model))
+    except ValueError as error:
+        raise StageError(f"peft cannot put this adapter on the model: {error}") from error
     _refuse_tied(adapted)
     return adapted
 
@@ -96,14 +105,30 @@ def _config(settings: Mapping[str, Any], model: Any) -> Any:
 
     values = {name: value for name, value in settings.items() if name != "peft_type"}
     config = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]](**values, task_type="CAUSAL_LM")
-    if settings["peft_type"] in PROMPT_LEARNING or config.target_modules is not None:
+    given = getattr(config, "target_modules", None) is not None or getattr(config, "target_parameters", None)
+    if settings["peft_type"] in PROMPT_LEARNING or given:
         return config
     table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{settings['peft_type']}_TARGET_MODULES_MAPPING")
-    if model.config.model_type not in table:
-        config.target_modules = "all-linear"
-        if settings["peft_type"] == "IA3" and config.feedforward_modules is None:
-            config.feedforward_modules = set()  # vectors on the outputs only
+    family = model.config.model_type
+    if family in table and family not in families.EXPERT_NAMES:
+        return config  # peft looks it up, except where it looks for experts first
+    config.target_modules = set(table[family]) - families.left_out(family) if family in table else _linear_layers(model)
+    if settings["peft_type"] == "IA3" and config.feedforward_modules is None:
+        config.feedforward_modules = set()  # vectors on the outputs only
     return config
+
+
+def _linear_layers(model: Any) -> set[str]:
+    """Names of the layers that an adapter is put on by default."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    head, left_out = model.get_output_embeddings(), families.left_out(model.config.model_type)
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Linear | Conv1D) and module is not head and left_out.isdisjoint(name.split("."))
+    }
 
 
 def _first_mismatch(error: Exception) -> str:

@@ -28,7 +28,7 @@ _LYCORIS = (*_LAYERS, *_PATTERNS, "r", "alpha", "rank_dropout", "module_dropout"
 MERGEABLE: Mapping[str, tuple[str, ...]] = {
     "LORA": (
         *_LAYERS, *_PATTERNS, "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora",
-        "init_lora_weights",
+        "init_lora_weights", "target_parameters",
     ),
     "IA3": (*_TARGETS, "feedforward_modules", "fan_in_fan_out", "init_ia3_weights"),
     "LOHA": _LYCORIS,

@@ -19,7 +19,7 @@ class LoraConfig(Config):
     dropout: Share = 0.0
     target_modules: tuple[str, ...] | None = None
     """Names of the modules to adapt; by default peft's choice for the architecture, else all linear layers but the
-    head."""
+    head and routers."""
     dora: bool = False
     """Train the direction and the length of each column of a weight apart (DoRA, arXiv:2402.09353)."""
     rslora: bool = False

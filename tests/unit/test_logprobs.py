@@ -22,7 +22,7 @@ from tests import zoo
 from tests.memory import MemoryData, random_pairs, score
 
 LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
-GENERIC = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu")
+GENERIC = (*zoo.OTHERS, *zoo.MIXTURES, *zoo.STATE_SPACES)
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from stages.policy import adapter_settings as adapter_types
+from stages.policy import families
 from stages.train.config import TrainConfig
 
 POSITIVE = ("num_virtual_tokens", "r")
@@ -25,6 +26,20 @@ def faults(train: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from found
     if not found:
         yield from _refused_by_peft(settings)
+
+
+def misfit(train: TrainConfig, family: str | None) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What of a sound adapter cannot work on models of a family, with its key path within ``train``."""
+    if train.lora is not None:
+        lora, own = train.lora, {"lora_dropout": "dropout", "use_dora": "dora"}
+        settings: dict[str, Any] = {
+            "peft_type": "LORA", "target_modules": lora.target_modules, "lora_dropout": lora.dropout,
+            "use_dora": lora.dora,
+        }  # fmt: skip
+        if fault := families.misfit(family, settings):
+            yield ("lora", own.get(fault[0], fault[0])), fault[1]
+    elif train.peft is not None and (fault := families.misfit(family, train.peft)):
+        yield ("peft", fault[0]), fault[1]
 
 
 def needs_lora(train: TrainConfig) -> bool:

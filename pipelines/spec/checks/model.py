@@ -10,6 +10,7 @@ from pipelines.spec.model_path import adapter_path, local_path
 from pipelines.spec.models import ModelSource
 from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
 from stages.policy.config import MERGEABLE
+from stages.policy.families import untrainable
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -26,7 +27,19 @@ def problems(source: ModelSource, base: Path) -> list[str]:
         return [f"no such folder: {path} (and not a hub id of the form owner/name)"]
     if path.is_file():
         return [] if path.suffix == ".gguf" else [f"{path.name}: expected a folder or a .gguf file"]
-    return _folder_problems(path, adapter_path(source.adapter, base) if source.adapter is not None else None)
+    adapter = adapter_path(source.adapter, base) if source.adapter is not None else None
+    unfit = untrainable(configuration(source, base))
+    return [*_folder_problems(path, adapter), *([unfit] if unfit else [])]
+
+
+def configuration(source: ModelSource, base: Path) -> dict[str, Any]:
+    """What the config.json of a model in a local folder says; empty where there is none to be read."""
+    try:
+        path = local_path(source, base)
+        found: Any = json.loads((path / "config.json").read_text(encoding="utf-8")) if path is not None else {}
+    except (ValueError, OSError, RuntimeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def adapter_problems(source: ModelSource, base: Path) -> list[str]:

@@ -37,7 +37,7 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += _needs(values)
     checked.faults += _settings(values)
     checked.faults += _installed(values)
-    checked.faults += _adapters(values)
+    checked.faults += _adapters(values, base)
     checked.faults += _objective(values.get("train"))
     checked.notes += _advice(values.get("train"))
     for path, plugin, arguments in _plugins(values):
@@ -118,12 +118,16 @@ def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")
 
 
-def _adapters(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """The training's adapter, and what quantisation needs."""
+def _adapters(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
+    """The training's adapter, also on this model, and what quantisation needs."""
     train, rollout, prompts = values.get("train"), values.get("rollout"), values.get("prompts")
     if train is None:
         return
-    for path, message in adapters.faults(train):
+    found, policy = list(adapters.faults(train)), values.get("policy")
+    if not found:
+        family = model.configuration(policy, base).get("model_type") if policy is not None else None
+        found = list(adapters.misfit(train, family))
+    for path, message in found:
         yield Fault(("train", *path), message)
     sampled = prompts is not None and (prompts.train or prompts.heldout)
     if train.prompt_learning and sampled and rollout is not None and rollout.engine == "vllm":

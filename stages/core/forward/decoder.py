@@ -30,6 +30,8 @@ def is_llama_like(decoder: Any) -> bool:
     """
     if _parts(decoder) != _DECODER or getattr(decoder.config, "hidden_act", None) != "silu":
         return False
+    if not hasattr(decoder.norm, "weight"):  # OLMo's
+        return False
     if getattr(decoder.config, "sliding_window", None) and getattr(decoder.config, "use_sliding_window", True):
         return False
     return all(

@@ -100,7 +100,8 @@ def _score(logits: Tensor, batch: Batch, weigh: Weigh | None) -> Scored:
 def decoder_of(model: Any) -> Any:
     """The model without its head; adapters are inside it, whatever wraps the model."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder()
+    decoder = base.get_decoder()
+    return base.model if decoder is base else decoder  # Llama 4's text model is not found by its name
 
 
 def _scales_logits(config: Any) -> bool:
