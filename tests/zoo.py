@@ -30,6 +30,7 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("Granite", {"logits_scaling": 4.0, "tie_word_embeddings": False}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "olmo": ("Olmo", {}),
+    "inkling": ("Inkling", {**_EXPERTS, "n_routed_experts": 4, "head_dim": 8, "logits_mup_width_multiplier": 4.0}),
     "mixtral": ("Mixtral", _EXPERTS),
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 8}),
     "deepseek_v3": ("DeepseekV3", {
@@ -50,7 +51,7 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 LLAMA_LIKE = ("llama", "llama, untied", "qwen2", "qwen3", "mistral")
-MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3", "phimoe", "gpt_oss", "llama4")
+MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3", "phimoe", "gpt_oss", "llama4", "inkling")
 STATE_SPACES = ("mamba", "jamba")
 OTHERS = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu", "olmo")
 
@@ -66,7 +67,7 @@ def model(name: str, seed: int = 0) -> Any:
         made: Any = transformers.GPT2LMHeadModel(config)
     else:
         family, own = _OWN[name]
-        named = "Llama4TextConfig" if family == "Llama4" else f"{family}Config"
+        named = f"{family}TextConfig" if family in ("Llama4", "Inkling") else f"{family}Config"
         config = getattr(transformers, named)(**{**_SIZES, **own})
         made = getattr(transformers, f"{family}ForCausalLM")(config)
     made.set_attn_implementation("eager")

@@ -119,15 +119,23 @@ def _config(settings: Mapping[str, Any], model: Any) -> Any:
 
 
 def _linear_layers(model: Any) -> set[str]:
-    """Names of the layers that an adapter is put on by default."""
+    """Names of the layers that an adapter is put on by default.
+
+    A subclass with a forward pass of its own (a router, a grouped product) is none, but for a quantised one.
+    """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
+
+    def takes_one(module: Any) -> bool:
+        made = type(module)
+        plain = made.forward in (Linear.forward, Conv1D.forward) or made.__module__.startswith("bitsandbytes")
+        return isinstance(module, Linear | Conv1D) and plain
 
     head, left_out = model.get_output_embeddings(), families.left_out(model.config.model_type)
     return {
         name
         for name, module in model.named_modules()
-        if isinstance(module, Linear | Conv1D) and module is not head and left_out.isdisjoint(name.split("."))
+        if takes_one(module) and module is not head and left_out.isdisjoint(name.split("."))
     }
 
 

@@ -34,7 +34,7 @@ _WITHOUT_PREFIX = (
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
 )  # fmt: skip
 """Models with layers that keep a state, or compressed keys and values, where a prefix is made of plain ones."""
-_WITHOUT_PROMPTS = ("dbrx", "llama4_text")
+_WITHOUT_PROMPTS = ("dbrx", "kimi_linear", "llama4_text", "xlstm")
 """Models in front of which peft cannot put virtual tokens."""
 _ROUTERS_ARE_LINEAR = ("llama4_text", "phimoe")
 """Mixtures whose routers look like linear layers to peft and give back several tensors."""
@@ -65,7 +65,8 @@ def left_out(family: str | None) -> frozenset[str]:
     Mamba's ``dt_proj`` is among them, whose weights are read past any adapter.
     """
     refused = _PAST_PEFT if family in _MAMBA else ()
-    return frozenset((*ROUTERS, "dt_proj", *refused, *EXPERT_NAMES.get(family or "", ())))
+    unread = ("shared_experts",) if family == "laguna" else ()  # peft renames these, and does not find them again
+    return frozenset((*ROUTERS, "dt_proj", *refused, *unread, *EXPERT_NAMES.get(family or "", ())))
 
 
 def misfit(family: str | None, settings: Mapping[str, Any]) -> tuple[str, str] | None:

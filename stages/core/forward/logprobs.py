@@ -105,13 +105,16 @@ def decoder_of(model: Any) -> Any:
 
 
 def _scales_logits(config: Any) -> bool:
-    return any(getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
+    names = ("logits_scaling", "logit_scale", "final_logit_softcapping", "logits_mup_width_multiplier")
+    return any(getattr(config, name, None) for name in names)
 
 
 def _scaled(logits: Tensor, config: Any) -> Tensor:
     """What some architectures do to their logits after the head."""
     if scaling := getattr(config, "logits_scaling", None):  # Granite
         logits = logits / scaling
+    if width := getattr(config, "logits_mup_width_multiplier", None):  # Inkling
+        logits = logits / width
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
