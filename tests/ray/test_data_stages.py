@@ -91,6 +91,7 @@ def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
     quarantine = json.loads((tokens.path / "quarantine.jsonl").read_text())
     assert (quarantine["file"], quarantine["line"]) == ("pairs.jsonl", 42)
     assert "max_length 200" in quarantine["reason"]
+    assert (tokens.summary["read"], tokens.summary["bad"]) == (42, 1)
 
 
 @pytest.mark.parametrize("layout", ["auto", "padded"])

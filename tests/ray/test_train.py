@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str],
     rows = specs.pairs(21)
     rows[3]["preference_probability"] = 0.7
     path = specs.jsonl(tmp_path / "pairs.jsonl", rows)
-    policy = execute(MATERIALISE, MaterialiseConfig(), {"source": model_dir})
+    policy = execute(MATERIALISE, MaterialiseConfig(date=date(2026, 1, 31)), {"source": model_dir})
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
     tokens = execute(ENCODE, EncodeConfig(), {"policy": policy, "pairs": ingested})
     shards = execute(PREPARE, PrepareConfig(shard_rows=8), {"pairs.0": tokens})
@@ -95,6 +96,8 @@ def test_an_adapter_in_bf16_starts_at_ln_2_and_is_saved_apart_and_merged(
     made = execute(TRAIN, config, given, TrainResources(micro_batch_tokens=300))
     assert metrics(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert made.summary["first_loss"] == metrics(made)[0]["loss"]
+    assert 0 <= made.summary["stored_difference"] < 1e-4  # nats per token
+    assert json.loads((made.path / "chat.json").read_text()) == {"date": "2026-01-31"}
     adapter = load_file(made.path / "adapter" / "adapter_model.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     before = load_file(given["policy"].path / "model" / "model.safetensors")

@@ -40,7 +40,7 @@ def tokens(folder: Path, name: str, rows: list[int], **options: Any) -> Artifact
 
 def selection(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
     path = folder / "selection"
-    path.mkdir()
+    path.mkdir(parents=True)
     defaults = {"probability": 1.0, "weight": 1.0, "task": "", "heldout": False}
     table = pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=SELECTION_SCHEMA)
     write_rows(path / SELECTION, table.to_pylist(), SELECTION_SCHEMA)
@@ -139,6 +139,9 @@ def test_rows_that_could_not_be_tokenised_count_like_those_that_could_not_be_rea
     assert shards(folder, inputs, source_of=of, max_bad_share=0.3)[1]["pairs"] == 3
     with pytest.raises(StageError, match=r"preferences\.0: 3 of 10 rows .*why b \(2\), why a \(1\)"):
         shards(folder, inputs, source_of=of, max_bad_share=0.29)
+    held = selection(folder / "again", [{"input": 0, "row": 0, "heldout": True}])
+    given = {name: value for name, value in inputs.items() if name.startswith("selected")} | {"selection": held}
+    assert shards(folder, given, source_of=of, max_bad_share=0.0, heldout=True)[1]["pairs"] == 1  # the others say it
     with pytest.raises(StageError, match="the round's own pairs: 1 of 4 rows"):
         shards(folder, {**inputs, "selected.1": inputs["selected.2"]}, source_of=of, max_bad_share=0.2)
 

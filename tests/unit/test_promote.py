@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stages.base import Artifact, Resources, StageContext
-from stages.io.filenames import MODEL
+from stages.io.filenames import CHAT, MODEL
 from stages.judge import promote
 from stages.judge.config import PromoteConfig
 
@@ -16,6 +16,7 @@ def policy(folder: Path, text: str) -> Artifact:
     (folder / MODEL / "deep").mkdir(parents=True)
     (folder / MODEL / "model.safetensors").write_text(text)
     (folder / MODEL / "deep" / "file.json").write_text(text)
+    (folder / CHAT).write_text(text)
     return Artifact(folder, f"fingerprint of {text}")
 
 
@@ -52,6 +53,12 @@ def test_a_candidate_that_reaches_the_gate_becomes_the_policy(tmp_path: Path) ->
     assert summary == {"promoted": True, "misses": [], "policy": "fingerprint of new"}
     assert (tmp_path / "output" / MODEL / "model.safetensors").read_text() == "new"
     assert (tmp_path / "output" / MODEL / "deep" / "file.json").read_text() == "new"
+
+
+@pytest.mark.parametrize(("bound", "text"), [(0.5, "new"), (0.9, "old")])
+def test_what_the_template_is_told_goes_with_the_policy(bound: float, text: str, tmp_path: Path) -> None:
+    run(tmp_path, PromoteConfig(win_rate=bound))
+    assert (tmp_path / "output" / CHAT).read_text() == text
 
 
 def test_a_candidate_that_misses_the_gate_leaves_the_champion(tmp_path: Path) -> None:

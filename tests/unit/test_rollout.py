@@ -16,6 +16,7 @@ from stages.generate.serving import REFUSED
 from stages.io.tables import write_rows
 from tests import tiny
 
+TOOLS = "{{ tools[0].name if tools else 'none' }}"
 STRICT = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}"
 
 
@@ -50,3 +51,19 @@ def test_what_the_template_refuses_is_a_row_with_its_reason_and_the_others_are_a
     (refused,) = (row for row in made.to_pylist() if row["finish_reason"] == REFUSED)
     assert refused["prompt_id"] == "1"
     assert "one turn only; the roles come as user, user" in refused["refused"][1]
+
+
+def test_the_tools_of_a_prompt_reach_the_template(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = TOOLS
+    generator = object.__new__(Generator)
+    generator.config = RolloutConfig(samples=1, max_tokens=2, max_length=64)
+    generator.encoder, generator.engine = ChatEncoder(tokenizer), Repeats()
+    generator.policy = generator.sampling = ""
+    said = [{"role": "user", "content": "Hi"}]
+    rows = [{"prompt_id": "a", "messages": said, "tools": '[{"name": "add"}]', "source": "f:1"},
+            {"prompt_id": "b", "messages": said, "tools": "", "source": "f:2"}]  # fmt: skip
+    write_rows(tmp_path / "prompts.arrow", rows, PROMPTS)
+    task = pa.Table.from_pylist([{"file": str(tmp_path / "prompts.arrow"), "start": 0, "stop": 2}])
+    (made,) = generator(task)
+    assert [(row["text"], row["tools"]) for row in made.to_pylist()] == [("add", rows[0]["tools"]), ("none", "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from stages.io.tables import write_rows
 from stages.policy import convert
 from stages.policy.config import MaterialiseConfig
 from stages.policy.files import copy_model, name_for_older_readers
-from stages.policy.load import load_model
+from stages.policy.load import load_encoder, load_model
 from stages.policy.save import save_model, weights_dtype
 from stages.train import proof
 from stages.train.config import LoraConfig, TrainConfig
@@ -99,6 +100,13 @@ def test_all_but_the_weights_is_as_in_the_base(name: str, base: Path, initial: P
     (weights,) = (tmp_path / "trained" / MODEL).glob("*.safetensors")
     assert load_file(weights).keys() == load_file(base / "model.safetensors").keys()
     assert weights_dtype(weights.parent) == ("bfloat16" if name == "prompts" else "float32")
+
+
+def test_the_date_is_kept_for_the_template(base: Path, tmp_path: Path) -> None:
+    (base / "chat_template.jinja").write_text("{{ strftime_now('%d.%m.%Y') }}" + tiny.TEMPLATE)
+    convert.convert(MaterialiseConfig(date=datetime.date(2026, 1, 31)), base, None, tmp_path / "made")
+    encoder = load_encoder(tmp_path / "made")
+    assert encoder.tokenizer.decode(encoder.prompt([{"role": "user", "content": "Hi"}])).startswith("31.01.2026")
 
 
 def test_no_folder_of_this_machine_is_named_in_it(initial: Path, tmp_path: Path) -> None:
