@@ -59,11 +59,17 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainConfi
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
     """Turn off the model's own dropout, as the reference has it; an adapter's, which was asked for, stays on."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
     module.eval()
     for part in list(module.modules()):
         if isinstance(part, BaseTunerLayer):  # around a linear layer, which has no dropout of its own
             part.train()
+        if isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing:
+            part.training = True  # only then does transformers recompute activations
+            for name, value in vars(part).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(part, name, 0.0)
     return module
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig
+from transformers import AutoConfig, OPTConfig, OPTForCausalLM
 
 from stages.base import TrainResources
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
@@ -94,6 +94,22 @@ def test_the_models_own_dropout_stays_off_in_training(tmp_path: Path) -> None:
     assert not torch.equal(policy(batch).logprobs, policy(batch).logprobs)
     without_dropout(policy)
     assert torch.equal(policy(batch).logprobs, policy(batch).logprobs)
+
+
+def test_checkpointing_recomputes_activations_and_brings_no_dropout_back() -> None:
+    """OPT's layers drop out by themselves, in training mode alone, in which alone transformers recomputes."""
+    sizes = {"vocab_size": 259, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    model = OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, max_position_embeddings=256, dropout=0.5))
+    policy = without_dropout(ResponseLogprobs(model, "padded", "fp32", checkpointing=True))
+    passes: list[int] = []
+    model.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: passes.append(1))
+    batch = collate(random_pairs(2), "padded")
+    plain = ResponseLogprobs(model, "padded", "fp32")(batch).logprobs
+    passes.clear()
+    scored = policy(batch, lambda first, last, logprobs, _: torch.ones_like(logprobs))
+    scored.handle.backward()
+    assert len(passes) == 2
+    assert torch.equal(scored.logprobs, plain)
 
 
 def test_a_saved_policy_holds_adapter_and_merged_model_that_agree(initial: Path, tmp_path: Path) -> None:
