@@ -144,7 +144,7 @@ def test_messages_written_into_a_cell_are_messages(write: Callable[[Any], str], 
 def test_text_that_only_looks_like_messages() -> None:
     unreadable = "[{'role': 'user', 'content': 'Hi'}\n {'role': 'user', 'content': 'Ho'}]"  # as numpy prints them
     assert "write it as JSON" in refused({"prompt": unreadable, "chosen": A, "rejected": B}).reason
-    for text in ('{"content": "x"}', '[{"value": 1}]', "{'a': 1}", "[1, 2]", "{role}"):
+    for text in ('{"role": "admin", "level": 3}', '{"content": "x"}', '[{"value": 1}]', "{'a': 1}", "[1, 2]", "{role}"):
         assert only({"prompt": text, "chosen": A, "rejected": B}).prompt == (user(text),)
 
 

@@ -57,7 +57,8 @@ def test_images_and_sounds_are_refused_unless_they_are_ignored(name: str) -> Non
     with pytest.raises(RowError, match=rf"only text can be used; to leave it out, give the source ignore: \[{name}\]"):
         parser().pairs(row)
     assert parser(ignore=[name]).pairs(row) == parser().pairs(PAIR)
-    assert parser().pairs({**PAIR, name: []}) == parser().pairs(PAIR)
+    for empty in ([], [None], None, ""):
+        assert parser().pairs({**PAIR, name: empty}) == parser().pairs(PAIR)
     with pytest.raises(RowError, match="remove the column"):
         parse_prompt({"prompt": "Q", name: "file.png"})
 

@@ -44,8 +44,14 @@ def _messages(text: str, field: str) -> Any:
     except (ValueError, RecursionError):
         value = _python_literal(text, field)
     items = value if isinstance(value, list) else [value]
-    spoken = all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in items)
-    return value if spoken else text
+    return value if all(map(_spoken, items)) else text
+
+
+def _spoken(item: Any) -> bool:
+    """Whether a value is a message; an answer may be JSON of its own, with a role of another kind."""
+    if not isinstance(item, Mapping):
+        return False
+    return ("role" in item or "from" in item) and any(name in item for name in ("content", "value", "tool_calls"))
 
 
 def _python_literal(text: str, field: str) -> Any:

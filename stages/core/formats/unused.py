@@ -73,6 +73,6 @@ def refuse_media(row: Mapping[str, Any], ignore: Iterable[str] | None) -> None:
         RowError: the row has an image or a sound, which the policy would not get.
     """
     for name in row:
-        if _is_media(name) and row[name] and name not in (ignore or ()):
+        if _is_media(name) and row[name] and row[name] != [None] and name not in (ignore or ()):
             todo = f"give the source ignore: [{name}]" if ignore is not None else "remove the column"
             raise RowError(name, f"only text can be used; to leave it out, {todo}")
