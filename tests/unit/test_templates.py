@@ -221,6 +221,17 @@ def test_an_answer_ends_with_its_first_end_of_turn(tail: str, ended: bool) -> No
     assert set(map(decode, subject.ends)) == {"<|im_end|>", eos}
 
 
+def test_what_closes_an_answers_last_part_is_not_the_end_of_turn() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|endoftext|><|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    subject = encoder(template)
+    assert subject.tokenizer.decode(subject.pair(pair()).chosen_ids) == "Blue.<|endoftext|><|im_end|>"
+    assert subject.tokenizer.decode(subject.pair(pair(chosen_ended=False)).chosen_ids) == "Blue."
+    assert subject.ends == {IM_END}
+
+
 def test_calls_may_end_with_another_special_token_than_text() -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.content }}{{ '<|endoftext|>' if m.tool_calls else '<|im_end|>' }}"

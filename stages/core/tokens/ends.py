@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 _PROBE = "qzxjv"
@@ -19,7 +20,9 @@ def end_of_turn(tokenizer: Any) -> int | None:
     """The first special token that the template writes behind an answer; None if it writes none, or cannot be asked.
 
     It need not be the tokenizer's end of sequence: base models often have a chat template, but end with their
-    end-of-text token. What comes behind it (another end, the header of the next turn) is not the answer's.
+    end-of-text token. What comes behind it (another end, the header of the next turn) is not the answer's. But where
+    several stand together and the tokenizer's end of sequence is among them, that is it: the others close the answer's
+    last part (``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``).
     """
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
     try:
@@ -29,4 +32,6 @@ def end_of_turn(tokenizer: Any) -> int | None:
     _, probe, behind = rendered.rpartition(_PROBE)
     special = special_tokens(tokenizer)
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if probe else []
+    if tokenizer.eos_token_id in takewhile(special.__contains__, ids):
+        return int(tokenizer.eos_token_id)
     return next((index for index in ids if index in special), None)

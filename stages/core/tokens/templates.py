@@ -8,7 +8,6 @@ begins is found by comparing with the prompt tokenised alone. Text from users ca
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,8 +19,11 @@ from stages.core.formats import ROLES
 from stages.core.records import Message, Messages, PairIds, PreferencePair
 from stages.core.tokens.control import ControlTokens
 from stages.core.tokens.ends import end_of_turn, special_tokens
+from stages.core.tokens.fields import objects, other_fields
 from stages.core.tokens.pair import EncodedPair
 from stages.core.tokens.roles import left_out, unusual_order
+
+_SHOWN = 40
 
 
 class _Chat(NamedTuple):
@@ -165,12 +167,12 @@ class ChatEncoder:
             "role": message["role"], "content": self._control.protect(message["content"], own=own),
         }  # fmt: skip
         if extra := message.get("extra"):
-            for name, value in _extra(extra).items():
+            for name, value in other_fields(extra).items():
                 protected[self._control.protect(name, "messages")] = self._control.protect_json(value, name, own)
         return protected
 
     def _tools(self, text: str) -> list[dict[str, Any]]:
-        tools: list[dict[str, Any]] = self._control.protect_json(_objects(text, "tools"), "tools")
+        tools: list[dict[str, Any]] = self._control.protect_json(objects(text, "tools"), "tools")
         return tools
 
     def _render(self, chats: Sequence[_Chat]) -> list[str | RowError]:
@@ -220,7 +222,9 @@ class ChatEncoder:
         prompt, *answered = sequences
         boundary = min(_common(prompt, sequence) for sequence in answered)
         if boundary < len(prompt) - 1:
-            return RowError("prompt", "the chat template renders the prompt differently once an answer follows")
+            alone = self.tokenizer.decode(prompt[boundary:])[:_SHOWN]
+            reason = "the chat template renders the prompt differently once an answer follows"
+            return RowError("prompt", f"{reason}: alone it ends with {alone!r}")
         left = iter(answered)
         try:
             chosen, rejected = (
@@ -245,8 +249,11 @@ class ChatEncoder:
         places = [i for i, index in enumerate(ids) if index in self._special]
         at = next((i for i in places if ids[i] in self.ends), places[-1] if places else None)
         text, end = (ids, self.tokenizer.eos_token_id) if at is None else (ids[:at], ids[at])
+        if not ended:
+            while text and text[-1] in self._special:  # what closes the answer's last part did not come either
+                text = text[:-1]
         if not text:
-            raise RowError(field, "no tokens after tokenising")
+            raise RowError(field, "no tokens: the chat template writes nothing of it")
         return [*text, end] if ended and end is not None else text
 
 
@@ -274,31 +281,6 @@ def encoded_pair(pair_id: str, ids: PairIds, pair: PreferencePair) -> EncodedPai
         weight=pair.weight,
         source=pair.source,
     )
-
-
-def _objects(text: str, field: str) -> list[dict[str, Any]]:
-    """A JSON text that must be a list of objects."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RowError(field, f"not JSON: {error}"[:120]) from None
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise RowError(field, "expected the JSON text of a list of objects")
-    return value
-
-
-def _extra(text: str) -> dict[str, Any]:
-    """A message's other fields as templates take them: arguments of calls given as JSON text, as OpenAI does, become
-    objects."""
-    extra: dict[str, Any] = json.loads(text)
-    for call in extra.get("tool_calls", ()):
-        function = call.get("function", call)
-        if isinstance(function, dict) and isinstance(arguments := function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(arguments)
-            except (ValueError, RecursionError) as error:
-                raise RowError("tool_calls", f"the arguments of a call are not JSON: {error}"[:120]) from None
-    return extra
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
