@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from stages.policy.files import WEIGHTS, copy_all_but_weights, keep_dtype
@@ -24,6 +27,29 @@ def save_model(model: Any, initial: Path, folder: Path) -> None:
     if (dtype := weights_dtype(initial)) is not None:
         keep_dtype(folder, dtype)
     save_weights(model, folder)
+    _carry_over(model, initial, folder)
+
+
+def _carry_over(model: Any, initial: Path, folder: Path) -> None:
+    """Keep the weights of the base that its family's model does not load, such as layers that predict several tokens at
+    once: servers use them. An index says which file holds which weight."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    names = weight_names(initial) - weight_names(folder)
+    kept: dict[str, Any] = {}
+    for file in sorted(initial.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in names & set(tensors.keys()):
+                if any(re.search(pattern, name) for pattern in patterns):
+                    kept[name] = tensors.get_tensor(name)
+    if not kept:
+        return
+    save_file(kept, folder / "untrained.safetensors", {"format": "pt"})
+    places: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            places |= dict.fromkeys(tensors.keys(), file.name)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def save_weights(model: Any, folder: Path) -> None:

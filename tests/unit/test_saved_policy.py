@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from stages.base import StageError
 from stages.core.records import SHARD
@@ -107,6 +107,23 @@ def test_the_date_is_kept_for_the_template(base: Path, tmp_path: Path) -> None:
     convert.convert(MaterialiseConfig(date=datetime.date(2026, 1, 31)), base, None, tmp_path / "made")
     encoder = load_encoder(tmp_path / "made")
     assert encoder.tokenizer.decode(encoder.prompt([{"role": "user", "content": "Hi"}])).startswith("31.01.2026")
+
+
+def test_weights_that_the_model_does_not_load_are_kept(
+    initial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of layers that predict several tokens at once; also from a policy that was trained before."""
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\."])
+    file = initial / MODEL / "model.safetensors"
+    weights = load_file(file)
+    more = {"mtp.0.weight": torch.ones(2, dtype=torch.bfloat16), "unknown": torch.ones(1)}
+    save_file({**weights, **more}, file, {"format": "pt"})
+    for source, folder in ((initial, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
+        save_policy(moved(build_policy(CONFIGS["full"], source)), CONFIGS["full"], source, folder)
+        assert load_file(folder / MODEL / "untrained.safetensors").keys() == {"mtp.0.weight"}
+        index = json.loads((folder / MODEL / "model.safetensors.index.json").read_text())["weight_map"]
+        assert index == {**dict.fromkeys(weights, file.name), "mtp.0.weight": "untrained.safetensors"}
+        assert load_model(folder, CPU)
 
 
 def test_no_folder_of_this_machine_is_named_in_it(initial: Path, tmp_path: Path) -> None:
