@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.spec import load
+from pipelines.spec.checks import template
 from pipelines.spec.problems import SpecError
 from stages.core.tokens.templates import ChatEncoder
 from tests import specs, tiny
@@ -210,3 +211,16 @@ def test_a_base_without_a_template_may_have_its_adapters(tmp_path: Path, model: 
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     (adapter / "chat_template.jinja").write_text(tiny.TEMPLATE)
     assert not said(tmp_path, model, specs.pairs(3), policy={"model": str(model), "adapter": str(adapter)})
+
+
+def test_a_hub_models_family_is_looked_at_too(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration is there once the tokenizer has been fetched."""
+    monkeypatch.setattr(template, "_downloaded", lambda hub_id, revision: model)
+    policy = {"model": "owner/name", "revision": "main"}
+    assert not said(tmp_path, model, specs.pairs(3), policy=policy)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    train = {"lora": {"rank": 4, "target_modules": ["out_proj"]}}
+    assert "train.lora.target_modules: out_proj" in refused(tmp_path, model, specs.pairs(3), policy=policy, train=train)
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    assert "policy.model: bert reads text in both directions" in refused(tmp_path, model, specs.pairs(3), policy=policy)

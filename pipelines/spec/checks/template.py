@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.spec.checks.adapters import misfit
 from pipelines.spec.model_path import adapter_path, local_path
 from pipelines.spec.models import PipelineSpec
 from pipelines.spec.problems import Checked, Fault
 from stages.core.errors import RowError
 from stages.core.tokens.ends import end_of_turn
 from stages.core.tokens.templates import ChatEncoder
+from stages.policy.families import untrainable
 from stages.policy.files import CONFIG
 from stages.policy.tokenizer import read_tokenizer
 
@@ -47,6 +49,8 @@ def read(spec: PipelineSpec, folder: Path, checked: Checked) -> Chat | None:
         checked.notes.append(f"the chat template cannot be looked at before the run: {reason}")
         return None
     config = _config(model)
+    if path is None:  # of a folder the spec's own checks have seen this
+        checked.faults += _family(spec, config)
     chat = Chat(encoder, _embedding_rows(model, config), _positions(config))
     checked.faults += _faults(spec, chat)
     checked.notes += _notes(spec, chat)
@@ -59,6 +63,14 @@ def _downloaded(hub_id: str, revision: str | None) -> Path:
 
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja"]
     return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+
+
+def _family(spec: PipelineSpec, config: Mapping[str, Any]) -> Iterator[Fault]:
+    """What a hub model's family is not made for."""
+    if reason := untrainable(config):
+        yield Fault(("policy", "model"), reason)
+    for key, reason in misfit(spec.train, config.get("model_type")):
+        yield Fault(("train", *key), reason)
 
 
 def _faults(spec: PipelineSpec, chat: Chat) -> Iterator[Fault]:
