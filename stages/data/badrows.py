@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -28,12 +29,15 @@ def after(earlier: Mapping[str, Any], rows: int, quarantine: Mapping[str, Any]) 
 
     Args:
         earlier: summary of the stage before, which counts what it refused itself.
-        rows: how many that stage handed on, if its summary does not say how many it read.
+        rows: how many pairs that stage handed on. A row may give several: refused pairs count as that part of the rows
+            which they are of the pairs.
         quarantine: the stage's own part of its summary.
     """
     reasons = Counter(earlier.get("quarantine_reasons", {})) + Counter(quarantine["quarantine_reasons"])
-    bad = earlier.get("quarantined", 0) + quarantine["quarantined"]
-    return BadRows(earlier.get("read", rows), bad, dict(reasons.most_common()))
+    before = earlier.get("quarantined", 0)
+    read = earlier.get("read", rows)
+    refused = quarantine["quarantined"] * min(1.0, (read - before) / max(1, rows))
+    return BadRows(read, before + math.ceil(refused), dict(reasons.most_common()))
 
 
 def refuse_too_many(name: str, parts: Iterable[BadRows], most: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+_LONGEST_HEADER = 100_000_000  # as in the format's own library
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
@@ -53,6 +54,19 @@ def template_of(folder: Path) -> Any:
     """The chat template that ``tokenizer_config.json`` holds: text, a list of named ones, or nothing."""
     file = folder / _TOKENIZER_CONFIG
     return _read(file).get("chat_template") if file.is_file() else None
+
+
+def weights_header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says about its weights, by name; empty where it is none, such as a Git LFS pointer."""
+    with file.open("rb") as data:
+        length = int.from_bytes(data.read(8), "little")
+        if not 2 <= length <= min(file.stat().st_size - 8, _LONGEST_HEADER):
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(data.read(length))
+        except ValueError:
+            return {}
+    return {name: about for name, about in found.items() if name != "__metadata__"}
 
 
 def remove_weights(folder: Path) -> None:

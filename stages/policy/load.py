@@ -17,6 +17,7 @@ from stages.core.tokens.templates import ChatEncoder
 from stages.io.filenames import CHAT, MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
+from stages.policy.tokenizer import read_tokenizer
 
 _WITHOUT_BF16 = ("DEFAULT", "NO AVX", "AVX2")
 """What torch calls the instruction sets of CPUs that have none for bfloat16."""
@@ -75,6 +76,8 @@ def _quantized(quantization: str, precision: str, device: torch.device) -> dict[
 @lru_cache(maxsize=2)
 def load_tokenizer(path: Path) -> Any:
     """A policy's tokenizer, with its chat template."""
+    if (path / MODEL / "tokenizer.json").is_file():
+        return read_tokenizer(path / MODEL)
     return AutoTokenizer.from_pretrained(path / MODEL, local_files_only=True, trust_remote_code=False)
 
 

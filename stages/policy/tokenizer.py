@@ -1,4 +1,4 @@
-"""A model's tokenizer without torch: for looking at data before anything is started."""
+"""A model's tokenizer, the same for a look at data before a run and for the run. Without torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from stages.policy.files import copy_tokenizer, has_tokenizer
 def read_tokenizer(model: Path, adapter: Path | None = None) -> Any:
     """The tokenizer of a model's folder, with what an adapter's folder has in its place; of a GGUF file too, which
     is converted, and that imports torch.
+
+    Where there is a ``tokenizer.json``, it says everything. transformers' own choice goes by ``tokenizer_class``, and
+    some classes build another tokenizer from the same vocabulary, one that loses every space.
 
     Raises:
         OSError, ValueError: there is none that transformers can read.

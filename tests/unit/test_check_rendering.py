@@ -224,3 +224,22 @@ def test_a_hub_models_family_is_looked_at_too(tmp_path: Path, model: Path, monke
     assert "train.lora.target_modules: out_proj" in refused(tmp_path, model, specs.pairs(3), policy=policy, train=train)
     (model / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     assert "policy.model: bert reads text in both directions" in refused(tmp_path, model, specs.pairs(3), policy=policy)
+
+
+def test_a_pointer_in_place_of_weights_is_named(tmp_path: Path, model: Path) -> None:
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    config = json.loads((model / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (model / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    train = {"lora": {"rank": 4, "target_modules": ["lm_head"]}}
+    assert "is a Git LFS pointer" in refused(tmp_path, model, specs.pairs(3), train=train)
+
+
+def test_a_template_that_wants_an_answer_takes_prompts(tmp_path: Path, model: Path) -> None:
+    guard = (
+        "{% if not add_generation_prompt and messages[-1].role != 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+    )
+    written(model, guard + _TURNS + HEADER)
+    specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(2))
+    sections = {"prompts": {"train": "prompts.jsonl"}, "judge": {"use": "rules", "max_words": 3}}
+    assert not said(tmp_path, model, specs.pairs(3), **sections)

@@ -167,6 +167,34 @@ def test_the_history_in_the_prompt_column_is_kept(given: Any) -> None:
         assert pair.chosen == (assistant(A),)
 
 
+@pytest.mark.parametrize("column", ["prompt", "messages", "conversations"])
+def test_a_column_with_the_whole_conversation_gives_no_answer_away(column: str) -> None:
+    for asked in ([LAST], [*HISTORY, LAST]):
+        whole = [*asked, assistant(A)]
+        pair = only({column: whole, "chosen": whole, "rejected": [*asked, assistant(B)]})
+        assert pair.prompt == tuple(asked)
+
+
+def test_prompts_that_fit_but_for_white_space_or_a_system_turn() -> None:
+    system: Message = {"role": "system", "content": "Be brief."}
+    talk = [*HISTORY, LAST]
+    sides = {"chosen": [system, *talk, assistant(A)], "rejected": [system, *talk, assistant(B)]}
+    assert only({**sides, "prompt": talk}).prompt == (system, *talk)
+    assert only({**sides, "prompt": [{**m, "content": m["content"] + " "} for m in talk]}).prompt == (system, *talk)
+    sides = {"chosen": [*talk, assistant(A)], "rejected": [*talk, assistant(B)]}
+    assert only({**sides, "prompt": [system]}).prompt == (system, *talk)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"content": "x"}\n\nThat is the object.', '{"value": 3, // c', "{ 'content': attr(title) }", '{"from": 1}\n{"from": 2}',
+     '{"role": "user", "content": "Hi"}\nFix this JSON', '{"role": "doctor", "content": "hi"}',
+     '[{"role": "admin", "value": 3}]', '{"value": 3, // c\n}'],
+)  # fmt: skip
+def test_answers_that_are_json_or_code_stay_text(text: str) -> None:
+    assert only({"prompt": text, "chosen": text, "rejected": B}).chosen == (assistant(text),)
+
+
 def test_a_history_that_does_not_fit_is_refused() -> None:
     sides = {"chosen": [LAST, assistant(A)], "rejected": [LAST, assistant(B)]}
     for given in ("Else", [user("Else")], [*HISTORY, user("Else")]):

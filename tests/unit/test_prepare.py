@@ -151,3 +151,5 @@ def test_what_was_refused_adds_up_from_stage_to_stage() -> None:
     own = {"quarantined": 3, "quarantine_reasons": {"too long": 2, "empty": 1}}
     assert after(ingested, 8, own).summary() == {"read": 10, "bad": 5, "bad_reasons": {"empty": 3, "too long": 2}}
     assert after({}, 8, own).read == 8
+    many = after({"read": 100, "quarantined": 0}, 1000, {"quarantined": 30, "quarantine_reasons": {"too long": 30}})
+    assert (many.read, many.bad) == (100, 3)  # ten pairs of a row

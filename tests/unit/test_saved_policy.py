@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from stages.base import StageError
-from stages.core.records import SHARD
+from stages.core.records import SHARD, Message
+from stages.core.tokens.templates import ChatEncoder
 from stages.data.shards import ShardData
 from stages.io.filenames import ADAPTER, MODEL, shard_name
 from stages.io.tables import write_rows
@@ -238,3 +239,15 @@ def test_what_transformers_5_wrote_has_the_names_that_transformers_4_reads(tmp_p
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not {"backend", "is_local", "local_files_only"} & tokenizer.keys()
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tiny.TEMPLATE
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer", "TokenizersBackend"])
+def test_a_tokenizer_is_what_its_file_says_whatever_its_class_is_called(name: str, tmp_path: Path) -> None:
+    """transformers builds another one from the vocabulary for some of these, which loses every space."""
+    tiny.save(tmp_path / MODEL)
+    config = json.loads((tmp_path / MODEL / "tokenizer_config.json").read_text())
+    (tmp_path / MODEL / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": name}))
+    talk: list[Message] = [{"role": "user", "content": "Hello there,\nyou  two"}]
+    encoder = load_encoder(tmp_path)
+    assert encoder.prompt(talk) == ChatEncoder(tiny.tokenizer()).prompt(talk)
+    assert "Hello there,\nyou  two" in encoder.tokenizer.decode(encoder.prompt(talk))

@@ -232,6 +232,18 @@ def test_what_closes_an_answers_last_part_is_not_the_end_of_turn() -> None:
     assert subject.ends == {IM_END}
 
 
+def test_an_end_of_text_that_is_glued_to_the_end_of_turn_is_not_the_end() -> None:
+    """As Phi 3 has it: the white space between them is part of the first."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% else %}<|endoftext|>{% endif %}"
+    )
+    subject = encoder(template)
+    subject.tokenizer.eos_token = "<|endoftext|>"
+    assert subject.tokenizer.decode(subject.pair(pair()).chosen_ids) == "Blue.<|im_end|>"
+    assert IM_END in subject.ends
+
+
 def test_calls_may_end_with_another_special_token_than_text() -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.content }}{{ '<|endoftext|>' if m.tool_calls else '<|im_end|>' }}"

@@ -69,7 +69,10 @@ def _folder_problems(path: Path, adapter: Path | None) -> list[str]:
     found = []
     if not (path / "config.json").is_file():
         found.append(f"{path} has no config.json: not a model in Hugging Face format")
-    if not list(path.glob("*.safetensors")):
+    weights = sorted(path.glob("*.safetensors"))
+    if pointer := next((file.name for file in weights if _lfs_pointer(file)), None):
+        found.append(f"{path / pointer} is a Git LFS pointer, not weights; fetch them with git lfs pull")
+    if not weights:
         found.append(f"{path} has no *.safetensors weights (other formats can run code when read; convert them first)")
     folders = [path] if adapter is None else [path, adapter]  # an adapter brings its own along
     if not any((folder / name).is_file() for folder in folders for name in _TOKENIZERS):
@@ -77,6 +80,11 @@ def _folder_problems(path: Path, adapter: Path | None) -> list[str]:
     if not any(map(_has_chat_template, folders)):
         found.append(f"{path} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
     return found
+
+
+def _lfs_pointer(file: Path) -> bool:
+    with file.open("rb") as data:
+        return data.read(24) == b"version https://git-lfs."
 
 
 def _has_chat_template(path: Path) -> bool:

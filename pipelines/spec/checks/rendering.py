@@ -150,7 +150,7 @@ def _unread(chat: Chat, found: _Source, place: str, messages: Messages, tools: s
         counter[name] += 1
         found.first.setdefault(name, place)
 
-    written = chat.encoder.text(messages, tools)
+    written = chat.encoder.text(messages, tools, prompt=messages[-1]["role"] != "assistant")
     for message in messages:
         if message["content"].strip() not in written:
             count(found.dropped, message["role"])

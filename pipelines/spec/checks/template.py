@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from stages.core.errors import RowError
 from stages.core.tokens.ends import end_of_turn
 from stages.core.tokens.templates import ChatEncoder
 from stages.policy.families import untrainable
-from stages.policy.files import CONFIG
+from stages.policy.files import CONFIG, weights_header
 from stages.policy.tokenizer import read_tokenizer
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "embeddings.weight")
@@ -120,7 +119,7 @@ def _behind(encoder: ChatEncoder, end: str) -> str:
 def _config(model: Path) -> Mapping[str, Any]:
     file = model / CONFIG
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {**found, **found.get("text_config", {})}
+    return {**found, **(found.get("text_config") or {})}
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
@@ -130,10 +129,7 @@ def _positions(config: Mapping[str, Any]) -> int | None:
 def _embedding_rows(model: Path, config: Mapping[str, Any]) -> int | None:
     """Rows of the embedding, by the weights' headers; ``config.json`` is not always right."""
     for file in sorted(model.glob("*.safetensors")) if model.is_dir() else ():
-        with file.open("rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
-            header = json.loads(data.read(length))
-        for name, about in header.items():
+        for name, about in weights_header(file).items():
             if name.endswith(_EMBEDDINGS):
                 return int(about["shape"][0])
     return config.get("vocab_size")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pipelines.spec.model_path import adapter_path, local_path
 from pipelines.spec.models import ModelSource
 from pipelines.spec.problems import Fault
 from stages.policy.adapter_settings import read_settings
-from stages.policy.files import CONFIG
+from stages.policy.files import CONFIG, weights_header
 from stages.train.config import TrainConfig
 
 _HEADS = ("lm_head", "embed_out")
@@ -59,11 +58,5 @@ def _tied(model: Path) -> bool:
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "tie_word_embeddings" in config:
         return bool(config["tie_word_embeddings"])
-    names = [name for weights in model.glob("*.safetensors") for name in _names(weights)]
+    names = [name for weights in model.glob("*.safetensors") for name in weights_header(weights)]
     return bool(names) and not any(name.endswith(tuple(f"{head}.weight" for head in _HEADS)) for name in names)
-
-
-def _names(file: Path) -> list[str]:
-    with file.open("rb") as data:
-        (length,) = struct.unpack("<Q", data.read(8))
-        return list(json.loads(data.read(length)))

@@ -10,10 +10,10 @@ from typing import Any
 
 from stages.core.errors import RowError
 from stages.core.formats.fields import Row
+from stages.core.formats.messages import NAMED_ROLES
 
-_WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value)\1\s*:""")
-"""How messages begin when a program wrote them as text: as JSON, or as Python prints a list."""
-
+_WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value)\1\s*:.*\}\s*\]?\s*\Z""", re.DOTALL)
+"""How messages look when a program wrote them as text: as JSON, or as Python prints a list."""
 _FIRST = frozenset("[{ \n\t\r")
 
 
@@ -38,28 +38,31 @@ def opened(row: Row, typed: bool) -> Row:
 
 
 def _messages(text: str, field: str) -> Any:
-    """Messages from their text; the text itself if it is some other data."""
+    """Messages from their text; the text itself if it is something else, such as an answer that is JSON or code."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = _python_literal(text, field)
+        try:
+            value = ast.literal_eval(text.strip())  # constants only: it runs no code
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            if _PRINTED.match(text):
+                reason = "looks like a list of messages and is neither JSON nor a Python list; write it as JSON"
+                raise RowError(field, f"{reason} (json.dumps)") from None
+            return text
     items = value if isinstance(value, list) else [value]
-    return value if all(map(_spoken, items)) else text
+    return value if items and all(map(_spoken, items)) else text
+
+
+_PRINTED = re.compile(r"\s*\[\s*\{\s*'(?:role|content)'\s*:.*'(?:role|content)'\s*:.*\}\s*\]\s*\Z", re.DOTALL)
+"""A list of messages as numpy prints it, without commas."""
 
 
 def _spoken(item: Any) -> bool:
     """Whether a value is a message; an answer may be JSON of its own, with a role of another kind."""
     if not isinstance(item, Mapping):
         return False
-    return ("role" in item or "from" in item) and any(name in item for name in ("content", "value", "tool_calls"))
-
-
-def _python_literal(text: str, field: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())  # constants only: it runs no code
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        reason = "begins like a list of messages and is neither JSON nor a Python list; write it as JSON (json.dumps)"
-        raise RowError(field, reason) from None
+    known = item.get("role", item.get("from")) in NAMED_ROLES
+    return known and any(name in item for name in ("content", "value", "tool_calls"))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -10,7 +10,7 @@ from stages.core.errors import RowError, kind
 from stages.core.records import Message, Messages
 
 ROLES = ("system", "user", "assistant", "tool")
-_ROLES = {
+NAMED_ROLES = {
     **{role: role for role in ROLES},
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
     "model": "assistant", "function_call": "assistant", "function": "tool", "observation": "tool", "ipython": "tool",
@@ -64,7 +64,7 @@ def _message(value: Any, field: str) -> Message:
     if not isinstance(value, Mapping):
         raise RowError(field, f"expected a message {{role, content}}, found {kind(value)}")
     name = value.get("role", value.get("from"))
-    role = _ROLES.get(name) if isinstance(name, str) else None
+    role = NAMED_ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise RowError(f"{field}.role", f"expected one of {', '.join(ROLES)}, found {name!r:.40}")
     content = value.get("content", value.get("value"))
@@ -176,7 +176,8 @@ def same(one: Message, other: Message) -> bool:
     """Whether two messages say the same: they may differ in fields that no template is known to read, such as an id."""
     if one == other:
         return True
-    return one["role"] == other["role"] and one["content"] == other["content"] and _known(one) == _known(other)
+    said = one["content"].strip() == other["content"].strip()
+    return one["role"] == other["role"] and said and _known(one) == _known(other)
 
 
 def _known(message: Message) -> dict[str, Any]:

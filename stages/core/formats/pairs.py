@@ -82,18 +82,25 @@ def with_history(row: Row, shared: Messages) -> Messages:
         return shared
     name = str(column(row, "prompt"))
     given = messages(_asked(row), name, "user")
-    texts = [message["content"].strip() for message in shared]
-    if len(given) == 1 and given[0]["content"].strip() in texts:
+    if _inside(given, shared):
         return shared
+    if common_prefix(given, shared) == len(shared):
+        return shared  # a column with the whole conversation, its answer too
     ends = len(given) - len(shared)
-    if common_prefix(given, shared) == len(given):
-        return shared
-    if ends >= 0 and common_prefix(given[ends:], shared) == len(shared):
+    if ends > 0 and common_prefix(given[ends:], shared) == len(shared):
         return prompt(given, name)
-    if given[-1]["role"] == "assistant" and shared[0]["role"] != "assistant":
+    if given[-1]["role"] in ("assistant", "system") and shared[0]["role"] not in ("assistant", "system"):
         return prompt((*given, *shared), name)
     reason = "is not among the messages that the answers begin with, and they do not go on where it ends"
     raise RowError(name, reason)
+
+
+def _inside(given: Messages, shared: Messages) -> bool:
+    """Whether messages are some of the others, in a row; a single one only has to say the same."""
+    texts = [message["content"].strip() for message in shared]
+    if len(given) == 1 and given[0]["content"].strip() in texts:
+        return True
+    return any(common_prefix(given, shared[at:]) == len(given) for at in range(len(shared)))
 
 
 def parted(chosen: Messages, rejected: Messages) -> PreferencePair:

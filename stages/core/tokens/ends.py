@@ -25,13 +25,21 @@ def end_of_turn(tokenizer: Any) -> int | None:
     last part (``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``).
     """
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+    special = special_tokens(tokenizer)
+    # Within a conversation an end of the whole text is left out.
+    last, eos = _behind(tokenizer, talk), tokenizer.eos_token_id
+    within = _behind(tokenizer, [*talk, {"role": "user", "content": "Ho"}])
+    if all(eos in takewhile(special.__contains__, ids) for ids in (last, within)):
+        return int(eos)
+    return next((index for index in last if index in special), None)
+
+
+def _behind(tokenizer: Any, talk: list[dict[str, str]]) -> list[int]:
+    """Ids of what the template writes behind the probe; none where it refuses the conversation."""
     try:
         rendered = tokenizer.apply_chat_template(talk, tokenize=False)
     except Exception:  # a template can raise anything
-        return None
+        return []
     _, probe, behind = rendered.rpartition(_PROBE)
-    special = special_tokens(tokenizer)
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if probe else []
-    if tokenizer.eos_token_id in takewhile(special.__contains__, ids):
-        return int(tokenizer.eos_token_id)
-    return next((index for index in ids if index in special), None)
+    ids: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"] if probe else []
+    return ids

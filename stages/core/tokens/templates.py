@@ -81,13 +81,13 @@ class ChatEncoder:
         rendered = self._pieces(self._render([chat])[0])
         return list(chain.from_iterable(self._control.encode(rendered)))
 
-    def text(self, messages: Messages, tools: str = "") -> str:
-        """What the template makes of a whole conversation.
+    def text(self, messages: Messages, tools: str = "", prompt: bool = False) -> str:
+        """What the template makes of a whole conversation, or of a prompt that an answer will follow.
 
         Raises:
             RowError: the template refuses it, or a text has a reserved character.
         """
-        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, False)
+        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, prompt)
         [rendered] = self._render([chat])
         if isinstance(rendered, RowError):
             raise rendered
