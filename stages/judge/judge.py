@@ -14,7 +14,7 @@ from stages.core.errors import RowError
 from stages.core.records import JUDGEMENTS, Judgement, Rollout, messages_of
 from stages.io.filenames import RECORDS
 from stages.io.quarantine import Quarantine
-from stages.io.tables import read_rows, write_rows
+from stages.io.tables import read_table, write_rows
 from stages.judge import builtin
 from stages.judge.config import JudgeStageConfig
 
@@ -22,9 +22,10 @@ _PROMPTS = 16
 
 
 def read_rollouts(folder: Path) -> list[Rollout]:
-    names = Rollout.__dataclass_fields__
-    rows = ({**row, "messages": messages_of(row["messages"])} for row in read_rows(folder / RECORDS))
-    return [Rollout(**{name: row[name] for name in names}) for row in rows]
+    """Rollouts without their token ids, which nobody who judges asks for: they take far more memory than the texts."""
+    names = [name for name in Rollout.__dataclass_fields__ if name not in ("prompt_ids", "ids")]
+    rows = read_table(folder / RECORDS).select(names).to_pylist()
+    return [Rollout(**{**row, "messages": messages_of(row["messages"])}) for row in rows]
 
 
 def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:

@@ -44,10 +44,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     A tokenizer's configuration may hold the chat template; then the model's own files of templates go, which would
     count instead.
     """
+    inside = template_of(target)
     if any(_matching(source, _TEMPLATES)) or template_of(source):
+        inside = None
         for file in _matching(target, _TEMPLATES):
             file.unlink()
     _copy(source, target, _TOKENIZER)
+    if inside and not template_of(target):  # the adapter's configuration has taken its place, without a template
+        _write(target / _TOKENIZER_CONFIG, {**_read(target / _TOKENIZER_CONFIG), "chat_template": inside})
 
 
 def template_of(folder: Path) -> Any:

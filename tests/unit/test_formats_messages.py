@@ -187,7 +187,8 @@ def test_prompts_that_fit_but_for_white_space_or_a_system_turn() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"content": "x"}\n\nThat is the object.', '{"value": 3, // c', "{ 'content': attr(title) }", '{"from": 1}\n{"from": 2}',
+    ['{"content": "x"}\n\nThat is the object.', '{"value": 3, // c', "{ 'content': attr(title) }",
+     '{"from": 1}\n{"from": 2}',
      '{"role": "user", "content": "Hi"}\nFix this JSON', '{"role": "doctor", "content": "hi"}',
      '[{"role": "admin", "value": 3}]', '{"value": 3, // c\n}'],
 )  # fmt: skip

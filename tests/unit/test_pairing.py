@@ -101,7 +101,7 @@ def run_stage(
     rollouts = [rollout(n, f"{s}", prompt=p) for p, values in scores.items() for n, s in enumerate(values)]
     judgements = [Judgement(p, n, s) for p, values in scores.items() for n, s in enumerate(values)
                   if (p, n) not in unjudged]  # fmt: skip
-    rows = [{**asdict(r), "policy": "x", "sampling": "{}"} for r in rollouts]
+    rows = [{**asdict(r), "policy": "x", "sampling": "{}", "prompt_ids": [7], "ids": [r.sample, 9]} for r in rollouts]
     write_rows(folder / "rollouts" / RECORDS, rows, ROLLOUTS)
     write_rows(folder / "judgements" / RECORDS, [asdict(j) for j in judgements], JUDGEMENTS)
     inputs = {name: Artifact(folder / name, name) for name in ("rollouts", "judgements")}
@@ -135,4 +135,6 @@ def test_an_answer_that_the_judge_has_no_score_for_makes_no_pair(tmp_path: Path)
     unjudged = [("p", 2)]
     summary = run_stage(tmp_path, {"p": [0.0, 1.0, 9.0], "q": [1.0, 1.0]}, PairConfig(), unjudged)
     assert summary == {"pairs": 1, "prompts_without_pair": 1}
-    assert read_rows(tmp_path / "output" / RECORDS)[0]["chosen"][0]["content"] == "1.0"
+    (row,) = read_rows(tmp_path / "output" / RECORDS)
+    assert row["chosen"][0]["content"] == "1.0"
+    assert row["ids"] == {"prompt": [7], "chosen": [1, 9], "rejected": [0, 9]}
