@@ -49,6 +49,6 @@ class _Sampled:
         found = []
         for rollout, score in group:
             row = self._rows[rollout.prompt_id, rollout.sample]
-            ids = {name: self._table[name][row].as_py() or () for name in ("prompt_ids", "ids")}
-            found.append((replace(rollout, **ids), score))
+            prompt_ids, ids = (self._table[name][row].as_py() or () for name in ("prompt_ids", "ids"))
+            found.append((replace(rollout, prompt_ids=prompt_ids, ids=ids), score))
         return found

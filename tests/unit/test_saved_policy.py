@@ -253,12 +253,11 @@ def test_a_tokenizer_is_what_its_file_says_whatever_its_class_is_called(name: st
     assert "Hello there,\nyou  two" in encoder.tokenizer.decode(encoder.prompt(talk))
 
 
-def test_a_template_inside_the_bases_configuration_outlives_an_adapters_configuration(
-    base: Path, tmp_path: Path
-) -> None:
+def test_a_template_inside_the_bases_configuration_outlives_an_adapters(base: Path, tmp_path: Path) -> None:
     given = adapter(tmp_path / "adapter", tiny.TEMPLATE)
     (given / "chat_template.jinja").unlink()
     (base / "chat_template.jinja").unlink()
+    (base / "additional_chat_templates" / "rag.jinja").unlink()
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages[0].content }}"}))
     convert.convert(MaterialiseConfig(), base, given, tmp_path / "made")
