@@ -57,12 +57,14 @@ def check(
     The first rows of every file are written by the model's own chat template and tokenised: what it refuses, leaves out
     or makes equal is said here.
     """
+    from pipelines.spec.problems import printable
+
     loaded, plan = plan_of(spec, overrides)
     loaded, shown = looked_at(loaded, show)
     for text in shown:
         typer.echo(text)
     for note in loaded.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(printable(f"note: {note}"))
     typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
 
 

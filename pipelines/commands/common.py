@@ -61,8 +61,10 @@ def looked_at(loaded: Loaded, show: int = 0) -> tuple[Loaded, tuple[str, ...]]:
 
 
 def refuse_all(error: SpecError) -> NoReturn:
+    from pipelines.spec.problems import printable
+
     count = len(error.problems)
-    refuse(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}")
+    refuse(printable(f"{count} problem{'s' if count > 1 else ''} found, nothing was started:\n{error}"))
 
 
 def open_store(location: str) -> ArtifactStore:

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 KeyPath = tuple[str | int, ...]
 
 
+def printable(text: str) -> str:
+    """A text that cannot move a terminal's cursor: what comes from data may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True)
 class Problem:
     where: str

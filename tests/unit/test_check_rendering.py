@@ -243,3 +243,16 @@ def test_a_template_that_wants_an_answer_takes_prompts(tmp_path: Path, model: Pa
     specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(2))
     sections = {"prompts": {"train": "prompts.jsonl"}, "judge": {"use": "rules", "max_words": 3}}
     assert not said(tmp_path, model, specs.pairs(3), **sections)
+
+
+def test_what_comes_from_data_cannot_steer_a_terminal(tmp_path: Path, model: Path) -> None:
+    spec = specs.offline(tmp_path, model, **LOOSE)
+    specs.jsonl(tmp_path / "pairs.jsonl", [{**row, "col\x1b]0;owned\x07": 1} for row in specs.pairs(3)])
+    done = CliRunner().invoke(app, ["check", str(spec)])
+    assert done.exit_code == 0
+    assert "\\x1b]0;owned\\x07" in done.output
+    assert "\x1b" not in done.output
+    specs.jsonl(tmp_path / "pairs.jsonl", [{"a\x1b[2J": 1}])
+    done = CliRunner().invoke(app, ["check", str(spec)])
+    assert done.exit_code == 2
+    assert "\x1b" not in done.output

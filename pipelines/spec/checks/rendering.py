@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.spec.checks import template
 from pipelines.spec.checks.template import Chat
 from pipelines.spec.models import PipelineSpec
-from pipelines.spec.problems import Checked, Fault, KeyPath
+from pipelines.spec.problems import Checked, Fault, KeyPath, printable
 from stages.core.errors import NoPair, RowError
 from stages.core.formats import RowParser, parse_prompt
 from stages.core.records import Messages, PairIds, PreferencePair, Prompt
@@ -189,10 +189,5 @@ def _shown(chat: Chat, place: str, ids: PairIds) -> str:
             counts = "not trained on" if name == "prompt" else "trained on"
             lines.append(f"  {name}: {len(part)} tokens, {counts}")
             text = chat.encoder.tokenizer.decode(part)
-            lines += [f"    | {_printable(line)}" for line in text.split("\n")]
+            lines += [f"    | {printable(line)}" for line in text.split("\n")]
     return "\n".join(lines)
-
-
-def _printable(line: str) -> str:
-    """A line that cannot move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

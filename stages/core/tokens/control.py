@@ -88,8 +88,9 @@ class ControlTokens:
         """
         if self._unlike and not self._unlike.isdisjoint(found := self._pattern.findall(rendered)):
             token = next(token for token in found if token in self._unlike)
-            raise RowError("", f"the chat template writes {token!r}, which this tokenizer reads as a control token in "
-                           "some places only: give it normalized=false in tokenizer.json")  # fmt: skip
+            writes = f"the chat template, or the assistant, writes {token!r}"
+            reason = "which this tokenizer reads as a control token in some places only"
+            raise RowError("", f"{writes}, {reason}: give it normalized=false in tokenizer.json")
         return self._cut(rendered)
 
     def _cut(self, rendered: str) -> list[str]:
