@@ -21,7 +21,7 @@ ENCODE = Stage("encode", 4, EncodeConfig, ("policy", "pairs"), "tokens", "stages
 PREPARE = Stage(
     "prepare", 4, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )
-REFERENCE = Stage("reference", 3, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
+REFERENCE = Stage("reference", 4, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(
     "rollout", 2, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"

@@ -97,6 +97,8 @@ class Lines:
         self._why = ""
         place = f"[dim]{self._count:>3}/{self._total}[/dim]"
         self._console.print(f"{place} {result.step.key:<26} {state}{why}", highlight=False, soft_wrap=True)
+        if note := result.summary.get("note"):
+            self._console.print(f"      note: {note}", highlight=False, markup=False, soft_wrap=True)
 
     def _place(self) -> str:
         return f"{self._count + 1:>3}/{self._total}"

@@ -16,8 +16,8 @@ from stages.score.config import ReferenceConfig
 
 _SLICE = 64
 _ONE_PROMPT = (
-    "all pairs have the same prompt: there is no answer to another one, so the divergence that kto compares with (z0) "
-    "is estimated on the prompt's own answers"
+    "all pairs have the same prompt: there is no answer to another one from which kto could estimate its divergence "
+    "(z0), so z0 stays 0"
 )
 
 

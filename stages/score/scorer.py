@@ -50,9 +50,8 @@ class Scorer:
             indices = range(task["start"], task["stop"])
             pairs = self.data.pairs(indices)
             own = self.score(pairs)
-            other = torch.zeros(len(pairs))
-            if self.config.mismatched:
-                other = self.score(self.data.mismatched(indices))[:, 0]
+            others = self.data.mismatched(indices) if self.config.mismatched else []
+            other = self.score(others)[:, 0] if others else torch.zeros(len(pairs))
             columns = [pa.array(column.numpy()) for column in (*own.unbind(1), other)]
             yield pa.table([pa.array([pair.pair_id for pair in pairs]), *columns], schema=LOGPROBS)
 

@@ -48,9 +48,11 @@ class StepData:
 def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layout, mismatched: bool) -> StepData:
     """Read what ``worker`` needs of the pairs ``batch``; with ``mismatched`` also the prompts with other answers."""
     pairs = data.pairs(batch)
-    others = _grouped(data.mismatched(batch), worker, layout) if mismatched else []
+    others = data.mismatched(batch) if mismatched else []
     own = _grouped(pairs, worker, layout)
-    return StepData(pairs, data.reference(batch).to(worker.device), own, others)
+    return StepData(
+        pairs, data.reference(batch).to(worker.device), own, _grouped(others, worker, layout) if others else []
+    )
 
 
 def _grouped(pairs: list[EncodedPair], worker: Worker, layout: Layout) -> list[_MicroBatch]:
@@ -199,7 +201,7 @@ def _part_of_input(x: LossInput, places: list[int]) -> LossInput:
 @torch.no_grad()
 def _mismatched_kl(model: torch.nn.Module, work: StepData, worker: Worker) -> Tensor:
     """KTO's z0: the mean of log pi(y') - log ref(y') over the step's prompts with answers to others, at least 0
-    (Ethayarajh et al., arXiv:2402.01306, section 4.1)."""
+    (Ethayarajh et al., arXiv:2402.01306, section 4.1); 0 where there is no other prompt."""
     total = torch.zeros((), dtype=torch.float32, device=work.reference.device)
     for micro in work.mismatched:
         with _named(micro):

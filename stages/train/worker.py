@@ -25,7 +25,8 @@ class PairData(Protocol):
         ...
 
     def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
-        """The prompts with an answer to another prompt each, as ``chosen``; the rejected response is missing."""
+        """The prompts with an answer to another prompt each, as ``chosen``; the rejected response is missing.
+        Nothing where there is no other prompt."""
         ...
 
 

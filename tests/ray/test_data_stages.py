@@ -118,6 +118,20 @@ def test_reference_agrees_with_the_model_row_by_row(
         assert found[2].eq(0).all()
 
 
+def test_pairs_of_one_prompt_have_no_mismatched_answer_and_a_note(
+    execute: Execute, policy: Artifact, tmp_path: Path
+) -> None:
+    rows = [{**row, "prompt": "The same one."} for row in specs.pairs(5)]
+    ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": specs.jsonl(tmp_path / "pairs.jsonl", rows)})
+    tokens = execute(ENCODE, EncodeConfig(), {"policy": policy, "pairs": ingested})
+    shards = execute(PREPARE, PrepareConfig(), {"pairs.0": tokens})
+    logprobs = execute(REFERENCE, ReferenceConfig(mismatched=True), {"policy": policy, "shards": shards})
+    assert "the same prompt" in logprobs.summary["note"]
+    found = ShardData(shards.path, logprobs.path).reference(range(5))
+    assert found[:2].lt(-1).all()
+    assert found[2].eq(0).all()
+
+
 def test_rollouts_record_what_was_sampled_and_how(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
     path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(5))
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -186,6 +186,26 @@ def test_workers_communicate_gradients_once_a_step(name: str) -> None:
     model = Replica(scorer(), Group(1), 0)
     step(model, data(8), fp32(**LOSSES[name]), Worker(0, 2, micro_batch_tokens=1))
     assert model.quiet == 3
+
+
+class OnePrompt(MemoryData):
+    """Pairs of which none has another's prompt."""
+
+    def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
+        return []
+
+
+def test_without_another_prompt_ktos_divergence_is_zero() -> None:
+    """As if every other answer had become less likely: z0 is at least 0."""
+    subject, config = data(4, unpaired=True), fp32(loss="kto")
+    low, high = (
+        MemoryData(subject.items, torch.stack([*subject.logprobs[:2], torch.full((4,), logp)])) for logp in (-1e3, 1e4)
+    )
+    work = load(OnePrompt(low.items, low.logprobs), Worker(), Objective(config))
+    assert not work.mismatched
+    found, _ = accumulate(scorer(), work, Objective(config), Worker())
+    assert found["loss"] == pytest.approx(step(scorer(), high, config)[0]["loss"], rel=1e-6)
+    assert abs(found["loss"] - step(scorer(), low, config)[0]["loss"]) > 0.01
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
