@@ -15,6 +15,8 @@ from pydantic import PositiveInt
 
 from stages.base import Config, Resources
 
+_PACK_UNDER_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+
 
 class LocalCluster(Config):
     kind: Literal["local"]
@@ -51,11 +53,14 @@ def start(cluster: LocalCluster) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Under `uv run` Ray would pack the current folder, with its store, and start every worker through uv.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault(_PACK_UNDER_UV, "0")
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # training workers talk to each other on this machine only
     import ray
+    from ray._private import ray_constants
 
+    # Ray reads this one when it is imported, which the module of a user's judge may have done already.
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(_PACK_UNDER_UV, True)
     ray.init(
         address="local",  # never join a cluster that happens to run here
         num_cpus=cluster.total_cpus,

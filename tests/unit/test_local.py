@@ -72,23 +72,26 @@ def test_a_containers_limit_counts(quota: str, expected: int, tmp_path: Path, mo
     assert load().total_cpus == expected
 
 
-def test_under_uv_run_ray_packs_nothing() -> None:
-    """Ray looks for ``uv run`` among its parents, unless this says otherwise when it is imported."""
-    program = """
-import sys
+_UNDER_UV = """
+import ray  # as the module of a user's judge may
+from ray._private.worker import _maybe_modify_runtime_env
 from clusters import local
-assert "ray" not in sys.modules
-class Stop(Exception): ...
-class Ray:
-    def init(**options): raise Stop
-sys.modules["ray"] = Ray
-try:
-    local.start(local.load())
-except Stop:
-    del sys.modules["ray"]
-from ray._private import ray_constants
-print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+ray.init = lambda **options: print(sorted(_maybe_modify_runtime_env(options.get("runtime_env"), False) or []))
+local.start(local.load())
 """
+
+
+@pytest.mark.parametrize(("setting", "packed"), [({}, []), ({"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1"}, ["working_dir"])])
+def test_under_uv_run_ray_packs_nothing_unless_told_to(
+    setting: dict[str, str], packed: list[str], tmp_path: Path
+) -> None:
+    """A shell that calls itself ``uv`` and runs a script named ``run`` is what Ray looks for among its parents."""
+    (tmp_path / "driver.py").write_text(_UNDER_UV)
+    (tmp_path / "run").write_text(f'"{sys.executable}" driver.py\nexit $?\n')
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == ["False"], done.stderr
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), **setting}
+    done = subprocess.run(
+        ["uv", "run"], executable="/bin/sh", cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(["py_executable", *packed] if packed else [])
