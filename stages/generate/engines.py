@@ -83,6 +83,7 @@ class VllmEngine:
         if weights.adapter is not None:
             self.lora = LoRARequest(weights.adapter_name, 1, str(weights.adapter.absolute()))
             options |= {"enable_lora": True, "max_lora_rank": lora_room(weights.adapter)}
+        set_threads = torch.set_num_threads
         self.llm = LLM(
             model=str((weights.model / MODEL).absolute()),
             max_model_len=config.max_length,
@@ -92,6 +93,8 @@ class VllmEngine:
             **options,
         )
         if not gpu:
+            # vLLM's worker puts a function that does nothing in its place, here and for every later stage.
+            torch.set_num_threads = set_threads
             torch.set_num_threads(cpus)
         self.samples = config.samples
         # The engine's own seed: seeds of requests fail on CPU together with top_p.

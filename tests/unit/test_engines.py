@@ -189,6 +189,7 @@ class _LLM:
 
     def __init__(self, **options: Any) -> None:
         assert Path(options["model"]).is_absolute()
+        torch.set_num_threads = lambda count: None  # as vLLM's worker on a CPU does
 
     def generate(self, inputs: list[dict[str, Any]], params: _Params, **options: Any) -> list[Any]:
         return [
@@ -203,7 +204,12 @@ def test_vllm_gives_every_prompt_its_samples(policy: Path, temperature: float, m
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
     config = RolloutConfig(engine="vllm", samples=2, temperature=temperature)
-    vllm = engines.make(config, Weights(policy), 1)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)  # put back whatever happens
+    vllm = engines.make(config, Weights(policy), threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads
     assert isinstance(vllm, engines.VllmEngine)
     assert vllm.params.stop_token_ids == [EOS]
     answers = vllm.generate(PROMPTS)
