@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clusters.cpus import usable_cpus
 from pipelines.run.store import ArtifactStore
 
 UNITS = {"rollout": "tokens", "train": "steps", "reference": "pairs"}
@@ -74,7 +75,7 @@ def report(store: ArtifactStore, wall: float | None) -> dict[str, Any]:
 
 def rate(store: ArtifactStore, manifest: dict[str, Any]) -> float:
     """Seconds per unit of a step's essential work."""
-    stage, cpus = manifest["payload"]["stage"], len(os.sched_getaffinity(0))
+    stage, cpus = manifest["payload"]["stage"], usable_cpus()
     inputs = {name: str(store.open(value).path) for name, value in manifest["payload"]["inputs"].items()}
     task = {"stage": stage, "config": manifest["payload"]["config"], "inputs": inputs, "cpus": cpus}
     return measure(task)

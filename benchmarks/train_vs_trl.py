@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from benchmarks import limit
 from benchmarks.setup import child, encoded, model_folder
+from clusters.cpus import usable_cpus
 
 _ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=16, help="pairs per optimizer step")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--model", type=Path, help="folder in Hugging Face format; default: SmolLM2-135M-Instruct")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="Rondo's, as resources.train has it")
     parser.add_argument("--trl-micro-batch", type=int, default=2, help="TRL's pairs a forward pass")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from joblib import cpu_count
 from pydantic import PositiveInt
 
+from clusters.cpus import usable_cpus
 from stages.base import Config, Resources
 
 _PACK_UNDER_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
@@ -25,8 +25,8 @@ class LocalCluster(Config):
 
     @property
     def total_cpus(self) -> int:
-        """The CPUs that this process may use: a container's limit and the cores that a scheduler assigned count."""
-        return self.cpus or int(cpu_count())
+        """The CPUs that Ray may hand out: those of the settings, else those that this process may use."""
+        return self.cpus or usable_cpus()
 
 
 def load() -> LocalCluster:

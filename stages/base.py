@@ -58,7 +58,7 @@ class Resources(Config):
 
     workers: PositiveInt = 1
     cpus: PositiveInt | None = None
-    """CPUs per worker; by default the machine's cores are divided among the workers."""
+    """CPUs per worker; by default those that Rondo may use are divided among the workers."""
     gpus: NonNegativeFloat = 0
     """GPUs per worker."""
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from joblib.externals.loky.backend import context
 from pydantic import ValidationError
 
+from clusters.cpus import usable_cpus
 from clusters.local import LocalCluster, load, unplaceable
 from stages.base import Resources, TrainResources
 
@@ -24,7 +23,7 @@ def faults(**resources: Resources) -> dict[str, str]:
 
 def test_the_settings_that_come_with_it_are_valid() -> None:
     assert load().kind == "local"
-    assert load().total_cpus >= 1
+    assert load().total_cpus == usable_cpus() >= 1
 
 
 def test_the_number_of_cores_can_be_given() -> None:
@@ -55,21 +54,6 @@ def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
     found = faults(train=TrainResources(workers=2, gpus=500))
     assert set(found) == {"train"}
     assert "2 workers with 500 GPUs each" in found["train"]
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("150000 100000", 2), ("50000 100000", 1), ("800000 100000", 4), ("max 100000", 4)],
-)
-def test_a_containers_limit_counts(quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cgroup's quota as Docker and Kubernetes set it, on a machine with four cores."""
-    (tmp_path / "cpu.max").write_text(quota)
-    files = {"/sys/fs/cgroup/cpu.max": str(tmp_path / "cpu.max")}
-    monkeypatch.setattr(context, "open", lambda name: io.StringIO(Path(files[name]).read_text()), raising=False)
-    monkeypatch.setattr(context.os.path, "exists", lambda name: name in files)
-    monkeypatch.setattr(context.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(context.os, "sched_getaffinity", lambda pid: set(range(4)))
-    assert load().total_cpus == expected
 
 
 _UNDER_UV = """
