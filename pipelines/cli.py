@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,16 +73,15 @@ def plan(
 ) -> None:
     """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
     from pipelines.run.explain import Explain
-    from pipelines.run.runner import committed
+    from pipelines.run.runner import Committed
 
     _, planned = plan_of(spec, overrides)
     opened = open_store(store)
-    manifest_of, explain = cache(opened.manifest), Explain(opened)
+    committed, explain = Committed(opened), Explain(opened)
     rows = []
     to_run: set[str] = set()
     for step in planned.steps:
-        waits = any(value.fingerprint in to_run for value in step.inputs.values())
-        there = not waits and committed(step, manifest_of) is not None
+        there = committed(step) is not None
         if not there:
             to_run.add(step.fingerprint)
         rows.append(
@@ -114,11 +112,12 @@ def run(
     Exit codes: 0 done, 1 a stage failed, 2 the spec or the usage is wrong, 130 interrupted.
     """
     from pipelines.run.execute import execute
-    from pipelines.run.runner import committed
+    from pipelines.run.runner import Committed
 
     loaded, planned = plan_of(spec, overrides)
     opened = open_store(store)
-    if any(step.stage.name in ("encode", "rollout") and committed(step, opened.manifest) is None
+    committed = Committed(opened)
+    if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
     raise typer.Exit(execute(loaded, planned, opened, as_json, verbose))
@@ -212,7 +211,7 @@ def show(
 
 def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
     """A run's record; one that says running but whose process is gone was killed."""
-    from pipelines.run.store import StoreError
+    from stages.io.store import StoreError
 
     record = {"run": name, "status": "unknown", "spec": "", "steps": [], "rounds": [], "seconds": 0.0}
     try:
@@ -228,7 +227,7 @@ def _record(store: ArtifactStore, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the console command."""
-    from pipelines.run.store import StoreError
+    from stages.io.store import StoreError
 
     try:
         app()

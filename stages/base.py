@@ -1,13 +1,11 @@
-"""What a stage is: configuration, resources, inputs, and the context it runs in. Imports nothing heavy."""
+"""What a stage is: its name, configuration and resources. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
@@ -72,6 +70,10 @@ class Resources(Config):
         return self.cpus or max(1, int(total) // self.worker_range[1])
 
 
+EVERYWHERE = Resources(workers=1_000_000, cpus=1)
+"""As many workers as there are CPUs, or tasks."""
+
+
 class TrainResources(Resources):
     """Resources of a training step, and how a batch is cut up to fit in memory."""
 
@@ -106,51 +108,6 @@ class TrainResources(Resources):
 
 
 C = TypeVar("C", bound=Config)
-C_contra = TypeVar("C_contra", bound=Config, contravariant=True)
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An immutable input of a stage: a committed artifact's folder, or a user's file or folder.
-
-    A data file has a ``uri``; if it is not on a local disk, its path is only a name. ``key`` is its name for people.
-    """
-
-    path: Path
-    fingerprint: str
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    uri: str = ""
-    key: str = ""
-
-    @property
-    def location(self) -> str:
-        return self.uri or str(self.path)
-
-    @property
-    def name(self) -> str:
-        return self.key or self.path.name
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage gets in addition to its configuration and inputs.
-
-    ``output`` becomes the artifact when the stage returns. ``work`` survives a crash and is deleted after the
-    commit; a stage that can continue keeps its checkpoints there. ``progress(done, total, note)`` may be
-    called from any thread.
-    """
-
-    fingerprint: str
-    output: Path
-    work: Path
-    resources: Resources
-    progress: Callable[[int, int, str], None]
-
-
-class StageFn(Protocol[C_contra]):
-    """The function behind a stage: writes into ``context.output`` and returns a summary."""
-
-    def __call__(self, config: C_contra, inputs: Mapping[str, Artifact], context: StageContext, /) -> Summary: ...
 
 
 class StageError(Exception):
@@ -188,12 +145,6 @@ def resolve(reference: str) -> Any:
         return getattr(module, attribute)
     except AttributeError:
         raise ImportError(f"module {module_name!r} has no {attribute!r}") from None
-
-
-def grouped(inputs: Mapping[str, Artifact], name: str) -> list[Artifact]:
-    """The artifacts given as ``name.0``, ``name.1``, ... in that order."""
-    keys = [key for key in inputs if key.partition(".")[0] == name]
-    return [inputs[key] for key in sorted(keys, key=lambda key: int(key.partition(".")[2] or 0))]
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -15,13 +15,13 @@ from stages.train.config import TrainConfig
 MATERIALISE = Stage(
     "materialise", 2, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
 )
-INGEST = Stage("ingest", 4, IngestConfig, ("files",), "records", "stages.data.ingest:run")
-CURATE = Stage("curate", 2, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
-ENCODE = Stage("encode", 4, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
+INGEST = Stage("ingest", 5, IngestConfig, ("files",), "records", "stages.data.ingest:run")
+CURATE = Stage("curate", 3, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
+ENCODE = Stage("encode", 5, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
-    "prepare", 4, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
+    "prepare", 5, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
 )
-REFERENCE = Stage("reference", 4, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
+REFERENCE = Stage("reference", 5, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(
     "rollout", 2, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"

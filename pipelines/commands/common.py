@@ -68,7 +68,8 @@ def refuse_all(error: SpecError) -> NoReturn:
 
 
 def open_store(location: str) -> ArtifactStore:
-    from pipelines.run.store import ArtifactStore, StoreError
+    from pipelines.run.store import ArtifactStore
+    from stages.io.store import StoreError
 
     try:
         return ArtifactStore(location if "://" in location or not location else str(Path(location).absolute()))

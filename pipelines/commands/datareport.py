@@ -71,7 +71,7 @@ def _report(sources: Sequence[SourceSpec], folder: Path, others: Mapping[str, St
 
 def make(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bool, verbose: bool) -> int:
     """Make the report and show it; ``html`` is where to put a copy of the page. Returns the exit code."""
-    log = store.local / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-data.log"
+    log = store.scratch / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-data.log"
     with console.terminal(log, verbose, to_stderr=as_json) as terminal:
 
         def say(text: str) -> None:
@@ -82,7 +82,7 @@ def make(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bo
             say(f"note: {note}")
         try:
             with lines:
-                Runner(store, lines, connect=lambda: None).run(planned.steps)
+                results = Runner(store, lines, connect=lambda: None).run(planned.steps)
         except StepFailed as failure:
             traceback.print_exception(failure)  # into the log
             say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
@@ -90,12 +90,12 @@ def make(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bo
         except KeyboardInterrupt:
             say("interrupted; the same command continues where this one stopped")
             return 130
-        folder = store.open(planned.report.fingerprint).path
-        page = folder / REPORT_HTML
+        artifact = results[-1].artifact
+        page = artifact.path(REPORT_HTML)
         if html is not None:
             html.parent.mkdir(parents=True, exist_ok=True)
             page = Path(shutil.copyfile(page, html))
-        report = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
+        report = json.loads(artifact.path(REPORT_JSON).read_text(encoding="utf-8"))
         if not as_json:
             say(text(report, page))
     if as_json:

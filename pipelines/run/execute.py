@@ -23,7 +23,7 @@ from rich.console import Console
 from pipelines.plan.rounds import Plan
 from pipelines.run import console, summary
 from pipelines.run.runner import Runner, StepFailed
-from pipelines.run.store import ArtifactStore, StoreError
+from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
 from stages.base import StageError
 
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        return self.store.local / "logs" / f"{self.name}.log"
+        return self.store.scratch / "logs" / f"{self.name}.log"
 
     def record(self, status: str, runner: Runner, seconds: float, error: str | None = None) -> dict[str, Any]:
         """Write and return what is known of the run; what the user's data or environment held stays out."""
@@ -60,7 +60,7 @@ class Run:
             "overrides": [_SECRET.sub("[secret]", text) for text in self.loaded.overrides],
             "started": self.started,
             "seconds": round(seconds, 1),
-            **summary.summarise(self.plan, runner.results, self.store, status == "done"),
+            **summary.summarise(self.plan, runner.results, status == "done"),
             "store": self.store.location,
             "log": str(self.log),
         }
@@ -127,7 +127,7 @@ def reason(error: BaseException | None) -> str:
         return f"{error.step.key}: {reason(error.__cause__)}"
     cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
     inner = cause if isinstance(cause, BaseException) else error
-    if isinstance(inner, StageError | StoreError):
+    if isinstance(inner, StageError):
         return _SECRET.sub("[secret]", str(inner))
     text = str(inner).strip().splitlines() or [""]
     return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")

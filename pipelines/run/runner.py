@@ -12,13 +12,12 @@ from typing import Any, Protocol
 from pipelines.fingerprint import data_identity, hash_path
 from pipelines.plan.steps import Source, Step
 from pipelines.run.explain import Explain
-from pipelines.run.store import ArtifactStore
-from stages.base import Artifact, StageContext, StageError, resolve
+from pipelines.run.store import ArtifactStore, Manifest
+from stages.base import StageError, resolve
+from stages.io.artifact import Artifact, UserFile
+from stages.io.context import StageContext
+from stages.io.output import Output
 from stages.readers import file_at
-
-Manifest = dict[str, Any]
-ManifestOf = Callable[[str], Manifest | None]
-"""A fingerprint's manifest, as ``ArtifactStore.manifest``."""
 
 
 class Listener(Protocol):
@@ -38,6 +37,9 @@ class StepResult:
     """Of the execution; for a cached step, of the execution that made it."""
     summary: Mapping[str, Any]
     """What the stage returned."""
+    artifact: Artifact
+    manifest: str
+    """The manifest's place in the store."""
 
 
 class StepFailed(Exception):
@@ -57,11 +59,10 @@ class Runner:
     results: list[StepResult] = field(default_factory=list)
     version: str = field(default_factory=lambda: importlib.metadata.version("rondo-dpo"))
     _connected: bool = False
-    _manifests: dict[str, Manifest] = field(default_factory=dict)
-    """Of the steps so far, so that a step does not read those of its inputs again."""
 
     def __post_init__(self) -> None:
         self._explain = Explain(self.store)
+        self._committed = Committed(self.store)
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run the steps in order.
@@ -70,64 +71,62 @@ class Runner:
             StepFailed: a stage raised; the steps before it stay committed.
         """
         for step in steps:
-            result = self._cached(step, self._known) or self._locked(step)
+            result = self._cached(step) or self._locked(step)
             self.results.append(result)
             self.listener.finished(result)
         return self.results
 
-    def _known(self, fingerprint: str) -> Manifest | None:
-        return self._manifests.get(fingerprint) or self.store.manifest(fingerprint)
-
-    def _cached(self, step: Step, manifest_of: ManifestOf) -> StepResult | None:
-        manifest = committed(step, manifest_of)
+    def _cached(self, step: Step) -> StepResult | None:
+        manifest = self._committed(step)
         if manifest is None:
             return None
-        self.store.forget_work(step.fingerprint)
-        self._manifests[step.fingerprint] = manifest
-        return StepResult(step, True, manifest["seconds"], manifest["summary"])
+        self.store.forget_work(self._output(step))
+        return self._result(step, True, manifest)
 
     def _locked(self, step: Step) -> StepResult:
         """Execute, unless another run on this machine is at it: then wait and take its result."""
         with self.store.lock(step.fingerprint, timeout=0) as free:
             if free:
-                return self._cached(step, self.store.manifest) or self._execute(step)
+                return self._cached(step) or self._execute(step)
         self.listener.waiting(step)
         with self.store.lock(step.fingerprint):
-            return self._cached(step, self.store.manifest) or self._execute(step)
+            return self._cached(step) or self._execute(step)
+
+    def _result(self, step: Step, cached: bool, manifest: Manifest) -> StepResult:
+        place = f"{self._output(step).place}/manifest.json"
+        return StepResult(step, cached, manifest["seconds"], manifest["summary"], self.store.open(manifest), place)
+
+    def _output(self, step: Step) -> Output:
+        return self.store.output(step.fingerprint, self._committed.made_from(step))
 
     def _execute(self, step: Step) -> StepResult:
         self.listener.started(step, self._explain(step))
         if not self._connected:
             self.connect()
             self._connected = True
-        self.store.discard(step.fingerprint)
-        attempt = self.store.attempt(step.fingerprint)
-        context = StageContext(
-            fingerprint=step.fingerprint,
-            output=attempt.path,
-            work=self.store.work(step.fingerprint),
-            resources=step.resources,
-            progress=partial(self.listener.progress, step),
-        )
+        output = self._output(step)
+        if any(isinstance(value, Source) for value in step.inputs.values()):
+            self.store.forget_work(output)  # the files may have been others for a while
+        self.store.discard(output)
+        context = StageContext(output, step.resources, partial(self.listener.progress, step))
         started = time.monotonic()
         try:
             summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
         except Exception as error:
             raise StepFailed(step, error) from error
         self._check_sources(step)
-        seconds = round(time.monotonic() - started, 2)
         manifest: Manifest = {
             "key": step.key,
             "produces": step.stage.produces,
             "payload": step.payload,
-            "made_from": made_from(step, self.store.manifest),
+            "made_from": self._committed.made_from(step),
             "summary": summary,
-            "seconds": seconds,
+            "seconds": round(time.monotonic() - started, 2),
             "rondo": self.version,
         }
-        manifest = self._manifests[step.fingerprint] = self.store.commit(attempt, manifest)
+        manifest = self._committed.add(step, self.store.commit(output, manifest))
         self._explain.committed(step)
-        return StepResult(step, False, seconds, manifest["summary"])
+        return self._result(step, False, manifest)
 
     def _check_sources(self, step: Step) -> None:
         """What was read has to be what was hashed when the plan was made."""
@@ -137,30 +136,47 @@ class Runner:
                 error = StageError(f"{place} was changed while it was being read; run the same command again")
                 raise StepFailed(step, error) from error
 
-    def _inputs(self, step: Step) -> dict[str, Artifact]:
-        return {
-            name: Artifact(value.path, value.fingerprint, uri=value.data.uri if value.data else "", key=value.key)
-            if isinstance(value, Source)
-            else self.store.open(value.fingerprint)
-            for name, value in step.inputs.items()
-        }
+    def _inputs(self, step: Step) -> dict[str, Artifact | UserFile]:
+        inputs: dict[str, Artifact | UserFile] = {}
+        for name, value in step.inputs.items():
+            if isinstance(value, Source):
+                inputs[name] = UserFile(value.data.uri if value.data else str(value.path), value.key)
+            else:
+                manifest = self._committed(value)
+                assert manifest is not None, value.key  # steps come after their inputs
+                inputs[name] = self.store.open(manifest)
+        return inputs
 
 
 def _identity(source: Source) -> str:
     return data_identity(file_at(source.data.uri)) if source.data else hash_path(source.path)
 
 
-def made_from(step: Step, manifest_of: ManifestOf) -> dict[str, str | None]:
-    """Which attempt of each input's artifact is there now."""
-    manifests = {name: manifest_of(v.fingerprint) for name, v in step.inputs.items() if isinstance(v, Step)}
-    return {name: manifest["attempt"] if manifest else None for name, manifest in manifests.items()}
+class Committed:
+    """The manifests of steps whose artifacts were made from those of their inputs that are there now.
 
-
-def committed(step: Step, manifest_of: ManifestOf) -> Manifest | None:
-    """The manifest of a step's artifact, if it was made from the artifacts that are there now.
-
-    An input that was deleted and made anew may differ in content (sampling is not repeatable), so what was made
-    from the old one no longer counts.
+    An input that was deleted and made anew may differ in content (sampling is not repeatable), so what was made from
+    the old one no longer counts. What was found once is not looked for again: inputs stay those that a run has opened.
     """
-    manifest = manifest_of(step.fingerprint)
-    return manifest if manifest and manifest.get("made_from", {}) == made_from(step, manifest_of) else None
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._found: dict[str, Manifest] = {}
+
+    def __call__(self, step: Step) -> Manifest | None:
+        if step.fingerprint in self._found:
+            return self._found[step.fingerprint]
+        inputs = [value for value in step.inputs.values() if isinstance(value, Step)]
+        if any(self(value) is None for value in inputs):
+            return None
+        manifest = self._store.manifest(step.fingerprint, self.made_from(step))
+        return None if manifest is None else self.add(step, manifest)
+
+    def add(self, step: Step, manifest: Manifest) -> Manifest:
+        self._found[step.fingerprint] = manifest
+        return manifest
+
+    def made_from(self, step: Step) -> dict[str, str]:
+        """The attempt of each input's artifact; all of them have to be there."""
+        steps = {name: value for name, value in step.inputs.items() if isinstance(value, Step)}
+        return {name: self._found[value.fingerprint]["attempt"] for name, value in steps.items()}

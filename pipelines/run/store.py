@@ -1,188 +1,123 @@
-"""The artifact store: content-addressed folders on a local disk or an object store (through pyarrow.fs).
+"""The artifact store: what is committed, and the records of runs.
 
-What stands below the store's root:
+What stands below the store's root, on a disk or in a bucket (``stages.io.store``):
 
-    artifacts/<fingerprint>/<attempt>/...      files of one attempt, immutable once committed
-    artifacts/<fingerprint>/manifest.json      written last; names the attempt. Without it nothing is there.
-    work/<fingerprint>/                        what a crashed stage continues from; deleted after the commit
-    runs/, logs/                               records and logs of runs
+    artifacts/<fingerprint>/<inputs>/<part>-<random>/...   the files of a part, made by one task
+    artifacts/<fingerprint>/<inputs>/manifest.json         names the parts; without it the artifact is not there
+    work/<fingerprint>/<inputs>/                           records of finished parts, and checkpoints; until the commit
+    runs/, logs/                                           records and logs of runs
 
-Object stores have no atomic rename, so nothing is ever moved: every attempt writes a folder of its own, and
-putting the manifest in place, which is atomic everywhere, is the commit. Two runs that finish the same step
-leave two whole attempts, of which the manifest names one.
+``<inputs>`` tells apart what was made from other attempts at the inputs. Nothing is ever moved or replaced: every part
+has a folder of its own, and the manifest, put in place last and only if none is there, is the commit. Of two runs that
+finish the same step the first one's manifest stays, and both use it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from filelock import FileLock, Timeout
 
-from stages.base import Artifact
+from stages.io.artifact import Artifact, Part
+from stages.io.output import Output
+from stages.io.store import Store, StoreError
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at making an artifact. ``path`` is a local folder to write into."""
-
-    fingerprint: str
-    name: str
-    path: Path
-    replaces: str | None
-    """The attempt that the manifest named when this one began."""
+Manifest = dict[str, Any]
+MadeFrom = Mapping[str, str]
+"""The attempt of each input's artifact."""
 
 
 class ArtifactStore:
-    """A store at a local path or at a URI that pyarrow.fs knows (``s3://bucket/prefix``, ``gs://...``).
+    """A store at a local path or at a URI (``s3://bucket/prefix``, ``gs://...``, ``az://...``).
 
     Raises:
-        StoreError: the URI cannot be opened, or the local path cannot be created.
+        StoreError: the URI is not one of a store, or the local path is no folder.
     """
 
-    def __init__(self, location: str, scratch: Path | None = None, filesystem: pafs.FileSystem | None = None) -> None:
-        self.location = re.sub(r"//[^/@]*@", "//", location)  # credentials in a URI stay out of every record
-        try:
-            if filesystem is not None:
-                self.filesystem, self.root = filesystem, location
-            elif "://" in location:
-                self.filesystem, self.root = pafs.FileSystem.from_uri(location)
-            else:
-                self.filesystem, self.root = pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
-            self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
-            if not location or not self.root:
-                raise ValueError("names no folder or bucket")
-            if self.is_local and Path(self.root).exists() and not Path(self.root).is_dir():
-                raise ValueError("not a folder")
-        except (OSError, ValueError) as error:
-            raise StoreError(f"store {self.location}: {error}") from None
-        # What has to be on a local disk: everything for a local store, copies and work for a remote one.
-        place = hashlib.sha256(location.encode()).hexdigest()[:12]
-        self.local = Path(self.root) if self.is_local else (scratch or Path.home() / ".cache" / "rondo") / place
+    def __init__(self, location: str) -> None:
+        self.store = Store.at(location)
+        self.location = self.store.name
+        self.scratch = self.store.scratch
+        """What has to be on this machine's disk: locks, logs, and copies of what is in a bucket."""
 
-    # Manifests
+    # Artifacts
 
-    def manifest(self, fingerprint: str) -> dict[str, Any] | None:
+    def manifest(self, fingerprint: str, made_from: MadeFrom) -> Manifest | None:
         """The manifest of a committed artifact, or None."""
-        return self._read_json(f"{self.root}/artifacts/{fingerprint}/manifest.json")
+        return self._read_json(f"{_place(fingerprint, _key(made_from))}/manifest.json")
 
-    def manifests(self) -> list[dict[str, Any]]:
+    def manifests(self) -> list[Manifest]:
         """Every committed artifact's manifest."""
-        selector = pafs.FileSelector(f"{self.root}/artifacts", allow_not_found=True)
-        folders = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        return [found for name in sorted(folders) if (found := self.manifest(name))]
+        places = [
+            f"{_place(fingerprint, key)}/manifest.json"
+            for fingerprint in self.store.names("artifacts")
+            for key in self.store.names(f"artifacts/{fingerprint}")
+            if "." not in key
+        ]
+        pairs = zip(places, self.store.read_all(places), strict=True)
+        return [_parsed(place, data) for place, data in pairs if data is not None]
 
-    # Reading
+    def open(self, manifest: Manifest) -> Artifact:
+        """A committed artifact."""
+        parts = tuple(Part(**part) for part in manifest["parts"])
+        return Artifact(self.store, manifest["fingerprint"], manifest["attempt"], parts, manifest["summary"])
 
-    def open(self, fingerprint: str) -> Artifact:
-        """A committed artifact on the local disk; from a remote store it is copied there once.
+    def output(self, fingerprint: str, made_from: MadeFrom) -> Output:
+        """Where an artifact is made. What earlier runs left unfinished there counts."""
+        return Output(self.store, fingerprint, _key(made_from))
 
-        Raises:
-            StoreError: it is not committed, or a file is missing or has another size than the manifest says.
+    def commit(self, output: Output, manifest: Mapping[str, Any]) -> Manifest:
+        """Make the output's parts the artifact. Returns the manifest that is there then: if another machine has
+        committed the same step meanwhile, its result stays.
         """
-        manifest = self.manifest(fingerprint)
-        if manifest is None:
-            raise StoreError(f"artifact {fingerprint[:12]} is not in the store {self.location}")
-        relative = f"artifacts/{fingerprint}/{manifest['attempt']}"
-        path = self.local / relative
-        if not self.is_local:
-            self._download(f"{self.root}/{relative}", path, manifest["files"])
-        for name, size in manifest["files"].items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != size:
-                raise StoreError(
-                    f"artifact {fingerprint[:12]} is damaged ({name}); delete {self.root}/artifacts/{fingerprint} "
-                    "and run again to make it anew"
-                )
-        return Artifact(path, fingerprint, manifest["summary"])
-
-    def _download(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        for name, size in files.items():
-            file = target / name
-            if file.is_file() and file.stat().st_size == size:
-                continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-            with contextlib.suppress(FileNotFoundError):  # open() finds it missing and says so
-                pafs.copy_files(f"{source}/{name}", str(partial), self.filesystem, pafs.LocalFileSystem())
-                partial.replace(file)
-
-    # Writing
-
-    def attempt(self, fingerprint: str) -> Attempt:
-        """A fresh, empty folder to write an artifact into."""
-        name = uuid.uuid4().hex[:12]
-        path = self.local / "artifacts" / fingerprint / name
-        path.mkdir(parents=True)
-        manifest = self.manifest(fingerprint)
-        return Attempt(fingerprint, name, path, manifest["attempt"] if manifest else None)
-
-    def work(self, fingerprint: str) -> Path:
-        """The folder in which an interrupted stage finds what it left."""
-        path = self.local / "work" / fingerprint
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def commit(self, attempt: Attempt, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the attempt the artifact: its files first, the manifest last. Returns the manifest that is there then:
-        if another machine has committed the same step meanwhile, its result stays.
-        """
-        files = {
-            file.relative_to(attempt.path).as_posix(): file.stat().st_size
-            for file in sorted(attempt.path.rglob("*"))
-            if file.is_file()
-        }
-        folder = f"{self.root}/artifacts/{attempt.fingerprint}"
-        if not self.is_local:
-            for name in files:
-                target = f"{folder}/{attempt.name}/{name}"
-                self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-                pafs.copy_files(str(attempt.path / name), target, pafs.LocalFileSystem(), self.filesystem)
         document = {
             **manifest,
-            "fingerprint": attempt.fingerprint,
-            "attempt": attempt.name,
-            "files": files,
+            "fingerprint": output.fingerprint,
+            "attempt": uuid.uuid4().hex[:12],
+            "parts": [asdict(part) for part in output.parts],
             "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        now = self.manifest(attempt.fingerprint)
-        if now is None or now["attempt"] == attempt.replaces:
-            self._write_json(f"{folder}/manifest.json", now := document)
-        self.forget_work(attempt.fingerprint)
-        return now
+        place = f"{output.place}/manifest.json"
+        if not self.store.create(place, _json(document)):
+            now = self._read_json(place)
+            assert now is not None
+            document = now
+        self.forget_work(output)
+        return document
 
-    def forget_work(self, fingerprint: str) -> None:
+    def forget_work(self, output: Output) -> None:
         """Delete what an interrupted stage left to continue from."""
-        shutil.rmtree(self.local / "work" / fingerprint, ignore_errors=True)
+        self.store.remove(output.work)
 
-    def discard(self, fingerprint: str) -> None:
-        """Delete the attempts that no manifest names: what killed runs left. Call with the lock held."""
-        manifest = self.manifest(fingerprint)
-        keep = {manifest["attempt"]} if manifest else set()
-        folder = self.local / "artifacts" / fingerprint
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.is_dir() and path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+    def discard(self, output: Output) -> None:
+        """Delete what killed runs left and nothing names: with the lock held, on a local disk. In a bucket another
+        machine may be at it."""
+        if not self.store.is_local:
+            return
+        used = {part.place for part in output.done().values()}
+        for key in self.store.names(f"artifacts/{output.fingerprint}"):
+            place = _place(output.fingerprint, key)
+            if self.store.read(f"{place}/manifest.json") is not None:
+                continue
+            for name in self.store.names(place):
+                if f"{place}/{name}" not in used:
+                    self.store.remove(f"{place}/{name}")
 
     @contextmanager
     def lock(self, name: str, timeout: float = -1) -> Iterator[bool]:
         """Hold a lock among the runs on this machine; it goes when its holder dies. Yields whether it was had.
 
-        Runs on different machines that share a remote store are not kept apart: both do the work, and the
-        commit keeps one whole result.
+        Runs on different machines that share a bucket are not kept apart: both do the work, each uses the parts that
+        the other has finished before, and the commit keeps one whole result.
         """
-        path = self.local / "locks" / f"{name}.lock"
+        path = self.scratch / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -198,38 +133,35 @@ class ArtifactStore:
     # Run records
 
     def write_run(self, run: str, record: Mapping[str, Any]) -> None:
-        self._write_json(f"{self.root}/runs/{run}.json", record)
+        self.store.write(f"runs/{run}.json", _json(record))
 
     def read_run(self, run: str) -> dict[str, Any] | None:
-        return self._read_json(f"{self.root}/runs/{run}.json")
+        return self._read_json(f"runs/{run}.json")
 
     def runs(self) -> list[str]:
         """Names of all runs, the oldest first."""
-        selector = pafs.FileSelector(f"{self.root}/runs", allow_not_found=True)
-        names = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return [name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json")]
 
-    # JSON files, put in place whole
-
-    def _read_json(self, path: str) -> dict[str, Any] | None:
-        try:
-            with self.filesystem.open_input_stream(path) as stream:
-                value: dict[str, Any] = json.loads(stream.read())
-                return value
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise StoreError(f"{path} is damaged (not JSON); delete it") from None
-
-    def _write_json(self, path: str, value: Mapping[str, Any]) -> None:
-        data = json.dumps(value, indent=2, ensure_ascii=False).encode()
-        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        target = f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex[:8]}" if self.is_local else path
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
-        if self.is_local:
-            self.filesystem.move(target, path)
+    def _read_json(self, place: str) -> dict[str, Any] | None:
+        data = self.store.read(place)
+        return None if data is None else _parsed(f"{self.location.rstrip('/')}/{place}", data)
 
 
-class StoreError(Exception):
-    """The store cannot be used, or something in it is damaged."""
+def _place(fingerprint: str, key: str) -> str:
+    return f"artifacts/{fingerprint}/{key}"
+
+
+def _key(made_from: MadeFrom) -> str:
+    return hashlib.sha256(_json(dict(sorted(made_from.items())))).hexdigest()[:12]
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+
+def _parsed(place: str, data: bytes) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise StoreError(f"{place} is damaged (not JSON); delete it") from None
+    return value

@@ -10,14 +10,14 @@ from rich.table import Table
 from pipelines.plan.rounds import Plan, Round
 from pipelines.plan.steps import Step
 from pipelines.run.runner import StepResult
-from pipelines.run.store import ArtifactStore
-from stages.policy.adapter_settings import prompt_adapter
+from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.adapter_settings import ADAPTER_CONFIG, is_prompt_learning
 
 _COLUMNS = 8
 """Rounds that stand beside each other on a line."""
 
 
-def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, done: bool) -> dict[str, Any]:
+def summarise(plan: Plan, results: Sequence[StepResult], done: bool) -> dict[str, Any]:
     """Steps run so far, rounds whose training is through, and where the policy is if the run is done.
 
     ``adapter`` is there where ``policy`` is not the policy without it: virtual tokens.
@@ -35,16 +35,27 @@ def summarise(plan: Plan, results: Sequence[StepResult], store: ArtifactStore, d
         for result in results
     ]
     quarantined = sum(result.summary.get("quarantined", 0) for result in results)
-    artifact = store.open(plan.policy.fingerprint).path if done else None
-    adapter = prompt_adapter(artifact) if artifact else None
-    manifest = f"{store.location.rstrip('/')}/artifacts/{plan.policy.fingerprint}/manifest.json" if done else None
     return {
         "steps": steps,
         "rounds": rounds,
         "quarantined": quarantined,
-        "policy": str(artifact / "model") if artifact else None,
-        "adapter": str(adapter) if adapter else None,
-        "manifest": manifest,
+        **_policy(done_so_far[plan.policy.fingerprint] if done else None),
+    }
+
+
+def _policy(result: StepResult | None) -> dict[str, str | None]:
+    """Where a policy is: folders, or places in a bucket, from which nothing is fetched for this."""
+    if result is None:
+        return {"policy": None, "adapter": None, "manifest": None}
+    artifact = result.artifact
+    (part,) = artifact.parts
+    place = f"{artifact.store.name.rstrip('/')}/{part.place}"
+    config = f"{ADAPTER}/{ADAPTER_CONFIG}"
+    needed = artifact.has(config) and is_prompt_learning(artifact.path(config))
+    return {
+        "policy": f"{place}/{MODEL}",
+        "adapter": f"{place}/{ADAPTER}" if needed else None,
+        "manifest": f"{artifact.store.name.rstrip('/')}/{result.manifest}",
     }
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.base import Artifact, StageContext, StageError, Summary, grouped
+from stages.base import StageError, Summary
 from stages.core.records import SELECTION, content_id, id_numbers, messages_of, prompt_key
 from stages.data import labels, selection
 from stages.data.badrows import BadRows, refuse_too_many
@@ -19,10 +18,17 @@ from stages.data.config import CurateConfig, FilterConfig
 from stages.data.hashing import held_out, repeats, within_cap
 from stages.data.selection import Pairs
 from stages.data.votes import BallotBox, Ballots, share
+from stages.io.artifact import Artifact, Table, grouped
+from stages.io.context import StageContext
 from stages.io.filenames import ANNOTATORS, RECORDS
 from stages.io.filenames import SELECTION as SELECTION_FILE
-from stages.io.tables import read_table, stream_columns, write_table
+from stages.io.output import Output
+from stages.io.parts import run_alone
+from stages.io.tables import stream_columns
 
+File = Sequence[Table]
+"""The records of one of the user's files."""
+Progress = Callable[[int, int, str], None]
 _EVEN = 1e-6
 """A probability this close to one half is a tie; models do not hit it exactly."""
 _NAMED = 20
@@ -30,6 +36,12 @@ _NAMED = 20
 
 
 def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+    _check_quarantine(config, grouped(inputs, "pairs"))
+    made: Summary = run_alone("stages.data.curate:curate", context, config, dict(inputs))
+    return made
+
+
+def curate(output: Output, progress: Progress, config: CurateConfig, inputs: Mapping[str, Artifact]) -> Summary:
     """Write ``selection.arrow`` and, if there are votes, ``annotators.json``.
 
     A pair is left out, for the first of these reasons: filters, the user's held-out prompts, too few votes, a tie, a
@@ -39,13 +51,11 @@ def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageCont
     Raises:
         StageError: too many of a source's rows are in quarantine, or no pair is left to train on.
     """
-    artifacts = grouped(inputs, "pairs")
-    _check_quarantine(config, artifacts)
-    files = [artifact.path / RECORDS for artifact in artifacts]
-    prompts = [artifact.path / RECORDS for artifact in grouped(inputs, "heldout")]
-    pairs = Pairs([read_table(file).num_rows for file in files], config.source_of)
-    filters = _filter(config.filters, files, prompts, pairs, context)
-    boxes = _read(config, files, _keys(prompts), pairs, context)
+    files = [artifact.tables(RECORDS) for artifact in grouped(inputs, "pairs")]
+    prompts = [table for artifact in grouped(inputs, "heldout") for table in artifact.tables(RECORDS)]
+    pairs = Pairs([sum(table.rows for table in file) for file in files], config.source_of)
+    filters = _filter(config.filters, files, prompts, pairs, progress)
+    boxes = _read(config, files, _keys(prompts), pairs, progress)
     annotators: list[dict[str, Any]] = []
     for source, box in enumerate(boxes):
         if ballots := box.close():
@@ -57,13 +67,16 @@ def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageCont
     for source in range(len(config.mix)):
         _mix(config, source, pairs)
     tasks = [mix.task for mix in config.mix]
-    write_table(context.output / SELECTION_FILE, pairs.selected(tasks), SELECTION)
     sources = [{"task": task, **pairs.count(pairs.of_source(source))} for source, task in enumerate(tasks)]
     summary = {**pairs.count(), "filters": filters, "sources": sources}
     if not summary["training"]:
         raise StageError(_nothing_left(summary))
+    with output.part("selection") as part:
+        part.table(SELECTION_FILE, pairs.selected(tasks), SELECTION)
+        if annotators:
+            written = json.dumps(annotators, ensure_ascii=False, indent=1) + "\n"
+            (part.folder / ANNOTATORS).write_text(written, "utf-8")
     if annotators:
-        (context.output / ANNOTATORS).write_text(json.dumps(annotators, ensure_ascii=False, indent=1) + "\n", "utf-8")
         most = sorted(annotators, key=lambda each: -int(each["votes"]))[:_NAMED]
         summary |= {"annotators": most, "annotators_in_all": len(annotators)}
     return summary
@@ -80,20 +93,20 @@ def _check_quarantine(config: CurateConfig, artifacts: Sequence[Artifact]) -> No
 
 
 def _filter(
-    config: FilterConfig, files: list[Path], prompts: list[Path], pairs: Pairs, context: StageContext
+    config: FilterConfig, files: Sequence[File], prompts: Sequence[Table], pairs: Pairs, progress: Progress
 ) -> dict[str, Any]:
     from stages.data.quality.filters import Filters
 
-    found = Filters(config, prompts).examine(files, context.progress)
+    found = Filters(config, prompts).examine(files, progress)
     for file, factors in enumerate(found.factors):
         pairs.weight[pairs.of_file(file)] = factors
     pairs.leave_out(np.flatnonzero(pairs.weight == 0), selection.FILTERS)
     return {"dropped": found.dropped, "down_weighted": found.down_weighted}
 
 
-def _keys(prompts: Sequence[Path]) -> NDArray[np.uint64]:
+def _keys(prompts: Sequence[Table]) -> NDArray[np.uint64]:
     """The keys of held-out prompts, given as rows of ``PROMPTS``."""
-    tables = (table for file in prompts for table in stream_columns(file, ["messages"]))
+    tables = stream_columns(prompts, ["messages"])
     keys = {prompt_key(messages_of(row)) for table in tables for row in table["messages"].to_pylist()}
     return _numbers(sorted(keys))
 
@@ -103,7 +116,7 @@ def _numbers(ids: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def _read(
-    config: CurateConfig, files: Sequence[Path], prompts: NDArray[np.uint64], pairs: Pairs, context: StageContext
+    config: CurateConfig, files: Sequence[File], prompts: NDArray[np.uint64], pairs: Pairs, progress: Progress
 ) -> list[BallotBox]:
     """Fill in what the files say about each pair; returns the votes of each source."""
     boxes = [BallotBox() for _ in config.mix]
@@ -119,12 +132,12 @@ def _read(
             pairs.leave_out(at + np.flatnonzero(np.isin(keys, prompts)), selection.HELDOUT_PROMPTS)
             boxes[config.source_of[number]].add(table["votes"])
             at = here.stop
-        context.progress(at, len(pairs), "pairs")
+        progress(at, len(pairs), "pairs")
     return boxes
 
 
 def _label(
-    config: CurateConfig, files: Sequence[Path], source: int, ballots: Ballots, pairs: Pairs
+    config: CurateConfig, files: Sequence[File], source: int, ballots: Ballots, pairs: Pairs
 ) -> list[dict[str, Any]]:
     """Set the probability of a source's pairs that were voted on; returns its annotators' quality. Which answer is
     called chosen stays as it is, even where most prefer the other: the probability is then below one half."""
@@ -143,7 +156,7 @@ def _label(
     return labels.quality(ballots, accuracy)
 
 
-def _answers(files: Sequence[Path], ballots: Ballots) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _answers(files: Sequence[File], ballots: Ballots) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Names for the chosen and the rejected answers of a source's pairs; 0 for pairs that nobody voted on. An answer
     has the same name under all prompts that differ only in case or white space."""
     names = np.zeros((2, len(ballots.asked)), np.uint64)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
 
-from stages.base import Artifact, StageContext, StageError, Summary, grouped
+from stages.base import StageError, Summary
 from stages.core.errors import NoPair, RowError
 from stages.core.formats import RowParser, parse_prompt
 from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_row
 from stages.data.config import IngestConfig
+from stages.io.artifact import UserFile, grouped
+from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
+from stages.io.output import Output, add_up
+from stages.io.parts import part_name, run_alone
 from stages.io.quarantine import Quarantine
-from stages.io.tables import write_table
 from stages.readers import DataFile, Row, file_at, rows
 
+Progress = Callable[[int, int, str], object]
 _ROWS = 1000
 """Records held at a time."""
+_PART = 50_000
+"""Records of a part: what a machine fetches that needs some of them."""
 
 
-def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Read the files one after another; write ``records.arrow`` and ``quarantine.jsonl``.
+def run(config: IngestConfig, inputs: Mapping[str, UserFile], context: StageContext) -> Summary:
+    """Read the files one after another; parts have ``records.arrow`` and ``quarantine.jsonl``.
 
     ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts valid rows that yield no pair by
     their nature, such as answers with equal scores.
@@ -33,35 +40,42 @@ def run(config: IngestConfig, inputs: Mapping[str, Artifact], context: StageCont
         StageError: there are no prompts. (Pairs are checked together with those of other files, in
             ``stages.data.curate``.)
     """
-    files = [file_at(artifact.location, artifact.name) for artifact in grouped(inputs, "files")]
-    schema = PAIRS if config.kind == "pairs" else PROMPTS
-    with Quarantine(context.output) as quarantine:
-        reading = _Reading(config, files, quarantine, context)
-        made = write_table(context.output / RECORDS, _tables(reading.records(), schema), schema)
-    if not made and config.kind == "prompts":
-        names = ", ".join(file.name for file in files)
-        reasons = quarantine.summary["quarantine_reasons"]
+    files = grouped(inputs, "files")
+    summary: Summary = run_alone("stages.data.ingest:ingest", context, config, files)
+    if not summary["rows"] and config.kind == "prompts":
+        names, reasons = ", ".join(file.name for file in files), summary["quarantine_reasons"]
         raise StageError(f"no usable row in {names}" + (f"; all went to quarantine: {reasons}" if reasons else ""))
+    return summary
+
+
+def ingest(output: Output, report: Progress, config: IngestConfig, files: Sequence[UserFile]) -> Summary:
+    """Read the files to their end, one part after another."""
+    schema = PAIRS if config.kind == "pairs" else PROMPTS
+    reading = _Reading(config, [file_at(file.location, file.name) for file in files], report)
+    records = reading.records()
+    for number in count():
+        with output.part(part_name(number)) as part:
+            reading.quarantine = part.quarantine
+            rows = part.table(RECORDS, _tables(islice(records, _PART), schema), schema)
+        if rows < _PART:
+            break
+    counts = add_up(part.counts for part in output.parts)
     skipped = {"skipped": reading.skipped.total(), "skipped_reasons": dict(reading.skipped.most_common())}
-    return {"read": reading.read, "rows": made, **(skipped if reading.skipped else {}), **quarantine.summary}
+    return {"read": reading.read, **counts, **(skipped if reading.skipped else {})}
 
 
-def _tables(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    waiting: list[Mapping[str, Any]] = []
-    for record in records:
-        waiting.append(record)
-        if len(waiting) == _ROWS:
-            yield pa.Table.from_pylist(waiting, schema=schema)
-            waiting = []
-    yield pa.Table.from_pylist(waiting, schema=schema)
+def _tables(records: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    while rows := list(islice(records, _ROWS)):
+        yield pa.Table.from_pylist(rows, schema=schema)
 
 
 @dataclass
 class _Reading:
     config: IngestConfig
     files: Sequence[DataFile]
-    quarantine: Quarantine
-    context: StageContext
+    report: Progress
+    quarantine: Quarantine | None = None
+    """That of the part which is being written."""
     skipped: Counter[str] = field(default_factory=Counter)
     read: int = 0
     """Rows of the files so far, usable or not."""
@@ -71,7 +85,7 @@ class _Reading:
         read = self._pairs() if self.config.kind == "pairs" else self._prompts()
         for number, record in enumerate(read):
             if number % _ROWS == 0:
-                self.context.progress(number, 0, self.config.kind)
+                self.report(number, 0, self.config.kind)
             yield record
 
     def _pairs(self) -> Iterator[Mapping[str, Any]]:
@@ -106,6 +120,7 @@ class _Reading:
                 yield row
 
     def _reject(self, row: Row, error: RowError) -> None:
+        assert self.quarantine is not None
         self.quarantine.add(Quarantine.row(str(row.place), error, row.excerpt))
 
 

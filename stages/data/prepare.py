@@ -3,52 +3,51 @@ earlier ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.base import Artifact, StageContext, StageError, Summary, grouped
+from stages.base import EVERYWHERE, StageError, Summary
 from stages.core.records import SHARD
 from stages.data.badrows import BadRows, refuse_too_many
 from stages.data.config import PrepareConfig
-from stages.io.filenames import SELECTION, TOKENISED, shard_name
-from stages.io.tables import read_table, write_table
-
-_SLICE = 16384
-"""Rows handled at a time."""
+from stages.data.encode import SLICE
+from stages.io.artifact import Artifact, Table, grouped
+from stages.io.context import StageContext
+from stages.io.filenames import SELECTION, TOKENISED
+from stages.io.filenames import SHARD as SHARD_FILE
+from stages.io.output import PartWriter
+from stages.io.parts import part_name, run_parts, slices
+from stages.io.tables import Rows, read_table
 
 
 def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Write shards of ``shard_rows`` rows; their order is that of the inputs.
+    """Write shards of at most ``shard_rows`` rows, in parallel; their order is that of the inputs.
 
     Raises:
         StageError: no pair is left, or too many of a source's rows were refused.
     """
     if not config.heldout:
         _check_refused(config, inputs)
-    counts = {"pairs": 0, "shards": 0, "tokens": 0, "unpaired": 0}
-    pending: list[pa.Table] = []
-
-    def flush(rows: int) -> None:
-        table = pa.concat_tables(pending)
-        pending[:] = [table.slice(rows)]
-        write_table(context.output / shard_name(counts["shards"]), [table.slice(0, rows)], SHARD)
-        counts["shards"] += 1
-
-    for table in _tables(config, inputs):
-        _count(table, counts)
-        pending.append(table)
-        while sum(t.num_rows for t in pending) >= config.shard_rows:
-            flush(config.shard_rows)
-        context.progress(counts["pairs"], 0, "pairs")
-    if left := sum(t.num_rows for t in pending):
-        flush(left)
-    if not counts["pairs"]:
+    sources = _sources(config, inputs)
+    tasks = [
+        {**task, "source": number}
+        for number, source in enumerate(sources)
+        for task in slices(source.rows, config.shard_rows)
+    ]
+    tasks = [{**task, "part": part_name(number)} for number, task in enumerate(tasks)]
+    counts = run_parts(
+        tasks, "stages.data.prepare:Sharder", context, "pairs", resources=EVERYWHERE, config=config, sources=sources
+    )
+    if not counts.get("rows"):
         raise StageError(_nothing_left(config))
-    return counts
+    return {"pairs": counts.pop("rows"), "shards": len(tasks), **counts}
 
 
 def _nothing_left(config: PrepareConfig) -> str:
@@ -75,46 +74,80 @@ def _check_refused(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> Non
         refuse_too_many("the round's own pairs", [rows(artifact)], config.max_bad_share)
 
 
-def _count(table: pa.Table, counts: dict[str, int]) -> None:
-    lengths = {name: pc.list_value_length(table[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-    counts["pairs"] += table.num_rows
-    counts["tokens"] += sum(pc.sum(each).as_py() or 0 for each in lengths.values())
-    empty = pc.or_(pc.equal(lengths["chosen_ids"], 0), pc.equal(lengths["rejected_ids"], 0))
-    counts["unpaired"] += pc.sum(empty).as_py() or 0
+@dataclass(frozen=True)
+class Source:
+    """Token files that shards are made from: the rows of a selection, or all of them; of these a share."""
+
+    files: tuple[Artifact, ...]
+    selection: Table | None
+    share: float
+
+    @property
+    def rows(self) -> int:
+        """Rows from which shards are cut; not all of them end up in one."""
+        tables = [table for file in self.files for table in file.tables(TOKENISED)]
+        return self.selection.rows if self.selection else sum(table.rows for table in tables)
 
 
-def _tables(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> Iterator[pa.Table]:
+def _sources(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> list[Source]:
+    found = []
     if "selection" in inputs:
-        files = [artifact.path / TOKENISED for artifact in grouped(inputs, "selected")]
-        for table in _selected(inputs["selection"].path / SELECTION, files, config.heldout):
-            yield _thinned(table, config.preferences)
+        (selection,) = inputs["selection"].tables(SELECTION)
+        found.append(Source(tuple(grouped(inputs, "selected")), selection, config.preferences))
     for name, share in (("pairs", 1.0), ("replay", config.replay)):
-        for artifact in grouped(inputs, name):
-            table = read_table(artifact.path / TOKENISED)
-            for start in range(0, table.num_rows, _SLICE):
-                yield _thinned(table.slice(start, _SLICE).select(SHARD.names), share)
+        found += [Source((artifact,), None, share) for artifact in grouped(inputs, name)]
+    return found
 
 
-def _selected(selection: Path, files: list[Path], heldout: bool) -> Iterator[pa.Table]:
-    """The chosen rows with the label, weight and task that the selection gives them. A chosen row that could not be
-    tokenised is left out."""
-    table = read_table(selection)
-    opened = [read_table(file) for file in files]
-    rows_of = [tokens["row"].to_numpy() for tokens in opened]
-    for start in range(0, table.num_rows, _SLICE):
-        part = table.slice(start, _SLICE)
-        part = part.filter(part["heldout"] if heldout else pc.invert(part["heldout"]))
-        for number in pc.unique(part["input"]).to_pylist():
-            own = part.filter(pc.equal(part["input"], number))
-            wanted = own["row"].to_numpy()
-            places = np.searchsorted(rows_of[number], wanted)
-            there = places < len(rows_of[number])
-            there[there] = rows_of[number][places[there]] == wanted[there]
-            found = opened[number].take(pa.array(places[there])).select(SHARD.names)
-            labels = own.filter(pa.array(there))
+class Sharder:
+    """Makes shards of slices of the sources."""
+
+    def __init__(self, config: PrepareConfig, sources: Sequence[Source]) -> None:
+        self._heldout, self._sources = config.heldout, sources
+        self._opened = lru_cache(8)(self._open)  # slices come in order
+
+    def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
+        source, start, stop = self._sources[task["source"]], task["start"], task["stop"]
+        if source.selection is None:
+            found = Rows(source.files[0].tables(TOKENISED)).slice(start, stop).select(SHARD.names)
+        else:
+            labels = read_table(source.selection.path).slice(start, stop - start)
+            wanted = labels["heldout"] if self._heldout else pc.invert(labels["heldout"])
+            found = pa.concat_tables(self._labelled(task["source"], labels.filter(wanted)))
+        shard = _thinned(found, source.share)
+        part.table(SHARD_FILE, [shard], SHARD)
+        part.counts |= _count(shard)
+
+    def _labelled(self, source: int, labels: pa.Table) -> Iterator[pa.Table]:
+        """The chosen rows with the label, weight and task that the selection gives them. A chosen row that could not be
+        tokenised is left out."""
+        files, rows = labels["input"].to_numpy(), labels["row"].to_numpy()
+        borders = np.flatnonzero(np.diff(files) | np.diff(rows // SLICE)) + 1
+        for start, stop in pairwise([0, *borders.tolist(), len(rows)] if len(rows) else []):
+            tokens = self._opened(source, int(files[start]), int(rows[start]) // SLICE)
+            there, wanted = tokens["row"].to_numpy(), rows[start:stop]
+            places = np.searchsorted(there, wanted)
+            known = places < len(there)
+            known[known] = there[places[known]] == wanted[known]
+            found = tokens.take(pa.array(places[known])).select(SHARD.names)
+            own = labels.slice(start, stop - start).filter(pa.array(known))
             for name in ("probability", "weight", "task"):
-                found = found.set_column(found.schema.get_field_index(name), name, labels[name])
+                found = found.set_column(found.schema.get_field_index(name), name, own[name])
             yield found
+        yield SHARD.empty_table()
+
+    def _open(self, source: int, file: int, number: int) -> pa.Table:
+        """The tokens of one slice of a file."""
+        return read_table(self._sources[source].files[file].tables(TOKENISED)[number].path)
+
+
+def _count(table: pa.Table) -> dict[str, Any]:
+    lengths = {name: pc.list_value_length(table[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    empty = pc.or_(pc.equal(lengths["chosen_ids"], 0), pc.equal(lengths["rejected_ids"], 0))
+    return {
+        "tokens": sum(pc.sum(each).as_py() or 0 for each in lengths.values()),
+        "unpaired": pc.sum(empty).as_py() or 0,
+    }
 
 
 def _thinned(table: pa.Table, share: float) -> pa.Table:

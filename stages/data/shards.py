@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from stages.core.records import SHARD
 from stages.core.tokens.pair import EncodedPair, mismatched
-from stages.io.filenames import shard_files
-from stages.io.tables import read_table
+from stages.io.artifact import Artifact
+from stages.io.filenames import LOGPROBS
+from stages.io.filenames import SHARD as SHARD_FILE
+from stages.io.tables import Rows
 
 _SIDES = ("chosen", "rejected", "mismatched")
 
@@ -26,56 +27,79 @@ def encoded_pairs(table: pa.Table) -> list[EncodedPair]:
 
 
 class ShardData:
-    """Every pair of a training set by its index. Rows are decoded on demand.
+    """Every pair of a training set by its index. Shards are opened, and rows decoded, on demand.
 
     Raises:
         ValueError: the reference log-probabilities belong to other shards.
     """
 
-    def __init__(self, shards: Path, reference: Path | None = None) -> None:
-        self._table = pa.concat_tables(read_table(file) for file in shard_files(shards))
-        self._logprobs = torch.zeros(len(_SIDES), self._table.num_rows)
+    def __init__(self, shards: Artifact, reference: Artifact | None = None) -> None:
+        self._rows = Rows(shards.tables(SHARD_FILE))
+        self._ends: dict[int, NDArray[np.int64]] = {}
+        self._logprobs: Tensor | None = None
         if reference is None:
             return
-        logprobs = pa.concat_tables(read_table(file) for file in shard_files(reference))
-        if not logprobs["pair_id"].equals(self._table["pair_id"]):
-            raise ValueError(f"the reference log-probabilities in {reference} are not those of the shards in {shards}")
+        logprobs = Rows(reference.tables(LOGPROBS)).all()
+        if not logprobs["pair_id"].equals(self._rows.all()["pair_id"]):
+            raise ValueError(
+                f"the reference log-probabilities {reference.fingerprint[:12]} are not those of the shards "
+                f"{shards.fingerprint[:12]}"
+            )
         self._logprobs = torch.from_numpy(np.stack([logprobs[side].to_numpy() for side in _SIDES]))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._rows)
 
     def pairs(self, indices: Sequence[int]) -> list[EncodedPair]:
-        return encoded_pairs(self._table.take(pa.array(indices, pa.int64())))
+        return encoded_pairs(self._rows.take(indices))
 
     def reference(self, indices: Sequence[int]) -> Tensor:
         """Reference log-probabilities, float32 [3, len(indices)]: of the chosen, the rejected and the mismatched
         responses; zeros where nothing was scored."""
-        return self._logprobs[:, list(indices)]
+        return torch.zeros(len(_SIDES), len(indices)) if self._logprobs is None else self._logprobs[:, list(indices)]
 
     def mismatched(self, indices: Sequence[int]) -> list[EncodedPair]:
-        """Each pair's prompt with the answer of the next pair that has another prompt as ``chosen``; ``rejected`` is
-        empty. Nothing where all pairs have one prompt."""
-        if not len(self._others):
+        """Each pair's prompt with the answer of the next pair, going round, that has another prompt as ``chosen``;
+        ``rejected`` is empty. Nothing where all pairs have one prompt."""
+        found = [self._next_other(index) for index in indices]
+        others = [index for index in found if index is not None]
+        if len(others) < len(found):
             return []
-        others = self.pairs(self._others[list(indices)].tolist())
-        return [mismatched(pair, other) for pair, other in zip(self.pairs(indices), others, strict=True)]
+        pairs = zip(self.pairs(indices), self.pairs(others), strict=True)
+        return [mismatched(pair, other) for pair, other in pairs]
 
-    @cached_property
-    def _others(self) -> NDArray[np.int64]:
-        """For each pair the next one, going round, that has another prompt; empty where there is none."""
-        last = np.flatnonzero(_prompt_ends(self._table["prompt_ids"]))
-        if not len(last):
-            return last
-        size = len(self)
-        return (last[np.searchsorted(last, np.arange(size)) % len(last)] + 1) % size
+    def _next_other(self, index: int) -> int | None:
+        """The next row, going round, that has another prompt. Of the shards behind its own no more is opened than it
+        takes."""
+        shards, number = len(self._rows.starts) - 1, self._rows.number_of(index)
+        within = index - int(self._rows.starts[number])
+        prompt = self._prompt(number, within)
+        for step in range(shards + 1):
+            here = (number + step) % shards
+            rows = self._rows.table(here).num_rows
+            first = within if step == 0 else 0
+            if step and rows and self._prompt(here, 0) != prompt:
+                return int(self._rows.starts[here])
+            ends = self._shard_ends(here)
+            if (at := int(np.searchsorted(ends, first))) < len(ends):
+                return int(self._rows.starts[here]) + int(ends[at]) + 1
+        return None
+
+    def _prompt(self, number: int, row: int) -> Any:
+        return self._rows.table(number)["prompt_ids"][row]
+
+    def _shard_ends(self, number: int) -> NDArray[np.int64]:
+        """The rows of a shard that the one after it, in the shard, does not share its prompt with."""
+        if number not in self._ends:
+            self._ends[number] = np.flatnonzero(_prompt_ends(self._rows.table(number)["prompt_ids"]))
+        return self._ends[number]
 
 
 def _prompt_ends(prompt_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """For each row whether the one after it, going round, has another prompt. The tokens are compared where they lie,
-    as bytes: a million prompts take less than a second and hardly any memory."""
+    """For each row whether there is one after it that has another prompt. The tokens are compared where they lie, as
+    bytes: a million prompts take less than a second and hardly any memory."""
     ends = np.zeros(len(prompt_ids), np.bool_)
-    before = first = None
+    before = None
     row = 0
     for chunk in prompt_ids.chunks:
         tokens = chunk.values.to_numpy()
@@ -83,12 +107,8 @@ def _prompt_ends(prompt_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
         bounds = (chunk.offsets.to_numpy().astype(np.int64) * tokens.itemsize).tolist()
         for start, stop in pairwise(bounds):
             prompt = data[start:stop]
-            if before is None:
-                first = prompt
-            else:
+            if before is not None:
                 ends[row - 1] = prompt != before
             before = prompt
             row += 1
-    if row:
-        ends[-1] = before != first
     return ends

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,64 +12,72 @@ from stages.core.errors import RowError
 from stages.core.records import ROLLOUTS, messages_of
 from stages.generate import engines
 from stages.generate.config import RolloutConfig
-from stages.generate.serving import REFUSED, Weights
+from stages.generate.serving import weights_for
 from stages.io.allocator import keep_freed_memory
-from stages.io.tables import read_table
+from stages.io.artifact import Artifact
+from stages.io.filenames import RECORDS
+from stages.io.output import PartWriter
+from stages.io.parts import assigned_cpus
+from stages.io.quarantine import Quarantine
+from stages.io.tables import Rows
 from stages.policy.load import load_encoder
 
 
 class Generator:
-    """Holds the engine; maps slices of the prompts file to rollouts."""
+    """Holds the engine; makes rollouts of slices of the prompts."""
 
-    def __init__(self, config: RolloutConfig, weights: Weights, policy: str, cpus: int) -> None:
+    def __init__(
+        self, config: RolloutConfig, prompts: Artifact, policy: Artifact, adapter_base: Artifact | None
+    ) -> None:
         keep_freed_memory()
         self.config = config
-        self.policy = policy
+        self.policy = policy.fingerprint
+        self.prompts = Rows(prompts.tables(RECORDS))
+        weights = weights_for(policy, adapter_base)
         self.encoder = load_encoder(weights.model)
-        self.engine = engines.make(config, weights, cpus)
+        self.engine = engines.make(config, weights, assigned_cpus())
         self.sampling = json.dumps(config.model_dump(mode="json", exclude={"engine"}), sort_keys=True)
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for task in batch.to_pylist():
-            rows = read_table(Path(task["file"])).slice(task["start"], task["stop"] - task["start"]).to_pylist()
-            prompts = [self._prompt(row) for row in rows]
-            usable = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
-            answers = iter(self.engine.generate(usable) if usable else [])
-            yield pa.Table.from_pylist(
-                [
-                    made
-                    for row, prompt in zip(rows, prompts, strict=True)
-                    for made in (
-                        [
-                            self._row(row, [], 0, engines.Sample([], REFUSED))
-                            | {"refused": [prompt.field, prompt.reason]}
-                        ]
-                        if isinstance(prompt, RowError)
-                        else [self._row(row, prompt, number, sample) for number, sample in enumerate(next(answers))]
-                    )
-                ],
-                schema=pa.schema([*ROLLOUTS, ("source", pa.string()), ("refused", pa.list_(pa.string()))]),
-            )
+    def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
+        rows, prompts, quarantine = [], [], part.quarantine
+        for row in self.prompts.slice(task["start"], task["stop"]).to_pylist():
+            try:
+                prompts.append(self._prompt(row))
+                rows.append(row)
+            except RowError as error:
+                quarantine.add(Quarantine.row(row["source"], error, row["messages"][-1]["content"]))
+        answers = self.engine.generate(prompts) if prompts else []
+        made = [
+            self._row(row, prompt, number, sample)
+            for row, prompt, samples in zip(rows, prompts, answers, strict=True)
+            for number, sample in enumerate(samples)
+        ]
+        part.table(RECORDS, [pa.Table.from_pylist(made, schema=ROLLOUTS)], ROLLOUTS)
+        part.counts |= {
+            "tokens": sum(row["tokens"] for row in made),
+            "cut_off": sum(row["finish_reason"] == "length" for row in made),
+            "empty": sum(not row["text"].strip() for row in made),
+        }
 
     def close(self) -> None:
         self.engine.close()
 
-    def _prompt(self, row: Mapping[str, Any]) -> list[int] | RowError:
-        """A prompt's tokens, or why it cannot be answered."""
-        try:
-            ids = self.encoder.prompt(messages_of(row["messages"]), row["tools"])
-        except RowError as error:
-            return error
+    def _prompt(self, row: Mapping[str, Any]) -> list[int]:
+        """A prompt's tokens.
+
+        Raises:
+            RowError: it cannot be answered.
+        """
+        ids = self.encoder.prompt(messages_of(row["messages"]), row["tools"])
         config = self.config
         if len(ids) <= (room := config.max_length - config.max_tokens):
             return ids
         reason = f"longer than {room} tokens (rollout.max_length {config.max_length} less rollout.max_tokens)"
-        return RowError("prompt", reason)
+        raise RowError("prompt", reason)
 
     def _row(self, row: Mapping[str, Any], prompt: list[int], number: int, sample: engines.Sample) -> dict[str, Any]:
         return {
             "prompt_id": row["prompt_id"],
-            "source": row["source"],
             "sample": number,
             "messages": row["messages"],
             "tools": row["tools"],

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from stages.base import Artifact, StageContext, StageError, Summary
-from stages.core.errors import RowError
-from stages.core.records import ROLLOUTS
+from stages.base import StageError, Summary
 from stages.generate import serving
 from stages.generate.config import RolloutConfig
-from stages.generate.serving import REFUSED
+from stages.io.artifact import Artifact
+from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
-from stages.io.parts import map_actors
-from stages.io.quarantine import Quarantine
-from stages.io.tables import read_table, write_table
+from stages.io.parts import run_parts, slices
 
 _SEQUENCES = 128
-"""Sequences a call: enough to fill an engine's batch, few enough to show progress."""
+"""Sequences of a part: enough to fill an engine's batch, few enough to show progress and to do again after a crash."""
 
 
 def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -29,42 +22,16 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     Raises:
         StageError: no prompt can be answered (it leaves no room, or the template refuses it), or all answers are empty.
     """
-    prompts = inputs["prompts"].path / RECORDS
-    total = read_table(prompts).num_rows
-    size = max(1, _SEQUENCES // config.samples)
-    tasks = [{"file": str(prompts), "start": at, "stop": min(at + size, total)} for at in range(0, total, size)]
-    base = inputs.get("adapter_base")
+    total = sum(table.rows for table in inputs["prompts"].tables(RECORDS))
     gpu = context.resources.gpus > 0
-    weights = serving.weights_for(inputs["policy"].path, inputs["policy"].fingerprint, base.path if base else None, gpu)
-    tables = map_actors(
-        tasks, "stages.generate.generator:Generator", context.resources, serving.environment(config, gpu),
-        config=config, weights=weights, policy=inputs["policy"].fingerprint,
+    counts = run_parts(
+        slices(total, max(1, _SEQUENCES // config.samples)), "stages.generate.generator:Generator", context, "prompts",
+        serving.environment(config, gpu), config=config, prompts=inputs["prompts"], policy=inputs["policy"],
+        adapter_base=inputs.get("adapter_base") if gpu else None,
     )  # fmt: skip
-    rejected: list[dict[str, str]] = []
-    stats = {"rollouts": 0, "tokens": 0, "cut_off": 0, "empty": 0}
-
-    def counted() -> Iterator[pa.Table]:
-        for table in tables:
-            answered = pc.not_equal(table["finish_reason"], REFUSED)
-            rejected.extend(_reject(row) for row in table.filter(pc.invert(answered)).to_pylist())
-            table = table.filter(answered)
-            stats["rollouts"] += table.num_rows
-            stats["tokens"] += pc.sum(table["tokens"]).as_py() or 0
-            stats["cut_off"] += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
-            stats["empty"] += sum(not text.strip() for text in table["text"].to_pylist())
-            context.progress(stats["rollouts"] // config.samples, total, f"prompts, {stats['tokens']} tokens")
-            yield table
-
-    write_table(context.output / RECORDS, counted(), ROLLOUTS)
-    with Quarantine(context.output) as quarantine:
-        for row in rejected:
-            quarantine.add(row)
-    if not stats["rollouts"]:
-        raise StageError(f"no prompt can be answered: {quarantine.summary['quarantine_reasons']}")
-    if stats["empty"] == stats["rollouts"]:
+    counts = {"rollouts": counts.pop("rows"), **counts}
+    if not counts["rollouts"]:
+        raise StageError(f"no prompt can be answered: {counts['quarantine_reasons']}")
+    if counts["empty"] == counts["rollouts"]:
         raise StageError("every answer is empty: does the model fit its chat template?")
-    return {**stats, **quarantine.summary, "prompts": total - len(rejected), "engine": config.engine}
-
-
-def _reject(row: Mapping[str, Any]) -> dict[str, str]:
-    return Quarantine.row(row["source"], RowError(*row["refused"]), row["messages"][-1]["content"])
+    return {**counts, "prompts": total - counts["quarantined"], "engine": config.engine}

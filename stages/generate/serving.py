@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.generate.config import RolloutConfig
+from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER
-
-REFUSED = "refused"
-"""Finish reason of the rows that stand for prompts that cannot be answered, on their way to quarantine."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,13 @@ class Weights:
     adapter_name: str = ""
 
 
-def weights_for(policy: Path, fingerprint: str, adapter_base: Path | None, gpu: bool) -> Weights:
-    """On GPU an adapter on its base, if the policy is one; on CPU, where adapters cost a factor of 3 to 4, the
-    merged weights, which every policy has."""
-    adapter = policy / ADAPTER
-    if gpu and adapter_base is not None and adapter.is_dir():
-        return Weights(adapter_base, adapter, f"adapter-{fingerprint[:32]}")
-    return Weights(policy)
+def weights_for(policy: Artifact, adapter_base: Artifact | None) -> Weights:
+    """An adapter on its base, where there is one (on a GPU); else the merged weights, which every policy has: on a CPU
+    adapters cost a factor of 3 to 4."""
+    folder = policy.folder()
+    if adapter_base is not None and (folder / ADAPTER).is_dir():
+        return Weights(adapter_base.folder(), folder / ADAPTER, f"adapter-{policy.fingerprint[:32]}")
+    return Weights(folder)
 
 
 def environment(config: RolloutConfig, gpu: bool) -> dict[str, str]:

@@ -34,11 +34,25 @@ class Board:
         return self._latest
 
 
+class Reporter:
+    """A worker's way to report progress, called like the driver's."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self._actor.post.remote(done, total, note)
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """For work that has to be done on the driver's machine."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @contextmanager
 def board(report: Callable[[int, int, str], None], seconds: float = 0.5) -> Iterator[Any]:
     """An actor to hand to workers: what they ``post`` to it is passed on to ``report`` until the block ends."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # so not lost with another machine
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here())(Board).remote()  # so not lost with another machine
     stop = threading.Event()
 
     def watch() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 MODEL = "model"
 """In every policy: a folder in Hugging Face format."""
 ADAPTER = "adapter"
@@ -13,7 +11,11 @@ CHAT = "chat.json"
 """In a policy whose spec says so: what its chat template is told besides the conversation, such as today's date."""
 RECORDS = "records.arrow"
 QUARANTINE = "quarantine.jsonl"
+"""Beside the rows of a part that has rejected some."""
 TOKENISED = "tokens.arrow"
+SHARD = "pairs.arrow"
+"""A shard: tokenised pairs to train on."""
+LOGPROBS = "logprobs.arrow"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 SELECTION = "selection.arrow"
@@ -22,11 +24,3 @@ ANNOTATORS = "annotators.json"
 """Next to a selection based on votes: every annotator's quality."""
 METRICS = "metrics.jsonl"
 """In a trained policy: one row of metrics per optimizer step."""
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}.arrow"
-
-
-def shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.arrow"))

@@ -1,94 +1,168 @@
-"""How stages use Ray: a list of small tasks in, Arrow tables out, in the tasks' order."""
+"""How stages use Ray: small tasks go in, and each becomes a part of the artifact, written by the worker that made it.
+Only counts come back."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray
 
-from stages.base import Resources, resolve
+from stages.base import Resources, StageError, resolve
+from stages.io import cache
 from stages.io.allocator import give_back_memory
+from stages.io.artifact import Part
+from stages.io.context import StageContext
+from stages.io.output import Output, add_up
 
 _RETRIES = 3
 """How often a lost process is replaced."""
-_AHEAD = 4
-"""Tables that may be waiting to be taken."""
+_AHEAD = 16
+"""Parts whose counts may be waiting to be taken."""
+
+Task = Mapping[str, Any]
+"""What a worker needs to know to make one part: plain values; ``part`` is the part's name, ``rows`` how many rows it is
+made from."""
 
 
-def map_tasks(tasks: Sequence[Mapping[str, Any]], function: Any) -> Iterator[pa.Table]:
-    """Run ``function(task) -> iterable of tables`` for each task, in parallel, and yield the tables in order.
-
-    Tables are streamed: nothing holds more than the few in flight. A single task needs no distribution.
-    """
-    if len(tasks) == 1:
-        yield from _one_task(function.__name__, function, tasks[0], cpus=1)
-        return
-    data = _ray_data()
-
-    def call(batch: pa.Table) -> Iterator[pa.Table]:
-        for task in batch.to_pylist():
-            yield from function(task)
-
-    dataset = data.from_items(list(tasks), override_num_blocks=len(tasks))
-    yield from _tables(dataset.map_batches(call, batch_size=1, batch_format="pyarrow"))
+def part_name(index: int) -> str:
+    return f"{index:05d}"
 
 
-def map_actors(
-    tasks: Sequence[Mapping[str, Any]],
+def slices(rows: int, size: int) -> list[dict[str, Any]]:
+    """Tasks of at most ``size`` rows each: ``start`` and ``stop``."""
+    starts = range(0, rows, size)
+    return [
+        {"part": part_name(number), "start": start, "stop": min(start + size, rows), "rows": min(size, rows - start)}
+        for number, start in enumerate(starts)
+    ]
+
+
+def run_parts(
+    tasks: Sequence[Task],
     worker: str,
-    resources: Resources,
+    context: StageContext,
+    note: str,
     env: Mapping[str, str] | None = None,
+    resources: Resources | None = None,
     **arguments: Any,
-) -> Iterator[pa.Table]:
-    """Like :func:`map_tasks`, but the function is an object (a model, an engine) made once per worker.
+) -> dict[str, Any]:
+    """Make a part of every task, in parallel; returns what they counted, added up.
 
-    ``worker`` is a class as ``module:name``, which only the workers import: the driver does without torch. It is called
-    with ``arguments`` and ``cpus``, then with one-row tables, and closed if it has a ``close``. Any memory and devices
-    it holds are free once the last table has been taken. A single worker is one long task: there is nothing to
-    distribute, and its process, with all that it has imported, serves the next stage.
+    Parts that an earlier, interrupted run has finished are not made again. ``worker`` is a class as ``module:name``,
+    which only the workers import. It is called with ``arguments``, the object then
+    with each task and the part to write (``PartWriter``), and is closed if it has a ``close``. A single worker is one
+    long task: its process, with all that it has imported, serves the next stage. Without Ray it is this process.
+
+    Raises:
+        StageError: a worker gave one as the reason why it cannot go on, or a part is missing in the end.
     """
-    cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
-    if resources.workers == 1:
-        inputs = worker, {**arguments, "cpus": cpus}, list(tasks)
-        yield from _one_task(worker.partition(":")[2], mapped, *inputs, cpus=cpus, gpus=resources.gpus, env=env)
-        return
-    data = _ray_data()
-    dataset = data.from_items(list(tasks), override_num_blocks=len(tasks)).map_batches(
-        _Actor,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=data.ActorPoolStrategy(size=min(resources.workers, len(tasks))),
-        num_cpus=cpus,
-        num_gpus=resources.gpus or None,
-        fn_constructor_kwargs={**arguments, "worker": worker, "cpus": cpus},
-        runtime_env={"env_vars": dict(env or {})},
-    )
-    yield from _tables(dataset)
+    output, resources = context.output, resources or context.resources
+    done = output.done()
+    total = sum(task["rows"] for task in tasks)
+    rows = {task["part"]: task["rows"] for task in tasks}
+    finished = {name: part for name, part in done.items() if name in rows}
+    pending = [task for task in tasks if task["part"] not in finished]
+    if finished and pending:
+        context.progress(sum(rows[name] for name in finished), total, f"{note} (continued)")
+    for part in _made(pending, worker, output, resources, env, arguments):
+        finished[part.name] = part
+        context.progress(sum(rows[name] for name in finished), total, note)
+    if missing := [name for name in rows if name not in finished]:
+        raise StageError(f"{len(missing)} of {len(rows)} parts were not made, the first is {missing[0]}")
+    output.parts.extend(finished[name] for name in rows)
+    return add_up(finished[name].counts for name in rows)
 
 
-def call(function: str, *inputs: Any, gpus: float = 0) -> Any:
-    """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process, so that its
-    imports are there for later stages and not in the driver; else here."""
-    if not ray.is_initialized():
-        return resolve(function)(*inputs)
-    (result,) = _one_task(function.partition(":")[2], called, function, inputs, cpus=1, gpus=gpus)
+def run_alone(function: str, context: StageContext, *inputs: Any, gpus: float = 0) -> Any:
+    """What a function (``module:name``) returns that makes parts itself: it is given the output, a function to report
+    progress to, and ``inputs``. It runs in a worker's process on the driver's machine, since it may read the user's
+    files there, or here where Ray was not started."""
+    if not _started():
+        return resolve(function)(context.output, context.progress, *inputs)
+    from stages.io.board import Reporter, board
+
+    with board(context.progress) as progress:
+        reporter = Reporter(progress)
+        result, parts = call("stages.io.parts:alone", function, context.output, reporter, inputs, gpus=gpus)
+    context.output.parts.extend(parts)
     return result
 
 
-def called(function: str, inputs: Sequence[Any]) -> Iterator[Any]:
-    try:
-        yield resolve(function)(*inputs)
-    finally:
-        give_back_memory()
+def alone(function: str, output: Output, report: Any, inputs: Sequence[Any]) -> tuple[Any, list[Part]]:
+    result = resolve(function)(output, report, *inputs)
+    return result, list(output.parts)
+
+
+def call(function: str, *inputs: Any, gpus: float = 0) -> Any:
+    """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process on the driver's
+    machine, so that its imports are there for later stages and not in the driver; else here."""
+    if not _started():
+        return resolve(function)(*inputs)
+    from stages.io.board import here
+
+    name = function.partition(":")[2]
+    (result,) = _one_task(name, _called, function, inputs, sys.path, cpus=1, gpus=gpus, where=here())
+    return result
+
+
+def assigned_cpus() -> int:
+    """The CPUs that this worker may keep busy."""
+    import ray
+
+    assigned = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
+    return int(assigned.get("CPU", 0)) or os.cpu_count() or 1
+
+
+def _started() -> bool:
+    """Whether Ray has been started; it is not imported for the answer."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _made(
+    tasks: Sequence[Task], worker: str, output: Output, resources: Resources, env: Mapping[str, str] | None,
+    arguments: Mapping[str, Any],
+) -> Iterator[Part]:  # fmt: skip
+    """The parts, in the order in which they are finished."""
+    if not tasks:
+        return
+    if not _started():
+        yield from _mapped(worker, arguments, output, tasks, ())
+        return
+    import ray
+
+    available = ray.cluster_resources().get("CPU", 1)
+    cpus = resources.cpus_per_worker(available)
+    workers = min(resources.worker_range[1], len(tasks), max(1, int(available) // cpus))
+    if workers == 1:
+        name, inputs = worker.partition(":")[2], (worker, arguments, output, list(tasks), sys.path)
+        yield from _one_task(name, _mapped, *inputs, cpus=cpus, gpus=resources.gpus, env=env)
+        return
+    data = _ray_data()
+    dataset = data.from_items([dict(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
+        _Actor,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=data.ActorPoolStrategy(size=workers),
+        num_cpus=cpus,
+        num_gpus=resources.gpus or None,
+        fn_constructor_args=(worker, arguments, output, tuple(sys.path)),
+        runtime_env={"env_vars": dict(env or {})},
+    )
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from map(Part.parse, table["part"].to_pylist())
 
 
 def _one_task(
-    name: str, function: Any, *inputs: Any, cpus: int, gpus: float = 0, env: Mapping[str, str] | None = None
-) -> Iterator[Any]:
+    name: str, function: Any, *inputs: Any, cpus: int, gpus: float = 0, env: Mapping[str, str] | None = None,
+    where: Any = None,
+) -> Iterator[Any]:  # fmt: skip
     """What ``function(*inputs)`` yields, in one process."""
+    import ray
+
     call = ray.remote(
         num_cpus=cpus,
         num_gpus=gpus,
@@ -97,42 +171,66 @@ def _one_task(
         num_returns="streaming",
         _generator_backpressure_num_objects=_AHEAD,
     )(function)
-    options = {"runtime_env": {"env_vars": dict(env)}} if env else {}
-    tables = call.options(name=name, **options).remote(*inputs)
+    options: dict[str, Any] = {"runtime_env": {"env_vars": dict(env)}} if env else {}
+    found = call.options(name=name, scheduling_strategy=where, **options).remote(*inputs)
     try:
-        for table in tables:
-            yield ray.get(table)
+        for each in found:
+            yield ray.get(each)
     except ray.exceptions.RayTaskError as error:
         raise error.cause or error from None  # else a stage's own words are lost on the way
     finally:
-        ray.cancel(tables, force=True)
+        ray.cancel(found, force=True)
 
 
-def mapped(worker: str, arguments: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
-    """The tables that a worker makes of some tasks, in order."""
+def _called(function: str, inputs: Sequence[Any], importable: Sequence[str]) -> Iterator[Any]:
+    _importable(importable)
+    try:
+        yield resolve(function)(*inputs)
+    finally:
+        cache.release()
+        give_back_memory()
+
+
+def _mapped(
+    worker: str, arguments: Mapping[str, Any], output: Output, tasks: Sequence[Task], importable: Sequence[str]
+) -> Iterator[Part]:
+    """The parts that one worker makes. Started again after its process was lost, it goes on behind those that are
+    there."""
+    _importable(importable)
+    done = output.done()
     mapper = resolve(worker)(**arguments)
     try:
         for task in tasks:
-            yield from mapper(pa.Table.from_pylist([task]))
+            yield done.get(task["part"]) or _make(mapper, task, output)
     finally:
         if hasattr(mapper, "close"):
             mapper.close()
         del mapper
+        cache.release()
         give_back_memory()
 
 
 class _Actor:
     """A worker as an actor of Ray Data."""
 
-    def __init__(self, worker: str, **arguments: Any) -> None:
-        self._mapper = resolve(worker)(**arguments)
+    def __init__(self, worker: str, arguments: Mapping[str, Any], output: Output, importable: Sequence[str]) -> None:
+        _importable(importable)
+        self._mapper, self._output = resolve(worker)(**arguments), output
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        yield from self._mapper(batch)
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        parts = [_make(self._mapper, task, self._output) for task in batch.to_pylist()]
+        return pa.table({"part": [part.text() for part in parts]})
 
 
-def _tables(dataset: Any) -> Iterator[pa.Table]:
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+def _make(mapper: Any, task: Task, output: Output) -> Part:
+    with output.part(task["part"]) as part:
+        mapper(task, part)
+    return output.parts.pop()
+
+
+def _importable(paths: Sequence[str]) -> None:
+    """The driver's ``sys.path``: the user's own judges and formats stand beside the spec."""
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def _ray_data() -> Any:
@@ -140,7 +238,6 @@ def _ray_data() -> Any:
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else a stage's own words are lost on the way
     logging.getLogger("ray.data").setLevel(logging.WARNING)

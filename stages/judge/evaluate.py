@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from stages.base import Artifact, StageContext, StageError, Summary
+from stages.base import StageError, Summary
 from stages.core.metrics import bootstrap, win_rates
+from stages.io.artifact import Artifact
+from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
-from stages.io.tables import read_rows
+from stages.io.tables import rows_of
 from stages.judge.config import EvaluateConfig
 
 
@@ -32,12 +34,13 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageCo
         "baseline_score": inputs["baseline"].summary["mean_score"],
     }
     details = dict(zip(sorted(both), rates, strict=True))
-    (context.output / "win_rates.json").write_text(json.dumps(details, indent=2), encoding="utf-8")
+    with context.output.part("win_rates") as part:
+        (part.folder / "win_rates.json").write_text(json.dumps(details, indent=2), encoding="utf-8")
     return summary
 
 
 def _scores(judged: Artifact) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = defaultdict(list)
-    for row in read_rows(judged.path / RECORDS):
+    for row in rows_of(judged.tables(RECORDS)):
         scores[row["prompt_id"]].append(row["score"])
     return scores

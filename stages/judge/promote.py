@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
-from stages.base import Artifact, StageContext, Summary
-from stages.io.filenames import ADAPTER, CHAT, MODEL
+from stages.base import Summary
+from stages.io.artifact import Artifact
+from stages.io.context import StageContext
 from stages.judge.config import PromoteConfig
-from stages.policy.adapter_settings import prompt_adapter
 
 
 def run(config: PromoteConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Make a policy artifact of the winner's model; files are linked where the disk allows it, not copied."""
+    """Make a policy artifact of the winner's files: it names them, none is copied."""
     win_rate = inputs["evaluation"].summary["win_rate"]
     misses = missed(config, win_rate)
-    winner = "champion" if misses else "candidate"
-    shutil.copytree(inputs[winner].path / MODEL, context.output / MODEL, copy_function=_link_or_copy)
-    if (adapter := prompt_adapter(inputs[winner].path)) is not None:
-        shutil.copytree(adapter, context.output / ADAPTER, copy_function=_link_or_copy)
-    if (chat := inputs[winner].path / CHAT).is_file():
-        shutil.copyfile(chat, context.output / CHAT)
-    return {"promoted": not misses, "misses": misses, "policy": inputs[winner].fingerprint}
+    winner = inputs["champion" if misses else "candidate"]
+    context.output.parts.extend(winner.parts)
+    return {"promoted": not misses, "misses": misses, "policy": winner.fingerprint}
 
 
 def missed(config: PromoteConfig, win_rate: Mapping[str, float]) -> list[str]:
@@ -35,10 +28,3 @@ def missed(config: PromoteConfig, win_rate: Mapping[str, float]) -> list[str]:
         for name, bound in bounds.items()
         if bound is not None and measured[name] < bound
     ]
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, Path(target))

@@ -87,7 +87,9 @@ def prompt_adapter(policy: Path) -> Path | None:
     """The adapter that a policy artifact is incomplete without: virtual tokens. None where ``model`` is the whole
     policy, with any adapter merged."""
     file = policy / ADAPTER / ADAPTER_CONFIG
-    if not file.is_file():
-        return None
-    peft_type = json.loads(file.read_text(encoding="utf-8"))["peft_type"]
-    return policy / ADAPTER if peft_type in PROMPT_LEARNING else None
+    return policy / ADAPTER if file.is_file() and is_prompt_learning(file) else None
+
+
+def is_prompt_learning(config: Path) -> bool:
+    """Whether an adapter's configuration is one of virtual tokens."""
+    return json.loads(config.read_text(encoding="utf-8"))["peft_type"] in PROMPT_LEARNING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.base import StageError
 from stages.io.filenames import CHAT, MODEL
+from stages.io.output import Output
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.adapters import attach
 from stages.policy.config import MaterialiseConfig
 from stages.policy.files import COPIED, copy_model, copy_tokenizer, keep_dtype, name_for_older_readers, remove_weights
 from stages.policy.load import load_model, load_tokenizer
 from stages.policy.save import save_weights, weights_dtype
+
+
+def make(output: Output, _: object, config: MaterialiseConfig, source: Path | None, adapter: Path | None) -> int:
+    """Write the policy as the artifact's only part; as :func:`convert`."""
+    with output.part("policy") as part:
+        return convert(config, source, adapter, part.folder)
 
 
 def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None, policy: Path) -> int:
@@ -29,7 +35,6 @@ def convert(config: MaterialiseConfig, source: Path | None, adapter: Path | None
             not fit them.
     """
     output = policy / MODEL
-    shutil.rmtree(output, ignore_errors=True)  # left by a lost process
     source = source or _download(config)
     if (source / ADAPTER_CONFIG).is_file():  # transformers would load it on whatever base it names
         raise StageError(f"{source} holds an adapter ({ADAPTER_CONFIG}); give it as policy.adapter, on its own")

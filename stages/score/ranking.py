@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stages.base import Artifact, StageContext, StageError, Summary
+from stages.base import StageError, Summary
 from stages.core.losses.inputs import loss_input
 from stages.core.losses.objective import Objective, Outcome
 from stages.core.metrics import BY_TASK
 from stages.data.shards import ShardData
+from stages.io.artifact import Artifact
+from stages.io.context import StageContext
 from stages.score.config import HeldoutConfig
 
 
@@ -24,12 +26,12 @@ def run(config: HeldoutConfig, inputs: Mapping[str, Artifact], context: StageCon
         StageError: a log-probability, and with it the loss, is not finite.
     """
     reference = inputs.get("reference")
-    policy = ShardData(inputs["shards"].path, inputs["policy"].path)
+    policy = ShardData(inputs["shards"], inputs["policy"])
     indices = range(len(policy))
     scored = policy.reference(indices)
     against = torch.zeros_like(scored)
     if reference is not None:
-        against = ShardData(inputs["shards"].path, reference.path).reference(indices)
+        against = ShardData(inputs["shards"], reference).reference(indices)
     pairs = policy.pairs(indices)
     # KTO's z0 over everything that is held out; zero where the other answers were not scored.
     kl = (scored[2] - against[2]).mean().clamp(min=0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stages.base import TrainResources
+from stages.io.artifact import Artifact
+from stages.io.output import Output
 from stages.train.config import TrainConfig
+
+POLICY = "policy"
+"""The part that a training makes."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,11 @@ class Arguments:
     config: TrainConfig
     resources: TrainResources
     cpus: int
-    paths: dict[str, str]
-    """Folders of the stage's inputs, by name."""
+    inputs: dict[str, Artifact]
+    """The stage's inputs, by name."""
+    output: Output
+    """Where checkpoints and the finished policy go."""
     progress: Any
     """The board (``stages.io.board``)."""
-    scratch: str
-    """Folder that checkpoints are put together in."""
     importable: tuple[str, ...]
     """The driver's ``sys.path``: the user's own losses stand beside the spec."""
-    start: Path | None
-    """The newest checkpoint of earlier attempts, which may have had another number of workers."""

@@ -22,9 +22,9 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from stages.io.filenames import METRICS
-from stages.train.latest import PROGRESS, step_of
 from stages.train.sharding import is_sharded
 
+PROGRESS = "progress.json"
 _TENSORS = "state.safetensors"
 _WEIGHT, _MOMENT = "weight.", "optimizer."
 
@@ -77,7 +77,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     by_index = {index: moments[name] for index, name in enumerate(parameters) if name in moments}
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": by_index, "param_groups": groups})
-    step = step_of(folder)
+    step = int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     return TrainState(model, optimizer, step, rows)
 

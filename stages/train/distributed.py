@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -17,39 +16,33 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from stages.base import StageError, TrainResources
 from stages.train.arguments import Arguments
-from stages.train.latest import RAY_TRAIN, forget_torn_state
 from stages.train.session import train_worker
 
 
-def fit(arguments: Arguments, work: Path) -> Path:
-    """Train to the end; returns the last checkpoint. The Ray Train run lives in ``work``.
+def fit(arguments: Arguments) -> None:
+    """Train to the end. Checkpoints go to the store without Ray Train (``kept``), so that one worker and several
+    continue each other's; what it writes down itself is of no use to a later run.
 
     Raises:
         StageError: a worker failed, or the workers were lost too often.
     """
     resources = arguments.resources
-    forget_torn_state(work / RAY_TRAIN)
-    if arguments.start is not None and not arguments.start.is_relative_to(work / RAY_TRAIN):
-        shutil.rmtree(work / RAY_TRAIN, ignore_errors=True)  # behind the checkpoint that training starts from
-    trainer = _Trainer(
-        distributed_worker,
-        train_loop_config={"arguments": arguments},
-        scaling_config=scaling(resources, arguments.cpus),
-        run_config=ray.train.RunConfig(
-            name=RAY_TRAIN,
-            storage_path=str(work),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        with own_interrupts():
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _plain(error) from error
-    if result.checkpoint is None:
-        raise StageError("the workers ended without a checkpoint")
-    return Path(result.checkpoint.path)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        trainer = _Trainer(
+            distributed_worker,
+            train_loop_config={"arguments": arguments},
+            scaling_config=scaling(resources, arguments.cpus),
+            run_config=ray.train.RunConfig(
+                name="ray-train",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            ),
+        )
+        try:
+            with own_interrupts():
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _plain(error) from error
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]  # ray has no types
@@ -109,15 +102,6 @@ class RayTrainSession:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        if (checkpoint := ray.train.get_checkpoint()) is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def report(self, step: int, checkpoint: Path | None) -> None:
+    def report(self, step: int) -> None:
         """Waits for the other workers."""
-        handed = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
-        ray.train.report({"step": step}, checkpoint=handed)
+        ray.train.report({"step": step})

@@ -15,6 +15,7 @@ from stages.core.forward.logprobs import ResponseLogprobs, choose_layout
 from stages.core.forward.packing import Layout, collate
 from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import ShardData
+from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.load import device_of_worker, load_policy
@@ -38,15 +39,16 @@ def write(model: Any, data: PairData, folder: Path) -> None:
     (folder / PROOF).write_text(text, encoding="utf-8")
 
 
-def check(policy: str, initial: str, shards: str, proof: str) -> float:
+def check(stored: Artifact, initial: Artifact, shards: Artifact) -> float:
     """The largest difference between the stored policy and the note, in nats per token.
 
     Raises:
         StageError: it is more than rounding in float32 explains.
     """
-    noted = json.loads((Path(proof) / PROOF).read_text(encoding="utf-8"))
-    pairs = ShardData(Path(shards)).pairs(noted["rows"])
-    model = load_policy(Path(policy), device_of_worker())
+    policy = stored.folder()
+    noted = json.loads((policy / PROOF).read_text(encoding="utf-8"))
+    pairs = ShardData(shards).pairs(noted["rows"])
+    model = load_policy(policy, device_of_worker())
     found = logprobs(model, pairs, noted["layout"])
     tokens = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs]).clamp(min=1)
     differences = (found - torch.tensor(noted["logprobs"])).abs() / tokens
@@ -55,7 +57,7 @@ def check(policy: str, initial: str, shards: str, proof: str) -> float:
         pair = pairs[int(differences.max(1).values.argmax())]
         raise StageError(
             f"the stored policy is not the one that was trained: the log-probabilities of pair {pair.name} differ by "
-            f"{largest:.2g} nats per token; {_cause(Path(policy), Path(initial))}"
+            f"{largest:.2g} nats per token; {_cause(policy, initial.folder())}"
         )
     return largest
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +20,16 @@ from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
 from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
+from stages.io.filenames import CHAT, METRICS
 from stages.policy.load import device_of_worker, product_precision
 from stages.train import checkpoints, proof
-from stages.train.arguments import Arguments
+from stages.train.arguments import POLICY, Arguments
 from stages.train.checkpoints import TrainState
-from stages.train.config import TrainConfig
 from stages.train.gradients import MicroBatchError
-from stages.train.latest import newest
+from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, train_steps
 from stages.train.policy import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
-from stages.train.sharding import distribute, is_sharded, shards, whole_weights
+from stages.train.sharding import distribute, shards, whole_weights
 from stages.train.worker import Worker
 
 _NAMED = 10
@@ -36,34 +37,30 @@ _NAMED = 10
 
 
 class Session(Protocol):
-    """A worker's place among the others, and where its checkpoints go."""
+    """A worker's place among the others."""
 
     @property
     def rank(self) -> int: ...
     @property
     def world(self) -> int: ...
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The session's own newest checkpoint."""
-        ...
-
-    def report(self, step: int, checkpoint: Path | None) -> None:
-        """A step is done, and its checkpoint (this worker's part of it) is in a folder that the session may take; what
-        it leaves is deleted."""
+    def report(self, step: int) -> None:
+        """A step is done and kept; waits for the other workers."""
         ...
 
 
 def train_worker(arguments: Arguments, session: Session) -> None:
-    """Train from the newest checkpoint to the end; the last checkpoint also holds the finished policy."""
+    """Train from the newest checkpoint to the end, and write the finished policy."""
     config, resources, progress = arguments.config, arguments.resources, arguments.progress
     sys.path += [path for path in arguments.importable if path not in sys.path]
     if ray.get(progress.failure.remote()) is not None:
         return  # started again after a worker gave up for a reason that would be the same again
-    paths = {name: Path(path) for name, path in arguments.paths.items()}
+    inputs, kept = arguments.inputs, Kept(arguments.output)
+    initial = inputs["policy"].folder()
     keep_freed_memory()
     torch.set_num_threads(arguments.cpus)
     torch.manual_seed(config.seed)
     device, sharded = device_of_worker(), shards(resources.strategy, session.world)
-    policy = build_policy(config, paths["policy"], torch.device("cpu") if sharded else device)
+    policy = build_policy(config, initial, torch.device("cpu") if sharded else device)
     layout = choose_layout(policy, config.layout)
     precision = product_precision(config.precision, device)
     bare = ResponseLogprobs(freeze(policy, precision), layout, precision, resources.checkpointing)
@@ -71,12 +68,11 @@ def train_worker(arguments: Arguments, session: Session) -> None:
     model = distribute(bare, resources.strategy, device)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
-    with session.latest() as own:
-        if (folder := newest([own, arguments.start])) is not None:
-            state = checkpoints.load(folder, bare, optimizer)
-            print(f"continued from step {state.step}", flush=True)
+    if (folder := kept.newest()) is not None:
+        state = checkpoints.load(folder, bare, optimizer)
+        print(f"continued from step {state.step}", flush=True)
     worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)
-    data = ShardData(paths["shards"], paths.get("reference"))
+    data = ShardData(inputs["shards"], inputs.get("reference"))
     with _given_up(progress, resources):
         for row in train_steps(model, optimizer, data, config, worker, layout, state.step):
             state.step = int(row["step"])
@@ -84,10 +80,11 @@ def train_worker(arguments: Arguments, session: Session) -> None:
             if session.rank == 0:
                 note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
                 progress.post.remote(state.step, int(row["steps"]), note)
-            last = state.step == row["steps"]
-            if last or state.step % resources.checkpoint_every == 0:
-                save = partial(_save, session, bare, data, config, paths["policy"], sharded) if last else None
-                _report(session, state, Path(arguments.scratch), save)
+            if state.step == row["steps"] or state.step % resources.checkpoint_every == 0:
+                if sharded or session.rank == 0:
+                    kept.keep(state.step, partial(checkpoints.save, state), together=sharded)
+                session.report(state.step)
+    _finish(session, state, data, arguments, initial, sharded)
 
 
 @contextmanager
@@ -125,29 +122,20 @@ def _all_sum(value: Tensor) -> Tensor:
     return value.cpu()
 
 
-def _save(
-    session: Session, trained: ResponseLogprobs, data: ShardData, config: TrainConfig, initial: Path, sharded: bool,
-    folder: Path,
-) -> None:  # fmt: skip
-    """The finished policy, by worker 0; all workers have to call it."""
+def _finish(
+    session: Session, state: TrainState, data: ShardData, arguments: Arguments, initial: Path, sharded: bool
+) -> None:
+    """Worker 0 writes the finished policy; all workers have to call this."""
+    trained, config = state.model, arguments.config
+    assert isinstance(trained, ResponseLogprobs)
     weights = whole_weights(trained.model) if sharded else {}
-    if session.rank == 0:
+    if session.rank != 0:
+        return
+    with arguments.output.part(POLICY) as part:
         trained.release()
         whole = rebuild_policy(config, initial, weights) if sharded else trained.model
-        save_policy(whole, config, initial, folder, lambda model: proof.write(model, data, folder))
-
-
-def _report(session: Session, state: TrainState, scratch: Path, save: Callable[[Path], None] | None) -> None:
-    """Hand in a checkpoint; the last one also holds the finished policy, which ``save`` writes.
-
-    What several workers hand in is put together, and a checkpoint counts when all have done so.
-    """
-    if session.rank != 0 and not is_sharded(state.model):
-        session.report(state.step, None)
-        return
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        checkpoints.save(state, folder)
-        if save is not None:
-            save(folder)
-        session.report(state.step, folder)
+        save_policy(whole, config, initial, part.folder, lambda model: proof.write(model, data, part.folder))
+        if (chat := initial / CHAT).is_file():
+            shutil.copyfile(chat, part.folder / CHAT)
+        lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
+        (part.folder / METRICS).write_text(lines, encoding="utf-8")

@@ -5,24 +5,16 @@ Ray starts the process anew when it is lost, up to ``resources.train.max_failure
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import ray
 
 from stages.base import StageError
+from stages.io import cache
 from stages.io.allocator import give_back_memory
 from stages.train.arguments import Arguments
-from stages.train.latest import SINGLE, newest, of_single
-
-_KEPT = 2
-"""Checkpoints that are kept."""
 
 
-def fit(arguments: Arguments, work: Path) -> Path:
-    """Train to the end; returns the last checkpoint.
+def fit(arguments: Arguments) -> None:
+    """Train to the end.
 
     Raises:
         StageError: the process failed, or was lost too often.
@@ -34,7 +26,7 @@ def fit(arguments: Arguments, work: Path) -> Path:
         max_retries=resources.max_failures,
         max_calls=1 if resources.gpus else 0,  # a device's memory is free only when the process has ended
     )(single_worker)
-    running = task.remote(arguments, work)
+    running = task.remote(arguments)
     try:
         ray.get(running)
     except ray.exceptions.RayTaskError as error:
@@ -45,9 +37,6 @@ def fit(arguments: Arguments, work: Path) -> Path:
     except KeyboardInterrupt:
         ray.cancel(running, force=True)
         raise
-    last = newest(of_single(work))
-    assert last is not None
-    return last
 
 
 def _reason(error: BaseException) -> str:
@@ -57,32 +46,20 @@ def _reason(error: BaseException) -> str:
     return lines[-1] if lines else repr(inner)
 
 
-def single_worker(arguments: Arguments, work: Path) -> None:
+def single_worker(arguments: Arguments) -> None:
     from stages.train.session import train_worker  # here, since the driver does without torch
 
     try:
-        train_worker(arguments, SingleSession(work))
+        train_worker(arguments, Alone())
     finally:
+        cache.release()
         give_back_memory()
 
 
-class SingleSession:
-    """The only worker; its checkpoints are folders in ``work/checkpoints``, named by their step."""
+class Alone:
+    """The only worker."""
 
     rank, world = 0, 1
 
-    def __init__(self, work: Path) -> None:
-        self._work = work
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield newest(of_single(self._work))
-
-    def report(self, step: int, checkpoint: Path | None) -> None:
-        """A whole folder gets its name at once, so that none is ever read half written."""
-        assert checkpoint is not None
-        folder = self._work / SINGLE
-        folder.mkdir(exist_ok=True)
-        checkpoint.rename(folder / f"step-{step:08d}")
-        for old in of_single(self._work)[:-_KEPT]:
-            shutil.rmtree(old)
+    def report(self, step: int) -> None:
+        pass

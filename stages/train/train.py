@@ -3,67 +3,65 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import ray
 
-from stages.base import Artifact, StageContext, StageError, Summary, TrainResources
+from stages.base import StageError, Summary, TrainResources
 from stages.core.metrics import BY_TASK
+from stages.io.artifact import Artifact
 from stages.io.board import board
-from stages.io.filenames import ADAPTER, CHAT, METRICS, MODEL
+from stages.io.context import StageContext
+from stages.io.filenames import METRICS
 from stages.io.parts import call
 from stages.train import single
-from stages.train.arguments import Arguments
+from stages.train.arguments import POLICY, Arguments
 from stages.train.config import TrainConfig
-from stages.train.latest import newest, of_ray_train, of_single
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Train; the artifact holds ``model``, ``adapter`` (if it trains one) and ``metrics.jsonl``.
+    """Train; the artifact's only part has ``model``, ``adapter`` (if one is trained) and ``metrics.jsonl``.
 
-    One worker is a process of its own (``single``), several are Ray Train's (``distributed``). Checkpoints live in
-    ``context.work``: started again there, also with another number of workers, it goes on from the last.
+    One worker is a process of its own (``single``), several are Ray Train's (``distributed``). Checkpoints are kept in
+    the store (``kept``): started again, also on other machines or with another number of workers, it goes on from the
+    last.
 
     Raises:
         StageError: the loss or the gradient is no longer finite, the workers were lost too often, or the stored policy
             is not the one that was trained.
     """
-    resources = context.resources
+    output, resources = context.output, context.resources
     assert isinstance(resources, TrainResources)
-    cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
-    with board(context.progress) as progress:
-        arguments = Arguments(
-            config, resources, cpus, {name: str(artifact.path) for name, artifact in inputs.items()}, progress,
-            str(context.work), tuple(sys.path), newest([*of_single(context.work), of_ray_train(context.work)]),
-        )  # fmt: skip
-        try:
-            folder = _fit(arguments, context.work)
-        except StageError as error:
-            if (reason := ray.get(progress.failure.remote())) is not None:
-                raise StageError(reason) from error
+    if POLICY not in output.done():
+        cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
+        with board(context.progress) as progress:
+            arguments = Arguments(config, resources, cpus, dict(inputs), output, progress, tuple(sys.path))
+            _fit(arguments, progress)
+    part = output.done()[POLICY]
+    output.parts.append(part)
+    policy = Artifact(output.store, output.fingerprint, "", (part,))
+    given = policy, inputs["policy"], inputs["shards"]
+    difference = call("stages.train.proof:check", *given, gpus=resources.gpus)
+    metrics = policy.path(METRICS).read_text(encoding="utf-8").splitlines()
+    return {**summarise([json.loads(line) for line in metrics]), "stored_difference": difference}
+
+
+def _fit(arguments: Arguments, progress: Any) -> None:
+    try:
+        if arguments.resources.worker_range == (1, 1):
+            single.fit(arguments)
+        else:
+            from stages.train import distributed  # here, since the driver of a single worker does without torch
+
+            distributed.fit(arguments)
+    except StageError as error:
+        if (reason := ray.get(progress.failure.remote())) is None:
             raise
-        if (reason := ray.get(progress.failure.remote())) is not None:
-            raise StageError(reason)
-    for name in (MODEL, ADAPTER, METRICS):
-        if (path := folder / name).exists():
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, context.output / name)
-    if (chat := inputs["policy"].path / CHAT).is_file():
-        shutil.copyfile(chat, context.output / CHAT)
-    stored = [str(path) for path in (context.output, inputs["policy"].path, inputs["shards"].path, folder)]
-    difference = call("stages.train.proof:check", *stored, gpus=resources.gpus)
-    summary = summarise([json.loads(line) for line in (context.output / METRICS).read_text().splitlines()])
-    return {**summary, "stored_difference": difference}
-
-
-def _fit(arguments: Arguments, work: Path) -> Path:
-    if arguments.resources.worker_range == (1, 1):
-        return single.fit(arguments, work)
-    from stages.train import distributed  # here, since the driver of a single worker does without torch
-
-    return distributed.fit(arguments, work)
+        raise StageError(reason) from error
+    if (reason := ray.get(progress.failure.remote())) is not None:
+        raise StageError(reason)
 
 
 def summarise(metrics: list[dict[str, float]]) -> Summary:

@@ -10,7 +10,9 @@ from pathlib import Path
 from pipelines.plan.steps import Source, Step
 from pipelines.run.runner import Runner, StepResult
 from pipelines.run.store import ArtifactStore
-from stages.base import Artifact, Config, Stage, StageContext, StageError, Summary
+from stages.base import Config, Stage, StageError, Summary
+from stages.io.artifact import Artifact, UserFile
+from stages.io.context import StageContext
 
 
 class Inner(Config):
@@ -29,26 +31,29 @@ class LogConfig(Config):
     seconds: float = 0.0
 
 
-def count(config: CountConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+def count(config: CountConfig, inputs: Mapping[str, Artifact | UserFile], context: StageContext) -> Summary:
     """Add up the numbers under the inputs."""
     total = config.add
     for artifact in inputs.values():
-        path = artifact.path / "number" if artifact.path.is_dir() else artifact.path
+        path = artifact.path("number") if isinstance(artifact, Artifact) else Path(artifact.location)
         total += int(path.read_text())
-    (context.output / "number").write_text(str(total))
+    with context.output.part("number") as part:
+        (part.folder / "number").write_text(str(total))
     context.progress(1, 1, "counted")
     return {"total": total}
 
 
 def fail_once(config: CountConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Fail the first time, and go on from what that left the second time."""
-    left = context.work / "left"
-    (context.output / "half").write_text("half")
-    if not left.exists():
-        left.write_text("so far")
-        raise StageError("the first time fails")
-    (context.output / "number").write_text("1")
-    return {"found": left.read_text()}
+    output = context.output
+    if not (done := output.done()):
+        with output.part("left") as part:
+            (part.folder / "left").write_text("so far")
+        with output.part("half") as part:
+            (part.folder / "half").write_text("half")
+            raise StageError("the first time fails")
+    output.parts.append(done["left"])
+    return {"found": (output.store.local(done["left"].place) / "left").read_text()}
 
 
 def fail(config: CountConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -60,7 +65,8 @@ def slow(config: LogConfig, inputs: Mapping[str, Artifact], context: StageContex
     with Path(config.log).open("a") as file:
         file.write("run\n")
     time.sleep(config.seconds)
-    (context.output / "number").write_text("1")
+    with context.output.part("number") as part:
+        (part.folder / "number").write_text("1")
     return {}
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError, Summary
-from stages.core.records import PreferencePair, prompt_key
-from stages.data import curate
+from stages.base import StageError, Summary
+from stages.catalog import CURATE
+from stages.core.records import PAIRS, PreferencePair, pair_row, prompt_key
 from stages.data.config import CurateConfig, FilterConfig, LabelsConfig, MixConfig
 from stages.data.quality import filters
+from stages.io.artifact import Table
 from stages.io.filenames import ANNOTATORS, RECORDS, SELECTION
-from stages.io.tables import read_rows
+from tests import artifacts
 from tests.unit.quality import pair, write, write_prompts
 
 Selected = list[dict[str, Any]]
@@ -43,24 +45,17 @@ class Stage:
     ) -> tuple[Selected, Summary]:
         self.runs += 1
         place = self.folder / str(self.runs)
-        inputs = {}
-        for number, file in enumerate(files):
-            (place / f"in{number}").mkdir(parents=True)
-            write(place / f"in{number}" / RECORDS, file)
-            inputs[f"pairs.{number}"] = Artifact(
-                place / f"in{number}", str(number), summaries[number] if summaries else {}
-            )
+        inputs = {
+            f"pairs.{number}": write(place, f"in{number}", file, summary=summaries[number] if summaries else {})
+            for number, file in enumerate(files)
+        }
         if prompts:
-            (place / "prompts").mkdir()
-            write_prompts(place / "prompts" / RECORDS, prompts)
-            inputs["heldout"] = Artifact(place / "prompts", "prompts")
-        self.output = place / "out"
-        self.output.mkdir(parents=True)
+            inputs["heldout"] = write_prompts(place, "prompts", prompts)
         config = CurateConfig(**{"mix": (MixConfig(),), "source_of": (0,) * len(files), **settings})
-        context = StageContext("f", self.output, place, Resources(), lambda done, total, note: None)
-        summary = curate.run(config, inputs, context)
+        self.made = artifacts.run(CURATE, place, config, inputs)
+        summary = dict(self.made.summary)
         json.dumps(summary, allow_nan=False)
-        return read_rows(self.output / SELECTION), summary
+        return artifacts.rows(self.made, SELECTION), summary
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def test_by_default_every_pair_is_used_as_it_is(stage: Stage) -> None:
     assert summary == {
         **totals, "filters": {"dropped": {"duplicates": 0}, "down_weighted": {}}, "sources": [{"task": "", **totals}],
     }  # fmt: skip
-    assert not (stage.output / ANNOTATORS).exists()
+    assert not stage.made.has(ANNOTATORS)
 
 
 def test_tasks_and_counts_go_by_source(stage: Stage) -> None:
@@ -161,7 +156,7 @@ def test_votes_decide_and_the_order_of_the_answers_stays(stage: Stage) -> None:
     rows, summary = stage(voted)
     assert [row["probability"] for row in rows] == [pytest.approx(2 / 3), pytest.approx(1 / 6), 0.9]
     assert [row["row"] for row in rows] == [0, 1, 2]
-    table = json.loads((stage.output / ANNOTATORS).read_text())
+    table = json.loads(stage.made.path(ANNOTATORS).read_text())
     assert table == summary["annotators"]
     assert table[0] == {
         "source": 0, "task": "", "annotator": "a0", "votes": 2, "ties": 0, "compared": 1, "agreement": 1.0,
@@ -238,17 +233,17 @@ def test_the_summary_names_the_busiest_annotators_only(stage: Stage) -> None:
     _, summary = stage([one, pair("b?", "x", "y", votes=(None,) * 29 + (1.0,))])
     assert len(summary["annotators"]) == 20
     assert summary["annotators"][0]["annotator"] == "a29"
-    assert summary["annotators_in_all"] == len(json.loads((stage.output / ANNOTATORS).read_text())) == 30
+    assert summary["annotators_in_all"] == len(json.loads(stage.made.path(ANNOTATORS).read_text())) == 30
 
 
 def test_filters_drop_and_weigh_down(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     class Fixed:
-        def __init__(self, config: FilterConfig, heldout: Sequence[Path]) -> None:
-            seen.append((config, [path.name for path in heldout]))
+        def __init__(self, config: FilterConfig, heldout: Sequence[Table]) -> None:
+            seen.append((config, [table.name for table in heldout]))
 
-        def examine(self, files: Sequence[Path], progress: Any) -> filters.Found:
+        def examine(self, files: Sequence[Sequence[Table]], progress: Any) -> filters.Found:
             factors = [np.array([1, 0, 0.5], np.float32), np.array([0.25, 0], np.float32)]
             return filters.Found(factors, {"languages": 2}, {"near_duplicates": 2})
 
@@ -307,23 +302,19 @@ def test_too_much_quarantine_fails_with_the_reasons(stage: Stage) -> None:
         stage(pairs(3), pairs(5, 3), summaries=(good, bad), max_bad_share=0.39, **settings)
 
 
-def test_many_batches_of_records_are_one_file(stage: Stage, tmp_path: Path) -> None:
-    """Files are written in parts; a row's number counts over them."""
-    import pyarrow as pa
-
-    from stages.core.records import PAIRS, pair_row
-    from stages.io.tables import write_table
-
-    folder, output = tmp_path / "records", tmp_path / "selected"
-    folder.mkdir()
-    output.mkdir()
+def test_many_parts_and_batches_of_records_are_one_file(stage: Stage, tmp_path: Path) -> None:
+    """Files are written in parts, and parts in batches; a row's number counts over them."""
     data = voted(30)
-    parts = [pa.Table.from_pylist([pair_row(each) for each in data[n : n + 7]], schema=PAIRS) for n in range(0, 30, 7)]
-    write_table(folder / RECORDS, parts, PAIRS)
-    context = StageContext("f", output, tmp_path, Resources(), lambda done, total, note: None)
+    batches = [
+        pa.Table.from_pylist([pair_row(each) for each in data[n : n + 7]], schema=PAIRS) for n in range(0, 30, 7)
+    ]
+    out = artifacts.output(tmp_path, "records")
+    for name, some in (("00000", batches[:3]), ("00001", []), ("00002", batches[3:])):
+        with out.part(name) as part:
+            part.table(RECORDS, some, PAIRS)
     for aggregate in ("share", "bradley_terry"):
         settings = {"labels": {"aggregate": aggregate}, "heldout": 0.3}
         config = CurateConfig.model_validate({"mix": [{}], "source_of": [0], **settings})
-        curate.run(config, {"pairs.0": Artifact(folder, "0")}, context)
+        made = artifacts.run(CURATE, tmp_path, config, {"pairs.0": artifacts.made(out)}, name=aggregate)
         whole, _ = stage(data, labels=LabelsConfig(aggregate=aggregate), heldout=0.3)  # type: ignore[arg-type]
-        assert read_rows(output / SELECTION) == whole
+        assert artifacts.rows(made, SELECTION) == whole

@@ -6,37 +6,32 @@ from typing import Any
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import EVALUATE
 from stages.core.records import JUDGEMENTS
+from stages.io.artifact import Artifact
 from stages.io.filenames import RECORDS
-from stages.io.tables import write_rows
-from stages.judge import evaluate
 from stages.judge.config import EvaluateConfig
+from tests import artifacts
 
 
-def judged(folder: Path, scores: dict[str, list[float]]) -> Artifact:
-    """What the judge stage leaves behind for some answers."""
-    folder.mkdir()
-    rows = [
-        {"prompt_id": prompt, "sample": n, "score": s, "reason": ""}
+def judged(folder: Path, name: str, scores: dict[str, list[float]]) -> Artifact:
+    """What the judge stage leaves behind for some answers, each prompt in a part of its own."""
+    parts = [
+        [{"prompt_id": prompt, "sample": n, "score": s, "reason": ""} for n, s in enumerate(values)]
         for prompt, values in scores.items()
-        for n, s in enumerate(values)
     ]
-    write_rows(folder / RECORDS, rows, JUDGEMENTS)
     every = [s for values in scores.values() for s in values]
-    return Artifact(folder, folder.name, {"mean_score": sum(every) / len(every)})
+    return artifacts.of_rows(folder, name, RECORDS, parts, JUDGEMENTS, {"mean_score": sum(every) / len(every)})
 
 
 def run(
     folder: Path, policy: dict[str, list[float]], baseline: dict[str, list[float]], **config: Any
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The stage's summary and the artifact it writes."""
-    output = folder / "output"
-    output.mkdir()
-    inputs = {"policy": judged(folder / "policy", policy), "baseline": judged(folder / "baseline", baseline)}
-    context = StageContext("f", output, folder, Resources(), lambda done, total, note: None)
-    summary = evaluate.run(EvaluateConfig(resamples=200, **config), inputs, context)
-    return summary, json.loads((output / "win_rates.json").read_text())
+    inputs = {"policy": judged(folder, "policy", policy), "baseline": judged(folder, "baseline", baseline)}
+    made = artifacts.run(EVALUATE, folder, EvaluateConfig(resamples=200, **config), inputs)
+    return dict(made.summary), json.loads(made.path("win_rates.json").read_text())
 
 
 def test_win_rates_by_prompt_and_their_mean(tmp_path: Path) -> None:

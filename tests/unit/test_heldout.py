@@ -8,35 +8,29 @@ from typing import Any
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError, Summary
+from stages.base import StageError, Summary
+from stages.catalog import HELDOUT
 from stages.core.records import LOGPROBS, SHARD
 from stages.core.tokens.pair import EncodedPair
-from stages.io.filenames import shard_name
-from stages.io.tables import write_rows
-from stages.score import ranking as heldout
+from stages.io import filenames
 from stages.score.config import HeldoutConfig, measured
 from stages.train.config import TrainConfig
-
-
-def artifact(folder: Path, name: str, rows: list[dict[str, Any]], schema: Any) -> Artifact:
-    path = folder / name
-    path.mkdir()
-    write_rows(path / shard_name(0), rows, schema)
-    return Artifact(path, name)
+from tests import artifacts
 
 
 def measure(folder: Path, policy: list[tuple[float, float]], tasks: list[str], **train: Any) -> Summary:
-    """Pairs of two tokens per side; the reference gives every response -10, the policy what is given."""
+    """Pairs of two tokens per side; the reference gives every response -10, the policy what is given. Every pair
+    is a part of its own."""
     pairs = [EncodedPair(f"{i}", [1], [2, 3], [4, 5], task=task, source=f"f:{i}") for i, task in enumerate(tasks)]
-    inputs = {"shards": artifact(folder, "shards", [vars(pair) for pair in pairs], SHARD)}
+    shards = [[vars(pair)] for pair in pairs]
+    inputs = {"shards": artifacts.of_rows(folder, "shards", filenames.SHARD, shards, SHARD)}
     for name, values in (("policy", policy), ("reference", [(-10.0, -10.0)] * len(pairs))):
         rows = [
-            {"pair_id": f"{i}", "chosen": chosen, "rejected": rejected, "mismatched": 0.0}
+            [{"pair_id": f"{i}", "chosen": chosen, "rejected": rejected, "mismatched": 0.0}]
             for i, (chosen, rejected) in enumerate(values)
         ]
-        inputs[name] = artifact(folder, name, rows, LOGPROBS)
-    context = StageContext("", folder, folder, Resources(), lambda done, total, note: None)
-    return heldout.run(HeldoutConfig(objective=TrainConfig(**train)), inputs, context)
+        inputs[name] = artifacts.of_rows(folder, name, filenames.LOGPROBS, rows, LOGPROBS)
+    return dict(artifacts.run(HELDOUT, folder, HeldoutConfig(objective=TrainConfig(**train)), inputs).summary)
 
 
 def test_loss_accuracy_and_margin_by_hand(tmp_path: Path) -> None:

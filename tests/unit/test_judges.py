@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import JUDGE
 from stages.core.records import ROLLOUTS, Judgement, Rollout
-from stages.io.filenames import RECORDS
-from stages.io.tables import read_rows, write_rows
+from stages.io.artifact import Artifact
+from stages.io.filenames import QUARANTINE, RECORDS
 from stages.judge import builtin
 from stages.judge import judge as judge_stage
 from stages.judge.config import JudgeConfig, JudgeStageConfig
 from stages.judge.judge import in_order
+from tests import artifacts
 
 
 def make(**config: Any) -> builtin.Judge:
@@ -144,35 +146,31 @@ def test_an_answer_without_a_finite_score_goes_to_quarantine(
 
     monkeypatch.setattr(judge_stage.builtin, "make", lambda config: judge)
     answers = [rollout("odd" if n == 2 else "fine", n) for n in range(5)]
-    summary = run_stage(tmp_path, answers, use="sentiment")
-    assert (summary["judgements"], summary["quarantined"]) == (4, 1)
-    (row,) = map(json.loads, (tmp_path / "output" / "quarantine.jsonl").read_text().splitlines())
+    made = run_stage(tmp_path, answers, use="sentiment")
+    assert (made.summary["judgements"], made.summary["quarantined"]) == (4, 1)
+    (row,) = map(json.loads, made.path(QUARANTINE).read_text().splitlines())
     assert "prompt p sample 2" in row["file"]
     assert row["reason"] == f"the judge's score is {bad!r}, not a finite number: timed out"
-    assert [r["sample"] for r in read_rows(tmp_path / "output" / RECORDS)] == [0, 1, 3, 4]
-    (tmp_path / "again").mkdir()
+    assert [r["sample"] for r in artifacts.rows(made, RECORDS)] == [0, 1, 3, 4]
     with pytest.raises(StageError, match=r"no score for 2 of 5 answers.*timed out"):
         run_stage(tmp_path / "again", [*answers[:4], rollout("odd", 4)], use="sentiment")
 
 
-def run_stage(folder: Path, rollouts: list[Rollout], **judge: Any) -> dict[str, Any]:
-    (folder / "rollouts").mkdir()
-    (folder / "output").mkdir()
-    write_rows(
-        folder / "rollouts" / RECORDS, [{**asdict(r), "policy": "x", "sampling": "{}"} for r in rollouts], ROLLOUTS
-    )
-    context = StageContext("f", folder / "output", folder, Resources(), lambda done, total, note: None)
-    config = JudgeStageConfig.model_validate({"judge": judge})
-    return judge_stage.run(config, {"rollouts": Artifact(folder / "rollouts", "r")}, context)
+def run_stage(folder: Path, *parts: list[Rollout], **judge: Any) -> Artifact:
+    rows = [[{**asdict(r), "policy": "x", "sampling": "{}"} for r in part] for part in parts]
+    rollouts = artifacts.of_rows(folder, "rollouts", RECORDS, rows, ROLLOUTS)
+    return artifacts.run(JUDGE, folder, JudgeStageConfig.model_validate({"judge": judge}), {"rollouts": rollouts})
 
 
 def test_the_stage_writes_judgements_in_order_and_their_mean(tmp_path: Path, own_judge: str) -> None:
     """40 prompts with two samples each of 1 to 80 characters: the mean is 40.5."""
     rollouts = [rollout("x" * (2 * p + n + 1), n, f"{p}") for p in range(40) for n in range(2)]
-    assert run_stage(tmp_path, rollouts, use=own_judge) == {
+    made = run_stage(tmp_path, rollouts[:50], rollouts[50:], use=own_judge)
+    assert made.summary == {
         "judgements": 80, "mean_score": 40.5, "quarantined": 0, "quarantine_reasons": {},
     }  # fmt: skip
-    rows = read_rows(tmp_path / "output" / RECORDS)
-    assert [(r["prompt_id"], r["sample"], r["score"]) for r in rows] == [
+    assert [part.rows for part in made.parts] == [50, 30]
+    assert not made.has(QUARANTINE)
+    assert [(r["prompt_id"], r["sample"], r["score"]) for r in artifacts.rows(made, RECORDS)] == [
         (r.prompt_id, r.sample, float(len(r.text))) for r in rollouts
     ]

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import batched
 from pathlib import Path
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import PAIR
 from stages.core.records import JUDGEMENTS, ROLLOUTS, Judgement, Message, PairIds, Rollout
+from stages.io.artifact import Artifact
 from stages.io.filenames import RECORDS
-from stages.io.tables import read_rows, write_rows
-from stages.judge import pair as pair_stage
 from stages.judge.config import PairConfig
 from stages.judge.pairing import best_vs_worst, join
+from tests import artifacts
 
 PROMPT: list[Message] = [{"role": "user", "content": "q"}]
 
@@ -94,25 +96,27 @@ def test_a_response_that_was_cut_off_is_marked() -> None:
 
 def run_stage(
     folder: Path, scores: dict[str, list[float]], config: PairConfig, unjudged: Sequence[tuple[str, int]] = ()
-) -> dict[str, object]:
-    """The pair stage on samples whose texts are their scores."""
-    for name in ("rollouts", "judgements", "output"):
-        (folder / name).mkdir()
-    rollouts = [rollout(n, f"{s}", prompt=p) for p, values in scores.items() for n, s in enumerate(values)]
-    judgements = [Judgement(p, n, s) for p, values in scores.items() for n, s in enumerate(values)
-                  if (p, n) not in unjudged]  # fmt: skip
-    rows = [{**asdict(r), "policy": "x", "sampling": "{}", "prompt_ids": [7], "ids": [r.sample, 9]} for r in rollouts]
-    write_rows(folder / "rollouts" / RECORDS, rows, ROLLOUTS)
-    write_rows(folder / "judgements" / RECORDS, [asdict(j) for j in judgements], JUDGEMENTS)
-    inputs = {name: Artifact(folder / name, name) for name in ("rollouts", "judgements")}
-    context = StageContext("f", folder / "output", folder, Resources(), lambda done, total, note: None)
-    return pair_stage.run(config, inputs, context)
+) -> Artifact:
+    """The pair stage on samples whose texts are their scores, two prompts a part."""
+    rollouts, judgements = [], []
+    for some in batched(scores.items(), 2):
+        own = [rollout(n, f"{s}", prompt=p) for p, values in some for n, s in enumerate(values)]
+        more = {"policy": "x", "sampling": "{}", "prompt_ids": [7]}
+        rollouts.append([{**asdict(r), **more, "ids": [r.sample, 9]} for r in own])
+        judged = [Judgement(r.prompt_id, r.sample, float(r.text)) for r in own]
+        judgements.append([asdict(j) for j in judged if (j.prompt_id, j.sample) not in unjudged])
+    inputs = {
+        "rollouts": artifacts.of_rows(folder, "rollouts", RECORDS, rollouts, ROLLOUTS),
+        "judgements": artifacts.of_rows(folder, "judgements", RECORDS, judgements, JUDGEMENTS),
+    }
+    return artifacts.run(PAIR, folder, config, inputs)
 
 
 def test_the_stage_writes_a_pair_a_prompt_and_counts_those_without(tmp_path: Path) -> None:
     scores = {"p": [0.0, 1.0, 0.5], "q": [0.5, 0.5], "r": [0.9, 0.2]}
-    assert run_stage(tmp_path, scores, PairConfig()) == {"pairs": 2, "prompts_without_pair": 1}
-    rows = read_rows(tmp_path / "output" / RECORDS)
+    made = run_stage(tmp_path, scores, PairConfig())
+    assert made.summary == {"pairs": 2, "prompts_without_pair": 1}
+    rows = artifacts.rows(made, RECORDS)
     assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows] == [("1.0", "0.0"), ("0.9", "0.2")]
 
 
@@ -133,8 +137,8 @@ def test_a_pair_keeps_the_ids_that_were_sampled() -> None:
 
 def test_an_answer_that_the_judge_has_no_score_for_makes_no_pair(tmp_path: Path) -> None:
     unjudged = [("p", 2)]
-    summary = run_stage(tmp_path, {"p": [0.0, 1.0, 9.0], "q": [1.0, 1.0]}, PairConfig(), unjudged)
-    assert summary == {"pairs": 1, "prompts_without_pair": 1}
-    (row,) = read_rows(tmp_path / "output" / RECORDS)
+    made = run_stage(tmp_path, {"p": [0.0, 1.0, 9.0], "q": [1.0, 1.0]}, PairConfig(), unjudged)
+    assert made.summary == {"pairs": 1, "prompts_without_pair": 1}
+    (row,) = artifacts.rows(made, RECORDS)
     assert row["chosen"][0]["content"] == "1.0"
     assert row["ids"] == {"prompt": [7], "chosen": [1, 9], "rejected": [0, 9]}

@@ -13,18 +13,18 @@ import torch
 from peft import PeftModel
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import PROMOTE
 from stages.core.forward.logprobs import ResponseLogprobs, choose_layout
 from stages.core.forward.packing import collate
 from stages.io.filenames import ADAPTER, MODEL
-from stages.judge import promote
 from stages.judge.config import PromoteConfig
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.config import MERGEABLE, PROMPT_LEARNING, TYPES
 from stages.policy.load import load_model, load_policy, product_precision
 from stages.train import policy as policies
 from stages.train.config import LoraConfig, TrainConfig
-from tests import tiny
+from tests import artifacts, tiny
 from tests.memory import random_pairs, score
 
 CPU = torch.device("cpu")
@@ -124,13 +124,10 @@ def test_virtual_tokens_are_trained_on_and_not_wrapped_twice(name: str, initial:
 def test_a_promoted_policy_keeps_its_virtual_tokens(initial: Path, tmp_path: Path) -> None:
     config = CONFIGS["PROMPT_TUNING"]
     policies.save_policy(policies.build_policy(config, initial), config, initial, tmp_path / "new")
-    output = tmp_path / "promoted"
-    output.mkdir()
-    rates = Artifact(tmp_path, "e", {"win_rate": {"mean": 1.0, "low": 1.0}})
-    inputs = {"candidate": Artifact(tmp_path / "new", "c"), "champion": Artifact(initial, "b"), "evaluation": rates}
-    context = StageContext("f", output, tmp_path, Resources(), lambda done, total, note: None)
-    promote.run(PromoteConfig(win_rate=0.5), inputs, context)
-    torch.testing.assert_close(logits(load_policy(output, CPU)), logits(load_policy(tmp_path / "new", CPU)))
+    rates = artifacts.made(artifacts.output(tmp_path, "rates"), {"win_rate": {"mean": 1.0, "low": 1.0}})
+    inputs = {"candidate": tmp_path / "new", "champion": initial, "evaluation": rates}
+    made = artifacts.run(PROMOTE, tmp_path, PromoteConfig(win_rate=0.5), inputs)
+    torch.testing.assert_close(logits(load_policy(made.folder(), CPU)), logits(load_policy(tmp_path / "new", CPU)))
 
 
 def test_an_adapter_of_another_model_is_an_error_that_says_so(initial: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import MATERIALISE
 from stages.core.forward.logprobs import ResponseLogprobs
-from stages.policy import materialise
+from stages.io.artifact import UserFile
 from stages.policy.config import MaterialiseConfig
 from stages.policy.load import load_model, load_policy
 from stages.policy.save import weights_dtype
@@ -23,7 +24,7 @@ from stages.train import policy as policies
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.loop import train_steps
 from stages.train.worker import Worker
-from tests import tiny
+from tests import artifacts, tiny
 from tests.memory import MemoryData, random_pairs, score
 
 CPU = torch.device("cpu")
@@ -46,11 +47,8 @@ def sft(folder: Path, model: Any | None = None) -> Path:
 
 
 def materialised(folder: Path, source: Path, adapter: Path) -> Path:
-    output = folder / "output"
-    output.mkdir()
-    context = StageContext("base", output, folder, Resources(), lambda done, total, note: None)
-    materialise.run(MaterialiseConfig(), {"source": Artifact(source, "x"), "adapter": Artifact(adapter, "y")}, context)
-    return output
+    inputs = {"source": UserFile(str(source), "x"), "adapter": UserFile(str(adapter), "y")}
+    return artifacts.run(MATERIALISE, folder, MaterialiseConfig(), inputs).folder()
 
 
 def test_the_policy_is_the_base_with_the_adapter(tmp_path: Path) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError, Summary
+from stages.base import StageError, Summary
+from stages.catalog import PREPARE
 from stages.core.records import SELECTION as SELECTION_SCHEMA
 from stages.core.records import TOKENS, content_id
 from stages.core.tokens.pair import EncodedPair
-from stages.data import prepare
 from stages.data.badrows import after
 from stages.data.config import PrepareConfig
+from stages.data.encode import SLICE
 from stages.data.shards import encoded_pairs
-from stages.io.filenames import SELECTION, TOKENISED, shard_files
-from stages.io.tables import read_table, write_rows
+from stages.io.artifact import Artifact
+from stages.io.filenames import SELECTION, SHARD, TOKENISED
+from stages.io.tables import read_table
+from tests import artifacts
 
 
 def token_row(name: str, row: int, rejected: bool = True) -> dict[str, Any]:
@@ -32,34 +36,43 @@ def folder(tmp_path: Path) -> Path:
 
 def tokens(folder: Path, name: str, rows: list[int], **options: Any) -> Artifact:
     """An artifact of ``encode``: what it read as these rows could be tokenised."""
-    path = folder / name
-    path.mkdir()
-    write_rows(path / TOKENISED, [token_row(f"{name}:{row}", row, **options) for row in rows], TOKENS)
-    return Artifact(path, name)
+    parts = [
+        [token_row(f"{name}:{row}", row, **options) for row in rows if row // SLICE == number]
+        for number in range(max(rows) // SLICE + 1)
+    ]
+    return artifacts.of_rows(folder, name, TOKENISED, parts, TOKENS)
 
 
 def selection(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
-    path = folder / "selection"
-    path.mkdir(parents=True)
     defaults = {"probability": 1.0, "weight": 1.0, "task": "", "heldout": False}
-    table = pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=SELECTION_SCHEMA)
-    write_rows(path / SELECTION, table.to_pylist(), SELECTION_SCHEMA)
-    return Artifact(path, "selection")
+    parts = [[{**defaults, **row} for row in rows]]
+    return artifacts.of_rows(folder, "selection", SELECTION, parts, SELECTION_SCHEMA)
 
 
 def shards(folder: Path, inputs: dict[str, Artifact], **config: Any) -> tuple[list[list[EncodedPair]], Summary]:
-    output = folder / f"shards-{len(list(folder.glob('shards-*')))}"
-    output.mkdir()
-    context = StageContext("", output, output, Resources(), lambda done, total, note: None)
-    summary = prepare.run(PrepareConfig(**config), inputs, context)
-    return [encoded_pairs(read_table(file)) for file in shard_files(output)], summary
+    made = artifacts.run(PREPARE, Path(mkdtemp(dir=folder)), PrepareConfig(**config), inputs)
+    return [encoded_pairs(read_table(table.path)) for table in made.tables(SHARD)], dict(made.summary)
 
 
-def test_shards_hold_so_many_rows_in_the_order_of_the_inputs(folder: Path) -> None:
+def test_shards_hold_at_most_so_many_rows_of_an_input_in_the_order_of_the_inputs(folder: Path) -> None:
     inputs = {"pairs.0": tokens(folder, "a", [0, 2, 3]), "pairs.1": tokens(folder, "b", [0, 1])}
     made, summary = shards(folder, inputs, shard_rows=2)
-    assert [[pair.source for pair in shard] for shard in made] == [["a:0", "a:2"], ["a:3", "b:0"], ["b:1"]]
+    assert [[pair.source for pair in shard] for shard in made] == [["a:0", "a:2"], ["a:3"], ["b:0", "b:1"]]
     assert summary == {"pairs": 5, "shards": 3, "tokens": 25, "unpaired": 0}
+
+
+def test_a_selection_is_cut_like_the_other_inputs_and_comes_first(folder: Path) -> None:
+    """Its tokens lie in parts of so many rows; a shard may need several of them, and of several files."""
+    rows = [0, SLICE - 1, SLICE, 2 * SLICE + 5]
+    chosen = [*({"input": 0, "row": row} for row in rows), {"input": 1, "row": 3}]
+    inputs = {
+        "selection": selection(folder, chosen), "selected.0": tokens(folder, "a", rows),
+        "selected.1": tokens(folder, "b", [2, 3]), "pairs.0": tokens(folder, "own", [0]),
+    }  # fmt: skip
+    made, summary = shards(folder, inputs, shard_rows=3)
+    names = [[pair.source for pair in shard] for shard in made]
+    assert names == [["a:0", f"a:{SLICE - 1}", f"a:{SLICE}"], [f"a:{2 * SLICE + 5}", "b:3"], ["own:0"]]
+    assert summary == {"pairs": 6, "shards": 3, "tokens": 30, "unpaired": 0}
 
 
 def test_a_selected_row_has_the_label_of_the_selection(folder: Path) -> None:
@@ -99,12 +112,13 @@ def test_later_rounds_take_a_fixed_share_of_what_was_given_and_of_earlier_pairs(
         "selection": chosen, "selected.0": tokens(folder, "a", list(range(200))),
         "pairs.0": tokens(folder, "own", [0]), "replay.0": tokens(folder, "old", list(range(100))),
     }  # fmt: skip
-    (made,), _ = shards(folder, inputs, preferences=0.25, replay=0.5)
-    taken = {name: [p.source for p in made if p.source.startswith(f"{name}:")] for name in ("a", "own", "old")}
+    made, _ = shards(folder, inputs, preferences=0.25, replay=0.5)
+    taken = dict(zip(("a", "own", "old"), ([pair.source for pair in shard] for shard in made), strict=True))
+    assert all(source.startswith(f"{name}:") for name, sources in taken.items() for source in sources)
     assert 25 < len(taken["a"]) < 75
     assert taken["own"] == ["own:0"]
     assert 25 < len(taken["old"]) < 75
-    (more,), _ = shards(folder, inputs, preferences=0.5, replay=0.5)
+    (more, *_), _ = shards(folder, inputs, preferences=0.5, replay=0.5)
     assert set(taken["a"]) < {pair.source for pair in more}
 
 
@@ -122,9 +136,7 @@ def test_nothing_left_is_an_error_that_says_what_to_change(folder: Path) -> None
 
 
 def encoded(folder: Path, name: str, rows: list[int], read: int, bad: int) -> Artifact:
-    made = tokens(folder, name, rows)
-    summary = {"read": read, "bad": bad, "bad_reasons": {f"why {name}": bad}}
-    return Artifact(made.path, made.fingerprint, summary)
+    return replace(tokens(folder, name, rows), summary={"read": read, "bad": bad, "bad_reasons": {f"why {name}": bad}})
 
 
 def test_rows_that_could_not_be_tokenised_count_like_those_that_could_not_be_read(folder: Path) -> None:

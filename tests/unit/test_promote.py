@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext
+from stages.catalog import PROMOTE
+from stages.io.artifact import Artifact
 from stages.io.filenames import CHAT, MODEL
 from stages.judge import promote
 from stages.judge.config import PromoteConfig
+from tests import artifacts
 
 
 def policy(folder: Path, text: str) -> Artifact:
@@ -17,19 +17,17 @@ def policy(folder: Path, text: str) -> Artifact:
     (folder / MODEL / "model.safetensors").write_text(text)
     (folder / MODEL / "deep" / "file.json").write_text(text)
     (folder / CHAT).write_text(text)
-    return Artifact(folder, f"fingerprint of {text}")
+    return artifacts.of_folder(folder, f"fingerprint of {text}")
 
 
-def run(folder: Path, config: PromoteConfig, low: float = 0.55) -> dict[str, Any]:
-    (folder / "output").mkdir()
+def run(folder: Path, config: PromoteConfig, low: float = 0.55) -> Artifact:
     win_rate = {"mean": 0.7, "low": low, "high": 0.8, "prompts": 9}
     inputs = {
         "candidate": policy(folder / "candidate", "new"),
         "champion": policy(folder / "champion", "old"),
-        "evaluation": Artifact(folder / "evaluation", "e", {"win_rate": win_rate}),
+        "evaluation": artifacts.made(artifacts.output(folder, "evaluation"), {"win_rate": win_rate}),
     }
-    context = StageContext("f", folder / "output", folder, Resources(), lambda done, total, note: None)
-    return promote.run(config, inputs, context)
+    return artifacts.run(PROMOTE, folder, config, inputs)
 
 
 @pytest.mark.parametrize(
@@ -49,38 +47,29 @@ def test_every_bound_that_is_set_has_to_be_reached(bounds: dict[str, float], mis
 
 
 def test_a_candidate_that_reaches_the_gate_becomes_the_policy(tmp_path: Path) -> None:
-    summary = run(tmp_path, PromoteConfig(win_rate_low=0.5))
-    assert summary == {"promoted": True, "misses": [], "policy": "fingerprint of new"}
-    assert (tmp_path / "output" / MODEL / "model.safetensors").read_text() == "new"
-    assert (tmp_path / "output" / MODEL / "deep" / "file.json").read_text() == "new"
+    made = run(tmp_path, PromoteConfig(win_rate_low=0.5))
+    assert made.summary == {"promoted": True, "misses": [], "policy": "fingerprint of new"}
+    assert (made.folder() / MODEL / "model.safetensors").read_text() == "new"
+    assert (made.folder() / MODEL / "deep" / "file.json").read_text() == "new"
 
 
 @pytest.mark.parametrize(("bound", "text"), [(0.5, "new"), (0.9, "old")])
 def test_what_the_template_is_told_goes_with_the_policy(bound: float, text: str, tmp_path: Path) -> None:
-    run(tmp_path, PromoteConfig(win_rate=bound))
-    assert (tmp_path / "output" / CHAT).read_text() == text
+    assert run(tmp_path, PromoteConfig(win_rate=bound)).path(CHAT).read_text() == text
 
 
 def test_a_candidate_that_misses_the_gate_leaves_the_champion(tmp_path: Path) -> None:
-    summary = run(tmp_path, PromoteConfig(win_rate_low=0.6))
-    assert summary["promoted"] is False
-    assert len(summary["misses"]) == 1
-    assert summary["policy"] == "fingerprint of old"
-    assert (tmp_path / "output" / MODEL / "model.safetensors").read_text() == "old"
+    made = run(tmp_path, PromoteConfig(win_rate_low=0.6))
+    assert made.summary["promoted"] is False
+    assert len(made.summary["misses"]) == 1
+    assert made.summary["policy"] == "fingerprint of old"
+    assert (made.folder() / MODEL / "model.safetensors").read_text() == "old"
 
 
-def test_files_are_linked_and_outlive_their_source(tmp_path: Path) -> None:
-    run(tmp_path, PromoteConfig())
-    files = [folder / MODEL / "model.safetensors" for folder in (tmp_path / "candidate", tmp_path / "output")]
-    assert files[0].stat().st_ino == files[1].stat().st_ino
-    shutil.rmtree(tmp_path / "candidate")
-    assert files[1].read_text() == "new"
-
-
-def test_files_are_copied_where_they_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: str, target: str) -> None:
-        raise OSError("another disk")
-
-    monkeypatch.setattr("os.link", refuse)
-    run(tmp_path, PromoteConfig())
-    assert (tmp_path / "output" / MODEL / "model.safetensors").read_text() == "new"
+@pytest.mark.parametrize(("bound", "winner"), [(0.5, "candidate"), (0.9, "champion")])
+def test_the_winners_parts_are_named_and_nothing_is_written(bound: float, winner: str, tmp_path: Path) -> None:
+    made = run(tmp_path, PromoteConfig(win_rate=bound))
+    assert made.fingerprint == PROMOTE.name
+    assert made.parts == artifacts.of_folder(tmp_path / winner).parts
+    assert made.folder() == tmp_path / winner
+    assert {path.name for path in tmp_path.iterdir()} == {"candidate", "champion"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,24 @@ from stages.core.records import PreferencePair
 from stages.data.config import FilterConfig
 from stages.data.quality import near
 from stages.data.quality.filters import Filters, Found
+from stages.io.artifact import Artifact, Table
+from stages.io.filenames import RECORDS
 from tests.unit.quality import pair, sentence, write, write_prompts
 
 OFF = {"duplicates": "keep"}
 
 
-def examined(folder: Path, pairs: list[PreferencePair], heldout: list[Path] | None = None, **config: Any) -> Found:
-    file = write(folder / "pairs.arrow", pairs)
-    return Filters(FilterConfig(**{**OFF, **config}), heldout or []).examine([file])
+def records(*artifacts: Artifact) -> list[Table]:
+    return [table for artifact in artifacts for table in artifact.tables(RECORDS)]
 
 
-def factors(folder: Path, pairs: list[PreferencePair], heldout: list[Path] | None = None, **config: Any) -> list[float]:
-    (found,) = examined(folder, pairs, heldout, **config).factors
+def examined(folder: Path, pairs: list[PreferencePair], *heldout: Artifact, **config: Any) -> Found:
+    file = write(Path(mkdtemp(dir=folder)), "pairs", pairs)
+    return Filters(FilterConfig(**{**OFF, **config}), records(*heldout)).examine([records(file)])
+
+
+def factors(folder: Path, pairs: list[PreferencePair], *heldout: Artifact, **config: Any) -> list[float]:
+    (found,) = examined(folder, pairs, *heldout, **config).factors
     assert found.dtype == np.float32
     return [round(float(value), 6) for value in found]
 
@@ -131,8 +138,8 @@ def test_a_prompt_that_shares_an_ngram_with_a_held_out_one_is_found(tmp_path: Pa
     text = sentence(1, 20)
     words = text.split()
     system = sentence(7, 30)
-    heldout = [write_prompts(tmp_path / "h.arrow", [text, "What is it?"], system)]
-    plain = [write_prompts(tmp_path / "p.arrow", ["What is it?"])]
+    heldout = write_prompts(tmp_path, "heldout", [text, "What is it?"], system)
+    plain = write_prompts(tmp_path, "plain", ["What is it?"])
     with_system = pair("Something else", "a", "b")
     with_system = PreferencePair(
         [{"role": "system", "content": system}, *with_system.prompt], with_system.chosen, with_system.rejected
@@ -146,16 +153,16 @@ def test_a_prompt_that_shares_an_ngram_with_a_held_out_one_is_found(tmp_path: Pa
         pair("what IS it?", "a", "b"),
         pair("What is it then?", "a", "b"),
     ]
-    assert factors(tmp_path, pairs, heldout + plain, contaminated="drop") == [0, 1, 1, 1, 1, 0, 1]
+    assert factors(tmp_path, pairs, heldout, plain, contaminated="drop") == [0, 1, 1, 1, 1, 0, 1]
     assert factors(tmp_path, pairs, heldout, contaminated="drop", ngram=12)[:3] == [0, 0, 1]
-    assert factors(tmp_path, pairs, [], contaminated="drop") == [1] * 7
+    assert factors(tmp_path, pairs, contaminated="drop") == [1] * 7
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [(10, 0), (11, 1)])
 def test_a_template_of_many_held_out_prompts_is_no_contamination(tmp_path: Path, prompts: int, expected: int) -> None:
     template = sentence(1, 15)
-    heldout = write_prompts(tmp_path / "h.arrow", [f"{template} {sentence(i + 2, 3)}" for i in range(prompts)])
-    assert factors(tmp_path, [pair(template, "a", "b")], [heldout], contaminated="drop") == [expected]
+    heldout = write_prompts(tmp_path, "heldout", [f"{template} {sentence(i + 2, 3)}" for i in range(prompts)])
+    assert factors(tmp_path, [pair(template, "a", "b")], heldout, contaminated="drop") == [expected]
 
 
 def test_only_wanted_languages_stay_and_what_cannot_be_told_does(tmp_path: Path) -> None:
@@ -198,30 +205,34 @@ def test_factors_multiply_and_every_dropped_row_is_counted_once(tmp_path: Path) 
     assert found.down_weighted == {"duplicates": 1, "contradictory": 3}
 
 
-def test_the_cut_into_files_changes_nothing(tmp_path: Path) -> None:
+def test_the_cut_into_files_and_parts_changes_nothing(tmp_path: Path) -> None:
     pairs = [pair(sentence(i % 4, 12), sentence(i % 3), sentence(9 + i % 2)) for i in range(20)]
     pairs += [pair(sentence(i, 12), sentence(9), sentence(0)) for i in range(3)]
     pairs += [pair(sentence(i % 4, 12), sentence(i % 3).upper(), sentence(9 + i % 2)) for i in range(10)]
     config = FilterConfig(duplicates="drop", near_duplicates=0.5, contradictory=0.3)
-    whole = Filters(config).examine([write(tmp_path / "whole.arrow", pairs)])
-    parts = [pairs[:1], [], pairs[1:14], pairs[14:]]
-    split = Filters(config).examine([write(tmp_path / f"{i}.arrow", part) for i, part in enumerate(parts)])
-    assert [len(part) for part in split.factors] == [1, 0, 13, 19]
+    whole = Filters(config).examine([records(write(tmp_path, "whole", pairs))])
+    cut = [pairs[:1], [], pairs[1:14], pairs[14:]]
+    split = Filters(config).examine([records(write(tmp_path, f"{i}", file)) for i, file in enumerate(cut)])
+    assert [len(file) for file in split.factors] == [1, 0, 13, 19]
     assert np.concatenate(split.factors).tolist() == whole.factors[0].tolist()
     assert (split.dropped, split.down_weighted) == (whole.dropped, whole.down_weighted)
+    parts = Filters(config).examine([records(write(tmp_path, "parts", *cut))])
+    assert [factors.tolist() for factors in parts.factors] == [whole.factors[0].tolist()]
+    assert (parts.dropped, parts.down_weighted) == (whole.dropped, whole.down_weighted)
     assert len(set(whole.factors[0].tolist())) == 5  # 0, 0.15, 0.3, 0.5 and 1
 
 
 def test_no_files_and_no_rows_are_fine(tmp_path: Path) -> None:
     config = FilterConfig(near_duplicates="drop", contradictory="drop", languages=("en",), max_words=3)
-    assert [len(f) for f in Filters(config).examine([write(tmp_path / "a.arrow", [])]).factors] == [0]
+    assert [len(f) for f in Filters(config).examine([records(write(tmp_path, "a", []))]).factors] == [0]
+    assert [len(f) for f in Filters(config).examine([[]]).factors] == [0]
     assert Filters(config).examine([]).factors == []
 
 
 def test_filters_that_are_off_read_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stages.data.quality.rows import Records
 
-    file = write(tmp_path / "a.arrow", [pair("Q", "yes", "no")])
+    file = records(write(tmp_path, "a", [pair("Q", "yes", "no")]))
     asked: list[list[str]] = []
     stream = Records.stream
     monkeypatch.setattr(Records, "stream", lambda self, columns: asked.append(sorted(columns)) or stream(self, columns))

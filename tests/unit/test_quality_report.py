@@ -4,20 +4,23 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 
-from stages.base import Artifact, Resources, StageContext, StageError
+from stages.base import StageError
+from stages.catalog import QUALITY
 from stages.core.records import PreferencePair
 from stages.data.config import QualityConfig
 from stages.data.quality.report import text
-from stages.data.quality.stage import run
-from stages.io.filenames import RECORDS
-from tests import tiny
+from stages.io.artifact import Artifact
+from stages.io.filenames import REPORT_HTML, REPORT_JSON
+from tests import artifacts, tiny
 from tests.unit.quality import pair, sentence, write, write_prompts
 
 
@@ -29,20 +32,15 @@ def report(
     **config: Any,
 ) -> dict[str, Any]:
     """The JSON report on some files; the HTML is ``folder / "report.html"``."""
-    inputs = {}
-    for number, pairs in enumerate(files):
-        path = folder / f"in{number}"
-        path.mkdir(exist_ok=True)
-        write(path / RECORDS, pairs)
-        inputs[f"pairs.{number}"] = Artifact(path, f"{number}")
+    place = Path(mkdtemp(dir=folder))
+    inputs: dict[str, Artifact | Path] = {f"pairs.{n}": write(place, f"in{n}", pairs) for n, pairs in enumerate(files)}
     if heldout is not None:
-        (folder / "held").mkdir(exist_ok=True)
-        write_prompts(folder / "held" / RECORDS, heldout)
-        inputs["heldout"] = Artifact(folder / "held", "held")
+        inputs["heldout"] = write_prompts(place, "held", heldout)
     if policy is not None:
-        inputs["policy"] = Artifact(policy, "policy")
-    context = StageContext("", folder, folder, Resources(), lambda done, total, note: None)
-    run(QualityConfig(**config), inputs, context)
+        inputs["policy"] = policy
+    made = artifacts.run(QUALITY, place, QualityConfig(**config), inputs)
+    for name in (REPORT_JSON, REPORT_HTML):
+        shutil.copy(made.path(name), folder)
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 

@@ -14,8 +14,8 @@ import pytest
 from pipelines.fingerprint import hash_path
 from pipelines.plan.steps import Source, Step, walk
 from pipelines.run.explain import Explain
-from pipelines.run.runner import StepFailed
-from pipelines.run.store import ArtifactStore
+from pipelines.run.runner import Committed, StepFailed
+from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import Resources, StageError
 from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, LogConfig, counted, runner
 
@@ -23,6 +23,12 @@ from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, L
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "store"))
+
+
+def manifest_of(store: ArtifactStore, step: Step) -> Manifest:
+    found = Committed(store)(step)
+    assert found is not None
+    return found
 
 
 def chain(last: int = 3) -> list[Step]:
@@ -35,7 +41,7 @@ def test_steps_get_the_results_of_the_steps_before(store: ArtifactStore) -> None
     runs, told = runner(store)
     results = runs.run(chain())
     assert [result.cached for result in results] == [False, False, False]
-    assert [store.open(result.step.fingerprint).summary["total"] for result in results] == [1, 3, 7]
+    assert [store.open(manifest_of(store, result.step)).summary["total"] for result in results] == [1, 3, 7]
     assert told.told[:3] == [("first", "started: new"), ("first", "1/1 counted"), ("first", "done")]
 
 
@@ -44,7 +50,7 @@ def test_a_users_file_is_an_input_like_any_other(store: ArtifactStore, tmp_path:
     given = Source("given", tmp_path / "given", hash_path(tmp_path / "given"))
     step = counted("sum", CountConfig(add=2), **{"files.0": given})
     runner(store)[0].run([step])
-    assert store.open(step.fingerprint).summary == {"total": 42}
+    assert manifest_of(store, step)["summary"] == {"total": 42}
 
 
 def test_a_file_that_changed_after_it_was_hashed_is_not_committed_under_its_old_hash(
@@ -56,13 +62,13 @@ def test_a_file_that_changed_after_it_was_hashed_is_not_committed_under_its_old_
     step = counted("sum", CountConfig(add=2), **{"files.0": given})
     with pytest.raises(StepFailed, match="was changed while it was being read"):
         runner(store)[0].run([step])
-    assert store.manifest(step.fingerprint) is None
+    assert Committed(store)(step) is None
 
 
 def test_what_was_made_from_an_artifact_that_was_made_anew_is_made_anew(store: ArtifactStore) -> None:
     steps = chain()
     runner(store)[0].run(steps)
-    shutil.rmtree(Path(store.root) / "artifacts" / steps[1].fingerprint)
+    shutil.rmtree(store.scratch / "artifacts" / steps[1].fingerprint)
     again, told = runner(store)
     again.run(steps)
     assert [name for name, what in told.told if what == "cached"] == ["first"]
@@ -91,8 +97,7 @@ def test_only_what_changed_is_run(store: ArtifactStore) -> None:
 def test_the_manifest_says_what_was_run(store: ArtifactStore) -> None:
     step = counted("first", CountConfig(add=1))
     runner(store)[0].run([step])
-    manifest = store.manifest(step.fingerprint)
-    assert manifest is not None
+    manifest = manifest_of(store, step)
     assert manifest["payload"] == step.payload
     assert (manifest["key"], manifest["produces"], manifest["summary"]) == ("first", "number", {"total": 1})
 
@@ -107,9 +112,7 @@ def test_a_failed_step_keeps_what_was_committed_before(store: ArtifactStore) -> 
     assert isinstance(caught.value.__cause__, StageError)
     assert caught.value.step is broken
     assert [result.step.key for result in runs.results] == ["first"]
-    assert store.manifest(first.fingerprint) is not None
-    assert store.manifest(broken.fingerprint) is None
-    assert store.manifest(after.fingerprint) is None
+    assert [Committed(store)(step) is None for step in (first, broken, after)] == [False, True, True]
     assert ("after", "done") not in told.told
 
 
@@ -117,10 +120,10 @@ def test_a_failed_step_goes_on_from_its_work(store: ArtifactStore) -> None:
     step = Step("step", FAIL_ONCE, CountConfig(), {})
     with pytest.raises(StepFailed):
         runner(store)[0].run([step])
-    assert (store.work(step.fingerprint) / "left").exists()
+    assert list(store.output(step.fingerprint, {}).done()) == ["left"]
     runner(store)[0].run([step])
-    assert store.open(step.fingerprint).summary == {"found": "so far"}
-    assert not (store.work(step.fingerprint) / "left").exists()
+    assert manifest_of(store, step)["summary"] == {"found": "so far"}
+    assert not store.output(step.fingerprint, {}).done()
 
 
 def test_what_a_failed_try_wrote_is_no_part_of_the_artifact(store: ArtifactStore) -> None:
@@ -128,14 +131,17 @@ def test_what_a_failed_try_wrote_is_no_part_of_the_artifact(store: ArtifactStore
     with pytest.raises(StepFailed):
         runner(store)[0].run([step])
     runner(store)[0].run([step])
-    attempts = [path for path in (store.local / "artifacts" / step.fingerprint).iterdir() if path.is_dir()]
-    assert attempts == [store.open(step.fingerprint).path]
+    (part,) = store.open(manifest_of(store, step)).parts
+    assert [path for path in store.store.local(part.place).parent.iterdir() if path.is_dir()] == [
+        store.store.local(part.place)
+    ]
+    assert set(part.files) == {"left"}
 
 
 def test_a_damaged_input_fails_the_step_that_needs_it(store: ArtifactStore) -> None:
     steps = chain()
     runner(store)[0].run(steps[:1])
-    (store.open(steps[0].fingerprint).path / "number").unlink()
+    store.open(manifest_of(store, steps[0])).path("number").unlink()
     with pytest.raises(StepFailed, match=r"second: artifact .* is damaged"):
         runner(store)[0].run(steps)
 
@@ -155,7 +161,7 @@ def test_an_interrupt_passes_and_frees_the_step(store: ArtifactStore) -> None:
     runs.connect = interrupt
     with pytest.raises(KeyboardInterrupt):
         runs.run([step])
-    assert store.manifest(step.fingerprint) is None
+    assert Committed(store)(step) is None
     assert not runner(store)[0].run([step])[0].cached
 
 
@@ -196,8 +202,7 @@ def test_a_run_that_finds_another_at_work_waits_and_takes_its_result(store: Arti
         thread.start()
         while ("first", "waiting") not in told.told and thread.is_alive():
             thread.join(0.01)
-        attempt = store.attempt(step.fingerprint)
-        store.commit(attempt, {"key": "first", "payload": step.payload, "summary": {"total": 1}, "seconds": 9.0})
+        store.commit(store.output(step.fingerprint, {}), {"key": "first", "payload": step.payload, "summary": {"total": 1}, "seconds": 9.0})
     thread.join()
     assert told.told == [("first", "waiting"), ("first", "cached")]
     assert runs.results[0].seconds == 9.0
@@ -279,8 +284,7 @@ def test_a_run_reads_each_manifest_once_however_many_steps_there_are(
     runner(store)[0].run(steps)
     read: list[str] = []
     manifest = ArtifactStore.manifest
-    monkeypatch.setattr(ArtifactStore, "manifest", lambda self, name: read.append(name) or manifest(self, name))
+    monkeypatch.setattr(ArtifactStore, "manifest", lambda self, name, of: read.append(name) or manifest(self, name, of))
     results = runner(store)[0].run(steps)
     assert all(result.cached for result in results)
-    assert results[-1].summary == store.open(steps[-1].fingerprint).summary
-    assert sorted(read[:-1]) == sorted(step.fingerprint for step in steps)
+    assert sorted(read) == sorted(step.fingerprint for step in steps)

@@ -19,8 +19,9 @@ from stages.base import StageError
 from stages.core.records import SHARD, Message
 from stages.core.tokens.templates import ChatEncoder
 from stages.data.shards import ShardData
-from stages.io.filenames import ADAPTER, MODEL, shard_name
-from stages.io.tables import write_rows
+from stages.io import filenames
+from stages.io.artifact import Artifact
+from stages.io.filenames import ADAPTER, MODEL
 from stages.policy import convert
 from stages.policy.config import MaterialiseConfig
 from stages.policy.files import copy_model, name_for_older_readers
@@ -29,7 +30,7 @@ from stages.policy.save import save_model, weights_dtype
 from stages.train import proof
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.policy import build_policy, save_policy
-from tests import tiny
+from tests import artifacts, tiny
 from tests.memory import random_pairs
 
 CPU = torch.device("cpu")
@@ -180,30 +181,31 @@ def test_a_model_that_lacks_weights_is_refused(initial: Path) -> None:
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    (tmp_path / "shards").mkdir()
-    write_rows(tmp_path / "shards" / shard_name(0), [vars(pair) for pair in random_pairs(6)], SHARD)
-    return tmp_path / "shards"
+def shards(tmp_path: Path) -> Artifact:
+    rows = [vars(pair) for pair in random_pairs(6)]
+    return artifacts.of_rows(tmp_path, "shards", filenames.SHARD, [rows[:2], rows[2:]], SHARD)
 
 
-def stored(name: str, initial: Path, shards: Path, folder: Path) -> Callable[[], float]:
+def stored(name: str, initial: Path, shards: Artifact, folder: Path) -> Callable[[], float]:
     """A trained and stored policy, and its proof."""
     data = ShardData(shards)
     folder.mkdir()
     save_policy(moved(build_policy(CONFIGS[name], initial)), CONFIGS[name], initial, folder,
                 lambda model: proof.write(model, data, folder))  # fmt: skip
-    return lambda: proof.check(str(folder), str(initial), str(shards), str(folder))
+    return lambda: proof.check(artifacts.of_folder(folder), artifacts.of_folder(initial), shards)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_stored_policy_is_the_trained_one(name: str, initial: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_stored_policy_is_the_trained_one(name: str, initial: Path, shards: Artifact, tmp_path: Path) -> None:
     assert stored(name, initial, shards, tmp_path / "trained")() < 1e-5
     noted = json.loads((tmp_path / "trained" / proof.PROOF).read_text())
     lengths = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in random_pairs(6)]
     assert noted["rows"] == sorted(range(6), key=lambda row: lengths[row])[:4]
 
 
-def test_a_stored_policy_that_is_another_is_named_with_the_cause(initial: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_stored_policy_that_is_another_is_named_with_the_cause(
+    initial: Path, shards: Artifact, tmp_path: Path
+) -> None:
     folder = tmp_path / "trained"
     check = stored("lora", initial, shards, folder)
     file = folder / MODEL / "model.safetensors"

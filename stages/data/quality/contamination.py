@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from stages.core.records import PROMPTS, prompt_key
 from stages.data.quality.rows import Row
 from stages.data.quality.text import ngrams, words
+from stages.io.artifact import Table
 from stages.io.tables import read_table
 
 _COMMON = 10
@@ -30,7 +30,7 @@ class Contamination:
 
     columns: tuple[str, ...] = ("prompt", "prompt_key")
 
-    def __init__(self, heldout: Sequence[Path], ngram: int) -> None:
+    def __init__(self, heldout: Sequence[Table], ngram: int) -> None:
         self._ngram = ngram
         self.sources: list[str] = []
         self._keys: dict[str, int] = {}
@@ -90,8 +90,8 @@ def _messages(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [message for message in messages if message["role"] != "system"]
 
 
-def _prompts(files: Sequence[Path]) -> Iterable[Mapping[str, Any]]:
-    for file in files:
-        table = read_table(file).select(PROMPTS.names)
+def _prompts(tables: Sequence[Table]) -> Iterable[Mapping[str, Any]]:
+    for each in tables:
+        table = read_table(each.path).select(PROMPTS.names)
         for at in range(0, table.num_rows, _SLICE):
             yield from table.slice(at, _SLICE).to_pylist()

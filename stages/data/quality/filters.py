@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from stages.data.quality.languages import Languages
 from stages.data.quality.lengths import TooLong, TooUneven
 from stages.data.quality.near import NearDuplicates
 from stages.data.quality.rows import Records, Row
+from stages.io.artifact import Table
 
 Flags = NDArray[np.bool_]
 Progress = Callable[[int, int, str], None]
@@ -62,13 +62,13 @@ class Filters:
         StageError: a language is not known.
     """
 
-    def __init__(self, config: FilterConfig, heldout: Sequence[Path] = ()) -> None:
+    def __init__(self, config: FilterConfig, heldout: Sequence[Table] = ()) -> None:
         self._config = config
         self._heldout = heldout
         if config.languages:
             Languages(config.languages)  # a mistake is said before the work
 
-    def examine(self, files: Sequence[Path], progress: Progress = quiet) -> Found:
+    def examine(self, files: Sequence[Sequence[Table]], progress: Progress = quiet) -> Found:
         """Go over all rows of records files once, and for near duplicates again over those that look alike."""
         records = Records(files)
         detectors = self._detectors()

@@ -6,11 +6,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from stages.data.quality.text import digest, words
-from stages.io.tables import read_table, stream_columns
+from stages.io.artifact import Table
+from stages.io.tables import Rows, stream_columns
 from stages.readers import Place
 
 _SLICE = 1000
@@ -105,13 +105,14 @@ class Row:
 
 
 class Records:
-    """All rows of some files, one after the other. Single rows are fetched from memory-mapped files; what is streamed
-    is read batch by batch instead, since the pages of a mapped file stay and count as memory."""
+    """All rows of some files (each given as its tables), one after the other. Single rows are fetched from
+    memory-mapped files; what is streamed is read batch by batch instead, since the pages of a mapped file stay and
+    count as memory."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Sequence[Table]]) -> None:
         self._files = files
-        self._tables = [read_table(file) for file in files]
-        self.sizes = [int(table.num_rows) for table in self._tables]
+        self._rows = [Rows(tables) for tables in files]
+        self.sizes = [len(rows) for rows in self._rows]
         self._starts = [0, *accumulate(self.sizes)]
 
     def __len__(self) -> int:
@@ -130,7 +131,8 @@ class Records:
     def row(self, number: int) -> Row:
         """One row with all its columns."""
         file = self.file_of(number)
-        (values,) = self._tables[file].slice(number - self._starts[file], 1).to_pylist()
+        at = number - self._starts[file]
+        (values,) = self._rows[file].slice(at, at + 1).to_pylist()
         return Row(number, values)
 
     def file_of(self, number: int) -> int:

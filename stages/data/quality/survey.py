@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from stages.data.config import QualityConfig
 from stages.data.quality.contamination import Contamination
@@ -16,6 +15,7 @@ from stages.data.quality.lengths import Count, Measured
 from stages.data.quality.near import Link, NearDuplicates
 from stages.data.quality.noise import Votes
 from stages.data.quality.rows import Records, Row
+from stages.io.artifact import Table
 
 _HASHES = 1 << 64
 
@@ -56,7 +56,11 @@ class Survey:
 
 
 def survey(
-    files: Sequence[Path], heldout: Sequence[Path], config: QualityConfig, count: Count | None, progress: Progress
+    files: Sequence[Sequence[Table]],
+    heldout: Sequence[Table],
+    config: QualityConfig,
+    count: Count | None,
+    progress: Progress,
 ) -> Survey:
     """Look at every row of ``files``; ``count`` gives the tokens of texts, without it lengths are in words."""
     records = Records(files)
