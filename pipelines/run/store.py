@@ -140,7 +140,7 @@ class ArtifactStore:
 
     def runs(self) -> list[str]:
         """Names of all runs, the oldest first."""
-        return [name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json")]
+        return sorted(name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json"))
 
     def _read_json(self, place: str) -> dict[str, Any] | None:
         data = self.store.read(place)

@@ -49,6 +49,8 @@ def _policy(result: StepResult | None) -> dict[str, str | None]:
         return {"policy": None, "adapter": None, "manifest": None}
     artifact = result.artifact
     (part,) = artifact.parts
+    if artifact.store.is_local:
+        artifact.folder()  # whole, or an error
     place = f"{artifact.store.name.rstrip('/')}/{part.place}"
     config = f"{ADAPTER}/{ADAPTER_CONFIG}"
     needed = artifact.has(config) and is_prompt_learning(artifact.path(config))

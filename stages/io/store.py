@@ -6,6 +6,7 @@ JSON object that is written last says what counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -125,12 +126,16 @@ class Store:
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(self.read, places))
 
+    def delete(self, place: str) -> None:
+        """Delete an object, if it is there."""
+        with self._reached(), contextlib.suppress(FileNotFoundError):
+            self._objects.delete(place)
+
     def remove(self, place: str) -> None:
         """Delete all that stands below a place."""
-        if self.is_local:
-            shutil.rmtree(self.local(place), ignore_errors=True)
-            return
         shutil.rmtree(self.local(place), ignore_errors=True)
+        if self.is_local:
+            return
         with self._reached():
             paths = [each["path"] for chunk in self._objects.list(place) for each in chunk]
             if paths:

@@ -52,7 +52,7 @@ class Kept:
         self._output.record(_KIND, Part(f"{step:08d}", place, files))
         older = sorted(self._output.done(_KIND).items())[:-_KEPT]
         for name, part in older:
-            store.remove(f"{self._output.work}/{_KIND}/{name}")
+            store.delete(f"{self._output.work}/{_KIND}/{name}")
             store.remove(part.place)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.base import Artifact, Config, Resources, TrainResources, grouped, resolve
+from stages.base import Config, Resources, TrainResources, resolve
 from stages.generate.config import RolloutConfig
+from stages.io.artifact import UserFile, grouped
 from stages.train.config import LoraConfig, TrainConfig
 
 
@@ -96,7 +97,7 @@ def test_resolve_says_what_is_not_there(reference: str, part: str) -> None:
 
 def test_grouped_inputs_come_in_the_order_of_their_numbers() -> None:
     numbers = [10, 2, 0, 1]
-    inputs = {f"files.{n}": Artifact(Path(str(n)), str(n)) for n in numbers} | {"policy": Artifact(Path("p"), "p")}
-    assert [artifact.fingerprint for artifact in grouped(inputs, "files")] == ["0", "1", "2", "10"]
-    assert [artifact.fingerprint for artifact in grouped(inputs, "policy")] == ["p"]
+    inputs = {f"files.{n}": UserFile(f"/{n}", str(n)) for n in numbers} | {"policy": UserFile("/p", "p")}
+    assert [file.name for file in grouped(inputs, "files")] == ["0", "1", "2", "10"]
+    assert [file.name for file in grouped(inputs, "policy")] == ["p"]
     assert grouped(inputs, "replay") == []

@@ -133,8 +133,8 @@ def test_plan_shows_what_is_committed_and_why_the_rest_has_to_run(folder: Path) 
     train = next(row for row in rows if row["stage"] == "train")
     payload = {"stage": "train", "version": 1, "config": {"beta": 0.3}, "inputs": {}}
     manifest = {"key": "base", "payload": {"stage": "materialise"}, "summary": {}, "seconds": 1.0}
-    store.commit(store.attempt(rows[0]["fingerprint"]), manifest)
-    store.commit(store.attempt("other"), manifest | {"payload": payload})
+    store.commit(store.output(rows[0]["fingerprint"], {}), manifest)
+    store.commit(store.output("other", {}), manifest | {"payload": payload})
     lines = rondo("plan", spec, "--store", place).stdout.splitlines()
     assert lines[0].split() == ["base", rows[0]["fingerprint"][:12], "committed"]
     (line,) = (line for line in lines if train["fingerprint"][:12] in line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
@@ -29,5 +30,7 @@ def test_a_bar_counts_whether_or_not_the_end_is_known(total: int, shown: str) ->
 def test_a_steps_note_is_shown(cached: bool) -> None:
     console = Console(file=io.StringIO(), width=80)
     step: Any = SimpleNamespace(key="round-1/reference")
-    Lines(console, 1).finished(StepResult(step, cached, 1.0, {"pairs": 3, "note": "all [pairs] have one prompt"}))
+    Lines(console, 1).finished(
+        StepResult(step, cached, 1.0, {"pairs": 3, "note": "all [pairs] have one prompt"}, ANY, "")
+    )
     assert console.file.getvalue().endswith("\n      note: all [pairs] have one prompt\n")  # type: ignore[attr-defined]

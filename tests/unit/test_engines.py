@@ -14,9 +14,10 @@ from stages.generate import engines, serving
 from stages.generate.config import RolloutConfig, choose_engine
 from stages.generate.engines import Sample, TransformersEngine
 from stages.generate.serving import Weights
+from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.load import stop_tokens
-from tests import memory, tiny
+from tests import artifacts, memory, tiny
 
 EOS = 2
 PROMPTS = [memory.random_pairs(1, seed=s)[0].prompt_ids for s in range(3)]
@@ -34,17 +35,24 @@ def engine(policy: Path, **config: Any) -> TransformersEngine:
     return TransformersEngine(settings, Weights(policy), cpus=1)
 
 
-def test_on_a_gpu_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
-    (tmp_path / "policy" / ADAPTER).mkdir(parents=True)
-    weights = serving.weights_for(tmp_path / "policy", "a1b2" * 16, tmp_path / "base", gpu=True)
+def policy_of(folder: Path, adapter: bool, fingerprint: str = "a" * 64) -> Artifact:
+    """An artifact with a model's file and, it may be, an adapter's."""
+    for name in (MODEL, *([ADAPTER] if adapter else [])):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "config.json").write_text("{}")
+    return artifacts.of_folder(folder, fingerprint)
+
+
+def test_where_the_base_is_known_an_adapter_is_served_on_it(tmp_path: Path) -> None:
+    weights = serving.weights_for(policy_of(tmp_path / "policy", True), policy_of(tmp_path / "base", False))
     assert weights.model == tmp_path / "base"
     assert weights.adapter == tmp_path / "policy" / ADAPTER
 
 
 def test_an_adapters_name_changes_with_its_content(tmp_path: Path) -> None:
-    (tmp_path / ADAPTER).mkdir()
+    base = policy_of(tmp_path / "base", False)
     names = [
-        serving.weights_for(tmp_path, fingerprint, tmp_path / "base", gpu=True).adapter_name
+        serving.weights_for(policy_of(tmp_path / "policy", True, fingerprint), base).adapter_name
         for fingerprint in ("a" * 64, "b" * 64, "a" * 64)
     ]
     assert names[0] == names[2]
@@ -53,17 +61,13 @@ def test_an_adapters_name_changes_with_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "base", "gpu"),
-    [
-        pytest.param(True, True, False, id="on CPU"),
-        pytest.param(False, True, True, id="a full model"),
-        pytest.param(True, False, True, id="the base is not known"),
-    ],
+    ("adapter", "base"),
+    [pytest.param(False, True, id="a full model"), pytest.param(True, False, id="the base is not known, or no GPU")],
 )
-def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base: bool, gpu: bool) -> None:
-    if adapter:
-        (tmp_path / ADAPTER).mkdir()
-    assert serving.weights_for(tmp_path, "a" * 64, tmp_path / "base" if base else None, gpu) == Weights(tmp_path)
+def test_otherwise_the_whole_model_is_served(tmp_path: Path, adapter: bool, base: bool) -> None:
+    policy = policy_of(tmp_path / "policy", adapter)
+    given = policy_of(tmp_path / "base", False) if base else None
+    assert serving.weights_for(policy, given) == Weights(tmp_path / "policy")
 
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "vllm"), (False, "transformers")])

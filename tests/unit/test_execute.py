@@ -14,8 +14,10 @@ from pipelines.plan.rounds import Plan, Round
 from pipelines.plan.steps import Step
 from pipelines.run import summary
 from pipelines.run.execute import execute
+from pipelines.run.runner import Committed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
+from stages.io.artifact import Artifact
 from tests.unit import workspace
 from tests.unit.steps import FAIL, CountConfig, counted
 
@@ -60,6 +62,12 @@ def broken() -> Plan:
     return Plan((Round(1, prepare, Step("round-1/train", FAIL, CountConfig(), {"left": prepare}), None, None, None),))
 
 
+def opened(store: ArtifactStore, step: Step) -> Artifact:
+    manifest = Committed(store)(step)
+    assert manifest is not None
+    return store.open(manifest)
+
+
 def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:
     assert execute(loaded, sound(), store, as_json=True, verbose=False) == 0
     out = capfd.readouterr().out
@@ -69,7 +77,9 @@ def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.
     assert [(step["key"], step["cached"]) for step in said["steps"]] == [
         ("round-1/prepare", False), ("round-1/train", False),
     ]  # fmt: skip
-    assert said["policy"] == str(store.open(sound().policy.fingerprint).path / "model")
+    artifact = opened(store, sound().policy)
+    assert said["policy"] == str(artifact.folder() / "model")
+    assert Path(said["manifest"]).is_file()
     assert store.runs() == [said["run"]]
     assert store.read_run(said["run"]) == said
 
@@ -115,7 +125,7 @@ def test_a_damaged_result_is_an_error_and_no_crash(
 ) -> None:
     execute(loaded, sound(), store, as_json=True, verbose=False)
     capfd.readouterr()
-    (store.open(sound().policy.fingerprint).path / "number").unlink()
+    opened(store, sound().policy).path("number").unlink()
     assert execute(loaded, sound(), store, as_json=True, verbose=False) == 1
     said = json.loads(capfd.readouterr().out)
     assert said["status"] == "failed"
@@ -169,7 +179,9 @@ def test_a_policy_that_needs_its_virtual_tokens_says_where_they_are(
 
     assert json.loads(run(True))["adapter"] is None
     assert "adapter " not in run(False)
-    monkeypatch.setattr(summary, "prompt_adapter", lambda policy: policy / "adapter")
+    monkeypatch.setattr(Artifact, "has", lambda artifact, name: name == "adapter/adapter_config.json")
+    monkeypatch.setattr(Artifact, "path", lambda artifact, name: Path(name))
+    monkeypatch.setattr(summary, "is_prompt_learning", lambda config: True)
     document = json.loads(run(True))
     assert Path(document["adapter"]).parent == Path(document["policy"]).parent
     assert f"adapter   {document['adapter']}" in run(False)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import batched
 from pathlib import Path
 
 import pytest
@@ -99,7 +98,8 @@ def run_stage(
 ) -> Artifact:
     """The pair stage on samples whose texts are their scores, two prompts a part."""
     rollouts, judgements = [], []
-    for some in batched(scores.items(), 2):
+    items = list(scores.items())
+    for some in (items[at : at + 2] for at in range(0, len(items), 2)):
         own = [rollout(n, f"{s}", prompt=p) for p, values in some for n, s in enumerate(values)]
         more = {"policy": "x", "sampling": "{}", "prompt_ids": [7]}
         rollouts.append([{**asdict(r), **more, "ids": [r.sample, 9]} for r in own])

@@ -202,7 +202,10 @@ def test_a_run_that_finds_another_at_work_waits_and_takes_its_result(store: Arti
         thread.start()
         while ("first", "waiting") not in told.told and thread.is_alive():
             thread.join(0.01)
-        store.commit(store.output(step.fingerprint, {}), {"key": "first", "payload": step.payload, "summary": {"total": 1}, "seconds": 9.0})
+        store.commit(
+            store.output(step.fingerprint, {}),
+            {"key": "first", "payload": step.payload, "summary": {"total": 1}, "seconds": 9.0},
+        )
     thread.join()
     assert told.told == [("first", "waiting"), ("first", "cached")]
     assert runs.results[0].seconds == 9.0

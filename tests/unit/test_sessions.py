@@ -1,52 +1,49 @@
-"""Where checkpoints of one worker and of several go, and which is gone on from."""
+"""The checkpoints of a training, and which is gone on from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from stages.train import latest, single
+import pytest
+
+from stages.train.kept import Kept
+from tests import artifacts
 
 
-def checkpoint(folder: Path, step: int) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "progress.json").write_text(json.dumps({"step": step}))
-    return folder
+def saving(step: int) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        (folder / "progress.json").write_text(json.dumps({"step": step}))
+
+    return save
 
 
-def registered(work: Path, step: int) -> Path:
-    """A checkpoint that Ray Train says is complete, and a later one that it does not know of."""
-    run = work / "ray-train"
-    path = checkpoint(run / f"checkpoint_{step}", step)
-    checkpoint(run / "checkpoint_of_which_one_part_is_missing", step + 1)
-    snapshot = {"latest_checkpoint_result": {"checkpoint_dir_name": path.name}}
-    (run / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
-    return path
+def newest(kept: Kept) -> int | None:
+    folder = kept.newest()
+    return None if folder is None else int(json.loads((folder / "progress.json").read_text())["step"])
 
 
-def test_a_single_workers_checkpoints_appear_whole_and_the_last_two_stay(tmp_path: Path) -> None:
-    session = single.SingleSession(tmp_path)
-    assert latest.of_single(tmp_path) == []
+def test_the_newest_checkpoint_is_gone_on_from_and_the_last_two_stay(tmp_path: Path) -> None:
+    output = artifacts.output(tmp_path, "train")
+    kept = Kept(output)
+    assert newest(kept) is None
     for step in (5, 10, 100):
-        session.report(step, checkpoint(tmp_path / "scratch", step))
-        assert not (tmp_path / "scratch").exists()
-        with session.latest() as folder:
-            assert folder is not None
-            assert json.loads((folder / "progress.json").read_text())["step"] == step
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000100"]
+        kept.keep(step, saving(step), together=False)
+        assert newest(Kept(output)) == step
+    assert list(output.done("checkpoints")) == ["00000010", "00000100"]
+    steps = tmp_path / output.work / "steps"
+    assert sorted(path.name.partition("-")[0] for path in steps.iterdir()) == ["00000010", "00000100"]
 
 
-def test_of_several_workers_only_what_all_have_handed_in_counts(tmp_path: Path) -> None:
-    assert latest.of_ray_train(tmp_path) is None
-    path = registered(tmp_path, 20)
-    assert latest.of_ray_train(tmp_path) == path
+def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
+    kept = Kept(artifacts.output(tmp_path, "train"))
+    kept.keep(5, saving(5), together=False)
 
+    def broken(folder: Path) -> None:
+        saving(10)(folder)
+        raise OSError("the disk is full")
 
-def test_the_latest_step_is_gone_on_from_whoever_made_it(tmp_path: Path) -> None:
-    several = registered(tmp_path, 20)
-    single.SingleSession(tmp_path).report(15, checkpoint(tmp_path / "scratch", 15))
-    assert latest.newest([*latest.of_single(tmp_path), latest.of_ray_train(tmp_path)]) == several
-    single.SingleSession(tmp_path).report(25, checkpoint(tmp_path / "scratch", 25))
-    alone = latest.of_single(tmp_path)[-1]
-    assert latest.newest([alone, latest.of_ray_train(tmp_path)]) == alone
-    assert latest.newest([None, tmp_path / "gone"]) is None
+    with pytest.raises(OSError, match="full"):
+        kept.keep(10, broken, together=False)
+    assert newest(kept) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,6 @@ from rich.console import Console
 from pipelines.plan import rounds
 from pipelines.run import summary
 from pipelines.run.runner import StepResult
-from pipelines.run.store import ArtifactStore
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 
@@ -30,8 +30,8 @@ HELDOUT = "data: {heldout: 0.5}\n"
 def test_a_promotion_says_what_it_was_decided_by(tmp_path: Path, text: str, decided: str, shown: str) -> None:
     folder = workspace.make(tmp_path)
     planned = rounds.plan(workspace.loaded(folder, text).spec, folder)
-    trained = [StepResult(planned.rounds[0].train, False, 1.0, {})]
-    made = summary.summarise(planned, trained, ArtifactStore(str(tmp_path / "store")), False)
+    trained = [StepResult(planned.rounds[0].train, False, 1.0, {}, ANY, "")]
+    made = summary.summarise(planned, trained, False)
     (row,) = made["rounds"]
     assert (row["promoted"], row["decided"]) == (True, decided)
     console = Console(width=200, record=True)

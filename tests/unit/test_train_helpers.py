@@ -15,7 +15,7 @@ from stages.core.losses.objective import UserFunctionError
 from stages.core.metrics import BY_TASK
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.load import load_model, load_tokenizer
-from stages.train import distributed, latest, session, train
+from stages.train import distributed, session, train
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
 from stages.train.loop import NotFiniteError
@@ -241,18 +241,6 @@ def test_a_users_functions_error_is_passed_on_as_it_is() -> None:
     assert session.explain(UserFunctionError("mine:loss returned a float"), TrainResources()) == (
         "mine:loss returned a float"
     )
-
-
-@pytest.mark.parametrize(("content", "kept"), [('{"checkpoint_results": []}', True), ('{"checkpoint_res', False)])
-def test_a_snapshot_that_a_kill_cut_short_does_not_stop_the_next_start(
-    tmp_path: Path, content: str, kept: bool
-) -> None:
-    run = tmp_path / "ray-train"
-    run.mkdir()
-    (run / "checkpoint_manager_snapshot.json").write_text(content)
-    latest.forget_torn_state(run)
-    latest.forget_torn_state(tmp_path / "nothing-yet")
-    assert run.exists() is kept
 
 
 @pytest.mark.parametrize(
