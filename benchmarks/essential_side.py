@@ -7,18 +7,19 @@ import os
 import sys
 import time
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.run.store import ArtifactStore
 from stages.core.records import messages_of
 from stages.data.shards import ShardData
 from stages.generate import serving
 from stages.generate.config import RolloutConfig
 from stages.io.allocator import keep_freed_memory
+from stages.io.artifact import Artifact
 from stages.io.filenames import RECORDS
-from stages.io.tables import read_table
+from stages.io.tables import rows_of
 from stages.policy.load import device_of_worker, load_encoder
 from stages.train.config import TrainConfig
 
@@ -28,15 +29,14 @@ _STEPS = 4
 """Optimizer steps that are timed, after one in which kernels are made and memory is mapped."""
 
 
-def rollout(config: RolloutConfig, inputs: dict[str, Path], cpus: int) -> float:
+def rollout(config: RolloutConfig, inputs: dict[str, Artifact], cpus: int) -> float:
     """Seconds per token of an engine that has started, on the step's first prompts."""
     os.environ.update(serving.environment(config, torch.cuda.is_available()))
     from stages.generate import engines
 
-    base = inputs.get("adapter_base")
-    weights = serving.weights_for(inputs["policy"], "policy", base, torch.cuda.is_available())
+    weights = serving.weights_for(inputs["policy"], inputs.get("adapter_base") if torch.cuda.is_available() else None)
     encoder, engine = load_encoder(weights.model), engines.make(config, weights, cpus)
-    rows = read_table(inputs["prompts"] / RECORDS).slice(0, max(1, _SEQUENCES // config.samples)).to_pylist()
+    rows = list(islice(rows_of(inputs["prompts"].tables(RECORDS)), max(1, _SEQUENCES // config.samples)))
     prompts = [encoder.prompt(messages_of(row["messages"])) for row in rows]
     engine.generate([ids for ids in prompts[:1] if not isinstance(ids, Exception)])
     started = time.perf_counter()
@@ -46,14 +46,16 @@ def rollout(config: RolloutConfig, inputs: dict[str, Path], cpus: int) -> float:
     return seconds / tokens
 
 
-def train(config: TrainConfig, inputs: dict[str, Path]) -> float:
+def train(config: TrainConfig, inputs: dict[str, Artifact]) -> float:
     """Seconds per optimizer step of the training loop, on the step's first ones."""
     from benchmarks.rondo_side import trainable
     from stages.policy.load import product_precision
     from stages.train.loop import train_steps
     from stages.train.worker import Worker
 
-    model, optimizer = trainable(config, inputs["policy"], product_precision(config.precision, device_of_worker()))
+    model, optimizer = trainable(
+        config, inputs["policy"].folder(), product_precision(config.precision, device_of_worker())
+    )
     data = ShardData(inputs["shards"], inputs.get("reference"))
     worker = Worker(device=device_of_worker())
     rows = list(islice(train_steps(model, optimizer, data, config, worker, model.layout), 1 + _STEPS))
@@ -61,12 +63,13 @@ def train(config: TrainConfig, inputs: dict[str, Path]) -> float:
     return sum(row["seconds"] for row in timed) / len(timed)
 
 
-def reference(config: dict[str, Any], inputs: dict[str, Path], cpus: int) -> float:
+def reference(config: dict[str, Any], inputs: dict[str, Artifact], cpus: int) -> float:
     """Seconds per pair of the forward passes, with a model that is loaded, on up to 64 pairs."""
     from stages.score.config import ReferenceConfig
     from stages.score.scorer import Scorer
 
-    scorer = Scorer(ReferenceConfig.model_validate(config), str(inputs["policy"]), str(inputs["shards"]), cpus)
+    scorer = Scorer(ReferenceConfig.model_validate(config), inputs["policy"], inputs["shards"])
+    torch.set_num_threads(cpus)
     pairs = scorer.data.pairs(range(min(64, len(scorer.data))))
     scorer.score(pairs[:8])
     started = time.perf_counter()
@@ -76,7 +79,9 @@ def reference(config: dict[str, Any], inputs: dict[str, Path], cpus: int) -> flo
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    inputs = {name: Path(path) for name, path in task["inputs"].items()}
+    store = ArtifactStore(task["store"])
+    there = {manifest["fingerprint"]: manifest for manifest in store.manifests()}
+    inputs = {name: store.open(there[value]) for name, value in task["inputs"].items() if value in there}
     keep_freed_memory()
     torch.set_num_threads(task["cpus"])
     if task["stage"] == "rollout":

@@ -76,8 +76,9 @@ def report(store: ArtifactStore, wall: float | None) -> dict[str, Any]:
 def rate(store: ArtifactStore, manifest: dict[str, Any]) -> float:
     """Seconds per unit of a step's essential work."""
     stage, cpus = manifest["payload"]["stage"], usable_cpus()
-    inputs = {name: str(store.open(value).path) for name, value in manifest["payload"]["inputs"].items()}
-    task = {"stage": stage, "config": manifest["payload"]["config"], "inputs": inputs, "cpus": cpus}
+    inputs = manifest["payload"]["inputs"]
+    task = {"stage": stage, "config": manifest["payload"]["config"], "inputs": inputs, "cpus": cpus,
+            "store": store.store.location}  # fmt: skip
     return measure(task)
 
 

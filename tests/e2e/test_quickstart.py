@@ -68,7 +68,7 @@ def test_replayed_pairs_join_the_second_round(summary: dict[str, Any]) -> None:
 
 
 def test_vllm_answered_and_is_gone(summary: dict[str, Any], spec: Path) -> None:
-    manifests = [json.loads(p.read_text()) for p in (spec.parent / "store").glob("artifacts/*/manifest.json")]
+    manifests = [json.loads(p.read_text()) for p in (spec.parent / "store").glob("artifacts/*/*/manifest.json")]
     engines = [m["summary"]["engine"] for m in manifests if m["payload"]["stage"] == "rollout"]
     assert engines
     assert set(engines) == {"vllm"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import pytest
 
 from clusters import local
-from stages.base import Artifact, Config, Resources, Stage, StageContext
-from tests import tiny
+from stages.base import Config, Resources, Stage
+from stages.io.artifact import Artifact, UserFile
+from tests import artifacts, tiny
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +36,10 @@ def execute(cluster: None, tmp_path: Path) -> Callable[..., Artifact]:
     ) -> Artifact:
         nonlocal made
         made += 1
-        name = f"{made:02d}-{stage.name}"
-        output, work = tmp_path / name, tmp_path / f"{name}-work"
-        output.mkdir()
-        work.mkdir()
-        context = StageContext(name, output, work, resources or Resources(), lambda done, total, note: None)
-        module, _, function = stage.run.partition(":")
-        given = {k: v if isinstance(v, Artifact) else Artifact(v, k) for k, v in inputs.items()}
-        summary = getattr(importlib.import_module(module), function)(config, given, context)
-        return Artifact(output, name, summary)
+        given = {
+            name: UserFile(str(value), value.name) if isinstance(value, Path) else value
+            for name, value in inputs.items()
+        }
+        return artifacts.run(stage, tmp_path / "store", config, given, resources, f"{made:02d}-{stage.name}")
 
     return call

@@ -20,7 +20,8 @@ from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import encoded_pairs
-from stages.io.filenames import shard_files
+from stages.io.artifact import Artifact
+from stages.io.filenames import SHARD
 from stages.io.tables import read_table
 from tests import specs
 
@@ -55,12 +56,12 @@ def run(spec: Path, store: ArtifactStore) -> tuple[dict[str, bool], dict[str, An
     results = Runner(store, Lines(Console(quiet=True), 0), lambda: None).run(steps)
     return (
         {result.step.key: result.cached for result in results},
-        {result.step.key: store.open(result.step.fingerprint) for result in results},
+        {result.step.key: result.artifact for result in results},
     )
 
 
-def pairs(folder: Path) -> list[EncodedPair]:
-    return [pair for file in shard_files(folder) for pair in encoded_pairs(read_table(file))]
+def pairs(shards: Artifact) -> list[EncodedPair]:
+    return [pair for table in shards.tables(SHARD) for pair in encoded_pairs(read_table(table.path))]
 
 
 def test_files_of_many_shapes_become_shards_and_only_new_ones_are_read(
@@ -68,7 +69,7 @@ def test_files_of_many_shapes_become_shards_and_only_new_ones_are_read(
 ) -> None:
     store = ArtifactStore(str(tmp_path / "store"))
     _, made = run(spec, store)
-    train, held = pairs(made["round-1/prepare"].path), pairs(made["preferences/heldout"].path)
+    train, held = pairs(made["round-1/prepare"]), pairs(made["preferences/heldout"])
     stones = [pair for pair in train if pair.task == "stones"]
     voted = [pair for pair in train if pair.task == "votes"]
     assert len(stones) + sum(pair.task == "stones" for pair in held) == 90
@@ -82,7 +83,7 @@ def test_files_of_many_shapes_become_shards_and_only_new_ones_are_read(
         (name.partition(":")[0] for name in dict.fromkeys(places)),
         key=["a.jsonl", "b.csv.gz", "c.parquet", "votes.jsonl"].index,
     )
-    bad = json.loads((made["preferences/a.jsonl"].path / "quarantine.jsonl").read_text())
+    bad = json.loads(made["preferences/a.jsonl"].path("quarantine.jsonl").read_text())
     assert (bad["file"], bad["line"]) == ("a.jsonl", 31)
     specs.jsonl(spec.parent / "data" / "d.jsonl", specs.pairs(95)[90:])
     cached, _ = run(spec, store)

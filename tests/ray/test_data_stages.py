@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,17 +16,19 @@ import pytest
 import torch
 
 from pipelines.run.execute import reason
-from stages.base import Artifact, Resources, StageError
+from stages.base import Resources, StageError
 from stages.catalog import ENCODE, INGEST, MATERIALISE, PREPARE, REFERENCE, ROLLOUT
 from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
 from stages.data.shards import ShardData, encoded_pairs
 from stages.generate.config import RolloutConfig
-from stages.io.filenames import RECORDS, shard_files
-from stages.io.tables import read_rows, read_table
+from stages.io.artifact import Artifact
+from stages.io.filenames import RECORDS, SHARD
+from stages.io.tables import read_table
 from stages.policy.config import MaterialiseConfig
 from stages.policy.load import load_encoder, load_model
 from stages.score.config import ReferenceConfig
 from tests import specs
+from tests.artifacts import rows as rows_in
 from tests.memory import score
 from tests.ray import processes
 
@@ -43,11 +46,11 @@ def test_ingest_keeps_order_and_quarantines_what_it_cannot_use(execute: Execute,
     first = specs.jsonl(tmp_path / "first.jsonl", rows)
     second = specs.jsonl(tmp_path / "second.jsonl", ["\ufeff" + json.dumps(specs.pairs(1)[0]), "", {"prompt": ""}])
     made = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": first, "files.1": second})
-    records = read_rows(made.path / RECORDS)
+    records = rows_in(made, RECORDS)
     assert made.summary["rows"] == len(records) == 2501
     assert [r["prompt"][0]["content"] for r in records[:-1]] == [p["prompt"] for p in good]
     assert records[1500]["source"] == "first.jsonl:1503"
-    quarantine = [json.loads(line) for line in (made.path / "quarantine.jsonl").read_text().splitlines()]
+    quarantine = [json.loads(line) for line in made.path("quarantine.jsonl").read_text().splitlines()]
     assert [(q["file"], q["line"]) for q in quarantine] == [
         ("first.jsonl", 1501), ("first.jsonl", 1502), ("first.jsonl", 2503), ("second.jsonl", 3),
     ]  # fmt: skip
@@ -77,18 +80,18 @@ def test_shards_keep_order_and_size_and_never_hold_control_tokens_from_text(
     ingested = execute(INGEST, IngestConfig(kind="pairs"), {"files.0": path})
     tokens = execute(ENCODE, EncodeConfig(max_length=200), {"policy": policy, "pairs": ingested})
     shards = execute(PREPARE, PrepareConfig(shard_rows=16), {"pairs.0": tokens})
-    tables = [read_table(file) for file in shard_files(shards.path)]
+    tables = [read_table(table.path) for table in shards.tables(SHARD)]
     assert [table.num_rows for table in tables] == [16, 16, 9]
     pairs = [pair for table in tables for pair in encoded_pairs(table)]
-    expected = [row["pair_id"] for row in read_rows(ingested.path / RECORDS)][:41]
+    expected = [row["pair_id"] for row in rows_in(ingested, RECORDS)][:41]
     assert [pair.pair_id for pair in pairs] == expected
-    tokenizer = load_encoder(policy.path).tokenizer
+    tokenizer = load_encoder(policy.folder()).tokenizer
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert pairs[40].prompt_ids.count(start) == 2  # user and assistant: the template's own
     assert pairs[40].prompt_ids.count(end) == 1
     assert pairs[40].chosen_ids.count(start) == 0
     assert tokenizer.decode(pairs[40].chosen_ids[:-1]) == "a<|im_start|>b"
-    quarantine = json.loads((tokens.path / "quarantine.jsonl").read_text())
+    quarantine = json.loads(tokens.path("quarantine.jsonl").read_text())
     assert (quarantine["file"], quarantine["line"]) == ("pairs.jsonl", 42)
     assert "max_length 200" in quarantine["reason"]
     assert (tokens.summary["read"], tokens.summary["bad"]) == (42, 1)
@@ -105,9 +108,9 @@ def test_reference_agrees_with_the_model_row_by_row(
     config = ReferenceConfig.model_validate({"precision": "fp32", "layout": layout, "mismatched": layout == "auto"})
     two = Resources(workers=2, cpus=1)
     logprobs = execute(REFERENCE, config, {"policy": policy, "shards": shards}, two)
-    data = ShardData(shards.path, logprobs.path)
+    data = ShardData(shards, logprobs)
     rows = [0, 63, 64, 99, 100, 149]
-    model = load_model(policy.path, torch.device("cpu")).eval()
+    model = load_model(policy.folder(), torch.device("cpu")).eval()
     found = data.reference(rows)
     torch.testing.assert_close(found[:2].T, score(model, data.pairs(rows), "shared", "fp32"), rtol=1e-5, atol=1e-4)
     if config.mismatched:
@@ -127,7 +130,7 @@ def test_pairs_of_one_prompt_have_no_mismatched_answer_and_a_note(
     shards = execute(PREPARE, PrepareConfig(), {"pairs.0": tokens})
     logprobs = execute(REFERENCE, ReferenceConfig(mismatched=True), {"policy": policy, "shards": shards})
     assert "the same prompt" in logprobs.summary["note"]
-    found = ShardData(shards.path, logprobs.path).reference(range(5))
+    found = ShardData(shards, logprobs).reference(range(5))
     assert found[:2].lt(-1).all()
     assert found[2].eq(0).all()
 
@@ -137,8 +140,8 @@ def test_rollouts_record_what_was_sampled_and_how(execute: Execute, policy: Arti
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     config = RolloutConfig(samples=3, max_tokens=6, max_length=256, engine="transformers")
     made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
-    rows = read_rows(made.path / RECORDS)
-    ids = [row["prompt_id"] for row in read_rows(prompts.path / RECORDS)]
+    rows = rows_in(made, RECORDS)
+    ids = [row["prompt_id"] for row in rows_in(prompts, RECORDS)]
     assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(3)]
     assert {r["policy"] for r in rows} == {policy.fingerprint}
     assert all(1 <= r["tokens"] <= 6 and r["finish_reason"] in ("stop", "length") for r in rows)
@@ -152,8 +155,8 @@ def test_a_prompt_without_room_for_an_answer_goes_to_quarantine(
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     config = RolloutConfig(samples=2, max_tokens=32, max_length=128, engine="transformers")
     made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
-    assert [row["messages"][0]["content"] for row in read_rows(made.path / RECORDS)] == ["short"] * 2 + ["x"] * 2
-    (quarantined,) = (json.loads(line) for line in (made.path / "quarantine.jsonl").read_text().splitlines())
+    assert [row["messages"][0]["content"] for row in rows_in(made, RECORDS)] == ["short"] * 2 + ["x"] * 2
+    (quarantined,) = (json.loads(line) for line in made.path("quarantine.jsonl").read_text().splitlines())
     assert (quarantined["file"], quarantined["line"]) == ("prompts.jsonl", 2)
     assert "longer than 96 tokens" in quarantined["reason"]
     assert (made.summary["prompts"], made.summary["quarantined"]) == (2, 1)
@@ -164,10 +167,11 @@ def test_a_prompt_without_room_for_an_answer_goes_to_quarantine(
 def test_a_workers_own_words_reach_the_user(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
     path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(1))
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
-    broken = Artifact(tmp_path / "nowhere", "broken")
-    with pytest.raises(Exception, match="nowhere") as caught:
+    gone = replace(policy.parts[0], place="nowhere")
+    broken = replace(policy, parts=(gone,))
+    with pytest.raises(Exception, match="damaged") as caught:
         execute(ROLLOUT, RolloutConfig(engine="transformers"), {"policy": broken, "prompts": prompts})
-    assert "nowhere" in reason(caught.value)
+    assert "damaged" in reason(caught.value)
 
 
 def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
@@ -191,6 +195,6 @@ def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_
     killer.start()
     made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
     assert killed
-    ids = [row["prompt_id"] for row in read_rows(prompts.path / RECORDS)]
-    rows = read_rows(made.path / RECORDS)
+    ids = [row["prompt_id"] for row in rows_in(prompts, RECORDS)]
+    rows = rows_in(made, RECORDS)
     assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(4)]

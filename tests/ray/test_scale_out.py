@@ -35,7 +35,7 @@ def metrics(policy: Path) -> list[dict[str, float]]:
 
 
 def shards(store: Path) -> set[str]:
-    return {path.name[:11] for path in store.glob("work/*/ray-train/checkpoint_*/shard-*.safetensors")}
+    return {path.name[:11] for path in store.glob("work/*/*/steps/*/shard-*.safetensors")}
 
 
 def test_two_sharing_workers_that_are_killed_go_on_as_one(tmp_path: Path) -> None:

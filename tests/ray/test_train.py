@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from stages.base import Artifact, StageContext, StageError, TrainResources
+from stages.base import StageError, TrainResources
 from stages.catalog import ENCODE, INGEST, MATERIALISE, PREPARE, REFERENCE, TRAIN
 from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
+from stages.io.artifact import Artifact
 from stages.policy.config import MaterialiseConfig
 from stages.score.config import ReferenceConfig
-from stages.train import train
 from stages.train.config import LoraConfig, TrainConfig
-from tests import specs
+from tests import artifacts, specs
 
 Execute = Callable[..., Artifact]
 CONFIG = TrainConfig(learning_rate=1e-3, batch_size=6, epochs=2, precision="fp32")
@@ -44,7 +44,7 @@ def inputs(execute: Execute, model_dir: Path, tmp_path: Path) -> Callable[[str],
 
 
 def metrics(artifact: Artifact) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (artifact.path / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in artifact.path("metrics.jsonl").read_text().splitlines()]
 
 
 NAMES = ("loss", "reward_margin", "chosen_logp", "kl", "grad_norm", "tokens", "pairs")
@@ -55,7 +55,7 @@ def assert_same(first: Artifact, other: Artifact) -> None:
     for name in NAMES:
         expected = [row[name] for row in metrics(first)]
         assert [row[name] for row in metrics(other)] == pytest.approx(expected, rel=1e-3, abs=1e-4), name
-    weights = [load_file(artifact.path / "model" / "model.safetensors") for artifact in (first, other)]
+    weights = [load_file(artifact.path("model/model.safetensors")) for artifact in (first, other)]
     for name, tensor in weights[0].items():
         assert (weights[1][name] - tensor).abs().max() < 1e-4, name
 
@@ -97,11 +97,11 @@ def test_an_adapter_in_bf16_starts_at_ln_2_and_is_saved_apart_and_merged(
     assert metrics(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert made.summary["first_loss"] == metrics(made)[0]["loss"]
     assert 0 <= made.summary["stored_difference"] < 1e-4  # nats per token
-    assert json.loads((made.path / "chat.json").read_text()) == {"date": "2026-01-31"}
-    adapter = load_file(made.path / "adapter" / "adapter_model.safetensors")
+    assert json.loads(made.path("chat.json").read_text()) == {"date": "2026-01-31"}
+    adapter = load_file(made.path("adapter/adapter_model.safetensors"))
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
-    before = load_file(given["policy"].path / "model" / "model.safetensors")
-    after = load_file(made.path / "model" / "model.safetensors")
+    before = load_file(given["policy"].path("model/model.safetensors"))
+    after = load_file(made.path("model/model.safetensors"))
     assert before.keys() == after.keys()
     changed = [name for name in before if (before[name] != after[name]).any()]
     assert changed
@@ -121,13 +121,9 @@ def test_a_training_that_had_ended_but_was_not_committed_is_only_collected(
     """Killed between the last checkpoint and the commit: nothing is trained again."""
     given = inputs("fp32")
     made = []
-    for name in ("first", "second"):
-        output, work = tmp_path / name, tmp_path / "work"
-        output.mkdir()
-        work.mkdir(exist_ok=True)
-        context = StageContext("train", output, work, TrainResources(), lambda done, total, note: None)
-        made.append(Artifact(output, name, train.run(CONFIG, given, context)))
+    for _ in range(2):
+        made.append(artifacts.run(TRAIN, tmp_path / "again", CONFIG, given, TrainResources()))
     first, second = (metrics(artifact) for artifact in made)
     assert [row["seconds"] for row in first] == [row["seconds"] for row in second]
-    assert load_file(made[0].path / "model" / "model.safetensors").keys()
+    assert load_file(made[0].path("model/model.safetensors")).keys()
     assert made[0].summary == made[1].summary
