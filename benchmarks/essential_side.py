@@ -53,9 +53,8 @@ def train(config: TrainConfig, inputs: dict[str, Artifact]) -> float:
     from stages.train.loop import train_steps
     from stages.train.worker import Worker
 
-    model, optimizer = trainable(
-        config, inputs["policy"].folder(), product_precision(config.precision, device_of_worker())
-    )
+    precision = product_precision(config.precision, device_of_worker())
+    model, optimizer = trainable(config, inputs["policy"].folder(), precision)
     data = ShardData(inputs["shards"], inputs.get("reference"))
     worker = Worker(device=device_of_worker())
     rows = list(islice(train_steps(model, optimizer, data, config, worker, model.layout), 1 + _STEPS))

@@ -120,9 +120,7 @@ def test_a_training_that_had_ended_but_was_not_committed_is_only_collected(
 ) -> None:
     """Killed between the last checkpoint and the commit: nothing is trained again."""
     given = inputs("fp32")
-    made = []
-    for _ in range(2):
-        made.append(artifacts.run(TRAIN, tmp_path / "again", CONFIG, given, TrainResources()))
+    made = [artifacts.run(TRAIN, tmp_path / "again", CONFIG, given, TrainResources()) for _ in range(2)]
     first, second = (metrics(artifact) for artifact in made)
     assert [row["seconds"] for row in first] == [row["seconds"] for row in second]
     assert load_file(made[0].path("model/model.safetensors")).keys()
