@@ -57,6 +57,16 @@ def checkpoints(store: Path) -> list[Path]:
     return list(store.glob("work/*/*/checkpoints/*"))
 
 
+def parts(store: Path) -> dict[str, str]:
+    """The places of the parts that unfinished steps have finished, by their records."""
+    records = store.glob("work/*/*/parts/*")
+    return {str(path): json.loads(path.read_text())["place"] for path in records if "#" not in path.name}
+
+
+def manifests(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in store.glob("artifacts/*/*/manifest.json")]
+
+
 def long_training(
     folder: Path, train: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None, **sections: Any
 ) -> Path:

@@ -52,6 +52,30 @@ def test_a_killed_driver_continues_from_the_checkpoint(tmp_path: Path, undisturb
     assert "continued from step" in "".join(p.read_text() for p in store.glob("logs/*.log"))
 
 
+def test_what_was_finished_at_a_kill_is_not_made_again(tmp_path: Path) -> None:
+    """Killed while rows are tokenised and scored, part by part."""
+    train = {"learning_rate": 1e-3, "batch_size": 512, "epochs": 1, "precision": "fp32"}
+    path = specs.offline(tmp_path, tiny.save(tmp_path / "model"), 3000, train=train)
+    store = tmp_path / "store"
+    finished: dict[str, str] = {}
+    for number in (1, 6):  # parts of 1,000 tokenised and of 256 scored pairs
+        process = processes.start(path, store)
+        wait_for(lambda least=number: len(processes.parts(store)) >= least, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        finished |= processes.parts(store)
+    summary = run(path, store)
+    made = {part["place"] for manifest in processes.manifests(store) for part in manifest["parts"]}
+    assert set(finished.values()) <= made
+    assert not processes.parts(store)
+    rows = {step["key"]: step for step in summary["steps"]}
+    for key, each in (("preferences/pairs.jsonl/encode", 1000), ("round-1/reference", 256)):
+        (manifest,) = (one for one in processes.manifests(store) if one["fingerprint"] == rows[key]["fingerprint"])
+        counts = [part["counts"]["rows"] for part in manifest["parts"]]
+        assert sum(counts) == 3000
+        assert counts[0] == each
+
+
 def test_a_killed_worker_is_replaced_and_continues(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     path, store = processes.long_training(tmp_path), tmp_path / "store"
     process = processes.start(path, store)
