@@ -70,10 +70,6 @@ class Resources(Config):
         return self.cpus or max(1, int(total) // self.worker_range[1])
 
 
-EVERYWHERE = Resources(workers=1_000_000, cpus=1)
-"""As many workers as there are CPUs, or tasks."""
-
-
 class TrainResources(Resources):
     """Resources of a training step, and how a batch is cut up to fit in memory."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.base import EVERYWHERE, Summary
+from stages.base import Summary
 from stages.core.errors import RowError
 from stages.core.records import TOKENS
 from stages.core.tokens.encoding import encode_records
@@ -25,6 +25,8 @@ from stages.io.tables import Rows
 SLICE = 1000
 """Pairs of a part: the n-th part has the tokens of the n-th so many pairs."""
 
+_ROWS_EACH = 2000
+
 
 def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Tokenise all pairs in slices, in parallel; a part has the ``tokens.arrow`` of a slice, in the pairs' order.
@@ -34,7 +36,7 @@ def run(config: EncodeConfig, inputs: Mapping[str, Artifact], context: StageCont
     pairs = inputs["pairs"]
     total = sum(table.rows for table in pairs.tables(RECORDS))
     counts = run_parts(
-        slices(total, SLICE), "stages.data.encode:Encoder", context, "pairs", resources=EVERYWHERE,
+        slices(total, SLICE), "stages.data.encode:Encoder", context, "pairs", rows_each=_ROWS_EACH,
         config=config, pairs=pairs, policy=inputs["policy"],
     )  # fmt: skip
     made = {"pairs": counts.pop("rows"), **counts}

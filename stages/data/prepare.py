@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.base import EVERYWHERE, StageError, Summary
+from stages.base import StageError, Summary
 from stages.core.records import SHARD
 from stages.data.badrows import BadRows, refuse_too_many
 from stages.data.config import PrepareConfig
@@ -25,6 +25,8 @@ from stages.io.filenames import SHARD as SHARD_FILE
 from stages.io.output import PartWriter
 from stages.io.parts import part_name, run_parts, slices
 from stages.io.tables import Rows, read_table
+
+_ROWS_EACH = 100_000
 
 
 def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -43,7 +45,7 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageCon
     ]
     tasks = [{**task, "part": part_name(number)} for number, task in enumerate(tasks)]
     counts = run_parts(
-        tasks, "stages.data.prepare:Sharder", context, "pairs", resources=EVERYWHERE, config=config, sources=sources
+        tasks, "stages.data.prepare:Sharder", context, "pairs", rows_each=_ROWS_EACH, config=config, sources=sources
     )
     if not counts.get("rows"):
         raise StageError(_nothing_left(config))

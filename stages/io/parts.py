@@ -47,7 +47,7 @@ def run_parts(
     context: StageContext,
     note: str,
     env: Mapping[str, str] | None = None,
-    resources: Resources | None = None,
+    rows_each: int = 0,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Make a part of every task, in parallel; returns what they counted, added up.
@@ -57,15 +57,22 @@ def run_parts(
     with each task and the part to write (``PartWriter``), and is closed if it has a ``close``. A single worker is one
     long task: its process, with all that it has imported, serves the next stage. Without Ray it is this process.
 
+    Args:
+        rows_each: the stage has no resources of its own: it takes all CPUs, a worker each, but one for this many rows
+            at most, since it takes a second or more to start one.
+
     Raises:
         StageError: a worker gave one as the reason why it cannot go on, or a part is missing in the end.
     """
-    output, resources = context.output, resources or context.resources
+    output, resources = context.output, context.resources
     done = output.done()
     total = sum(task["rows"] for task in tasks)
     rows = {task["part"]: task["rows"] for task in tasks}
     finished = {name: part for name, part in done.items() if name in rows}
     pending = [task for task in tasks if task["part"] not in finished]
+    if rows_each:
+        left = sum(task["rows"] for task in pending)
+        resources = Resources(workers=max(1, left // rows_each), cpus=1)
     if finished and pending:
         context.progress(sum(rows[name] for name in finished), total, f"{note} (continued)")
     for part in _made(pending, worker, output, resources, env, arguments):
