@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.run.store import ArtifactStore
 from tests import specs, tiny
 
 
@@ -58,9 +59,11 @@ def checkpoints(store: Path) -> list[Path]:
 
 
 def parts(store: Path) -> dict[str, str]:
-    """The places of the parts that unfinished steps have finished, by their records."""
-    records = store.glob("work/*/*/parts/*")
-    return {str(path): json.loads(path.read_text())["place"] for path in records if "#" not in path.name}
+    """The places of the parts that unfinished steps have finished, by their records; not of those steps that read the
+    user's files, which begin anew."""
+    without = ArtifactStore(str(store)).output("any", {}).inputs
+    records = [path for path in store.glob("work/*/*/parts/*") if path.parts[-3] != without and "#" not in path.name]
+    return {str(path): json.loads(path.read_text())["place"] for path in records}
 
 
 def manifests(store: Path) -> list[dict[str, Any]]:
