@@ -39,7 +39,7 @@ def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> It
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     for name, wanted in resources.items():
-        fewest, each = wanted.worker_range[0], wanted.cpus_per_worker(cluster.total_cpus)
+        fewest, each = wanted.worker_range[0], wanted.cpus_per_worker([cluster.total_cpus])
         if fewest * each > cluster.total_cpus:
             need = f"{fewest} workers with {each} CPUs each need {fewest * each}"
             yield name, f"{need}; this machine has {cluster.total_cpus}"

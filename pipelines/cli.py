@@ -12,6 +12,7 @@ import typer
 
 from pipelines.commands.common import (
     DEFAULT_STORE,
+    AddressOption,
     JsonOption,
     SetOption,
     SpecArgument,
@@ -104,6 +105,7 @@ def run(
     spec: SpecArgument,
     overrides: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
+    address: AddressOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -114,13 +116,13 @@ def run(
     from pipelines.run.execute import execute
     from pipelines.run.runner import Committed
 
-    loaded, planned = plan_of(spec, overrides)
+    loaded, planned = plan_of(spec, overrides, address)
     opened = open_store(store)
     committed = Committed(opened)
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
-    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose))
+    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, address))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -65,9 +66,13 @@ class Resources(Config):
         """The fewest and the most workers."""
         return self.workers, self.workers
 
-    def cpus_per_worker(self, total: float) -> int:
-        """CPUs of one worker on a cluster of ``total`` CPUs (at least 1)."""
-        return self.cpus or max(1, int(total) // self.worker_range[1])
+    def cpus_per_worker(self, nodes: Sequence[float]) -> int:
+        """CPUs of one worker on machines with so many CPUs each: the most with which all workers have a place, or 1."""
+        if self.cpus is not None:
+            return self.cpus
+        workers, largest = self.worker_range[1], int(max(nodes, default=1))
+        fits = (cpus for cpus in range(largest, 0, -1) if sum(int(node) // cpus for node in nodes) >= workers)
+        return next(fits, 1)
 
 
 class TrainResources(Resources):

@@ -28,12 +28,20 @@ StoreOption = Annotated[
     ),
 ]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for programs.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS", metavar="ADDRESS",
+        help="Join the Ray cluster there: HOST:PORT of its head, or auto. Otherwise Ray is started on this machine.",
+    ),
+]  # fmt: skip
 DEFAULT_STORE = ".rondo"
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")]
 
 
-def plan_of(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
-    """Load and plan a spec, or say everything that is wrong with it and exit with 2."""
+def plan_of(spec: str, overrides: list[str] | None, address: str | None = None) -> tuple[Loaded, Plan]:
+    """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
+    machine, unless it joins the cluster at ``address``."""
     from clusters import local
     from pipelines.plan import rounds
     from pipelines.spec import load
@@ -41,7 +49,7 @@ def plan_of(spec: str, overrides: list[str] | None) -> tuple[Loaded, Plan]:
 
     try:
         loaded = load.load(spec, overrides or ())
-        found = list(local.unplaceable(dict(loaded.spec.resources), local.load()))
+        found = [] if address else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)

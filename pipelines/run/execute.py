@@ -83,9 +83,12 @@ class _Recorder(console.Lines):
             self.after()
 
 
-def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
-    """Run a plan and show it. Returns the exit code: 0 done, 1 a stage failed, 130 interrupted."""
-    from clusters import local
+def execute(
+    loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool, address: str | None = None
+) -> int:
+    """Run a plan, on the Ray cluster at ``address`` or on one of this machine, and show it. Returns the exit code: 0
+    done, 1 a stage failed, 130 interrupted."""
+    from clusters import local, running
 
     run = Run.begin(loaded, plan, store)
     clock = time.monotonic()
@@ -93,7 +96,10 @@ def execute(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, ver
 
     def connect() -> None:
         connected.append(True)
-        local.start(local.load())
+        if address is None:
+            local.start(local.load())
+        else:
+            running.join(address, store.store, dict(loaded.spec.resources))
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))

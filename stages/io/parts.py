@@ -116,6 +116,13 @@ def call(function: str, *inputs: Any, gpus: float = 0) -> Any:
     return result
 
 
+def cpus_of_nodes() -> list[float]:
+    """The CPUs of every machine of the cluster."""
+    import ray
+
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
 def assigned_cpus() -> int:
     """The CPUs that this worker may keep busy."""
     import ray
@@ -139,11 +146,9 @@ def _made(
     if not _started():
         yield from _mapped(worker, arguments, output, tasks, ())
         return
-    import ray
-
-    available = ray.cluster_resources().get("CPU", 1)
-    cpus = resources.cpus_per_worker(available)
-    workers = min(resources.worker_range[1], len(tasks), max(1, int(available) // cpus))
+    nodes = cpus_of_nodes()
+    cpus = resources.cpus_per_worker(nodes)
+    workers = min(resources.worker_range[1], len(tasks), max(1, sum(int(node) // cpus for node in nodes)))
     if workers == 1:
         name, inputs = worker.partition(":")[2], (worker, arguments, output, list(tasks), sys.path)
         yield from _one_task(name, _mapped, *inputs, cpus=cpus, gpus=resources.gpus, env=env)

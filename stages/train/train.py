@@ -15,7 +15,7 @@ from stages.io.artifact import Artifact
 from stages.io.board import board
 from stages.io.context import StageContext
 from stages.io.filenames import METRICS
-from stages.io.parts import call
+from stages.io.parts import call, cpus_of_nodes
 from stages.train import single
 from stages.train.arguments import POLICY, Arguments
 from stages.train.config import TrainConfig
@@ -35,7 +35,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     output, resources = context.output, context.resources
     assert isinstance(resources, TrainResources)
     if POLICY not in output.done():
-        cpus = resources.cpus_per_worker(ray.cluster_resources().get("CPU", 1))
+        cpus = resources.cpus_per_worker(cpus_of_nodes())
         with board(context.progress) as progress:
             arguments = Arguments(config, resources, cpus, dict(inputs), output, progress, tuple(sys.path))
             _fit(arguments, progress)

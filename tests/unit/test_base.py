@@ -76,7 +76,7 @@ def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, 
     ],
 )
 def test_cores_are_shared_out_among_the_workers(resources: Resources, total: int, each: int) -> None:
-    assert resources.cpus_per_worker(total) == each
+    assert resources.cpus_per_worker([total]) == each
 
 
 def test_resolve_imports_what_is_named() -> None:
@@ -101,3 +101,13 @@ def test_grouped_inputs_come_in_the_order_of_their_numbers() -> None:
     assert [file.name for file in grouped(inputs, "files")] == ["0", "1", "2", "10"]
     assert [file.name for file in grouped(inputs, "policy")] == ["p"]
     assert grouped(inputs, "replay") == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "each"),
+    [(2, [8, 8, 8], 8), (3, [8, 8, 8], 8), (4, [8, 8, 8], 4), (6, [8, 8, 8], 4), (7, [8, 8, 8], 2), (2, [16, 2], 8),
+     (3, [16, 2], 5), (99, [4, 4], 1), (1, [], 1)],
+)  # fmt: skip
+def test_workers_share_machines_such_that_each_has_a_place_on_one(workers: int, nodes: list[float], each: int) -> None:
+    assert Resources(workers=workers).cpus_per_worker(nodes) == each
+    assert Resources(workers=workers, cpus=3).cpus_per_worker(nodes) == 3

@@ -1,0 +1,133 @@
+"""A Ray cluster that is running already: this machine is one of its nodes, or the head's address is given."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stages.base import Resources, StageError
+from stages.io.store import Store, StoreError
+
+_SECONDS = 60.0
+"""For which a node is waited for."""
+
+
+def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None:
+    """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and see that every node
+    can do its part.
+
+    Raises:
+        StageError: no cluster answers there, or a node lacks something; says which, and what.
+    """
+    if address.startswith("ray://"):
+        raise StageError(f"{address}: a run does not go through a Ray client; start it on a node of the cluster")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    try:
+        _knock(address)  # Ray itself would wait for minutes
+        ray.init(address=address, configure_logging=False, log_to_driver=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise StageError(
+            f"no Ray cluster can be joined at {address}: {lines[0]}. Start one with `ray start --head`, and run this "
+            "on one of its machines"
+        ) from None
+    try:
+        found = [*faults(store), *(f"resources.{name}: {what}" for name, what in unplaceable(resources))]
+    except BaseException:
+        ray.shutdown()
+        raise
+    if found:
+        ray.shutdown()
+        raise StageError("the cluster cannot run this:\n" + "\n".join(found))
+
+
+def _knock(address: str) -> None:
+    """Raises:
+    OSError: nothing listens at the address.
+    """
+    host, _, port = address.rpartition(":")
+    if address not in ("auto", "local"):
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def unplaceable(resources: Mapping[str, Resources]) -> Iterator[tuple[str, str]]:
+    """What asks for more than the cluster has, by name, each with what is too much: Ray would wait forever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, wanted in resources.items():
+        fewest, cpus = wanted.worker_range[0], wanted.cpus_per_worker([node.get("CPU", 0) for node in nodes])
+        places = sum(_places(node, cpus, wanted.gpus) for node in nodes)
+        if places < fewest:
+            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            each = f"{cpus} CPUs" + (f" and {wanted.gpus:g} GPUs" if wanted.gpus else "")
+            yield name, f"{fewest} workers with {each} each; there is room for {places} on nodes with {has}"
+
+
+def _places(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """How many workers a node has room for."""
+    by_cpu = int(node.get("CPU", 0)) // cpus
+    if not gpus:
+        return by_cpu
+    whole = node.get("GPU", 0.0)
+    return min(by_cpu, int(whole / gpus) if gpus >= 1 else int(whole) * int(1 / gpus))
+
+
+def faults(store: Store) -> list[str]:
+    """What the cluster's nodes lack, a line a node: Rondo, this version of it, or a way to the store."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    mark = f"locks/seen-{uuid.uuid4().hex[:8]}"
+    store.write(mark, b"")
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    task = ray.remote(num_cpus=0, max_retries=0)(fault)
+    waiting = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            store, mark, _versions()
+        )
+        for node in nodes
+    }
+    found = []
+    try:
+        for node, reference in waiting.items():
+            try:
+                reason = ray.get(reference, timeout=_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                reason = f"did not answer within {_SECONDS:.0f} s"
+            except ray.exceptions.RayError as error:
+                reason = f"cannot import Rondo: {(str(error).strip().splitlines() or [''])[-1]}"
+            if reason:
+                found.append(f"node {nodes[node]}: {reason}")
+    finally:
+        store.delete(mark)
+    return found
+
+
+def fault(store: Store, mark: str, versions: dict[str, str]) -> str | None:
+    """What keeps this node from taking part, if anything does."""
+    own = _versions()
+    if differ := [
+        f"{name} {own[name]}, the driver has {versions[name]}" for name in own if own[name] != versions[name]
+    ]:
+        return "; ".join(differ)
+    try:
+        if store.read(mark) is None:
+            return f"does not see the store {store.name}; use a folder that all nodes see, or a bucket"
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "Rondo": importlib.metadata.version("rondo-dpo"),
+    }
