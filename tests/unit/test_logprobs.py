@@ -223,6 +223,12 @@ def test_a_wanted_layout_is_taken_and_auto_is_the_best_one(layout: Layout) -> No
     assert choose_layout(zoo.eager(), "auto") == choose_layout(lora(zoo.eager()), "auto") == "shared"
 
 
+def test_on_a_gpu_auto_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_layout(zoo.eager(), "auto") == "padded"
+    assert choose_layout(zoo.eager(), "shared") == "shared"
+
+
 def test_an_attention_of_its_own_is_found_out() -> None:
     """The parts are Llama's; what they are put together to is not."""
     model = zoo.eager()
