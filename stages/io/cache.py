@@ -21,6 +21,9 @@ _FOLDER = "RONDO_CACHE"
 _BOUND = "RONDO_CACHE_GIB"
 _USED = ".used"
 """In every folder of copies: who uses them holds a lock on it, its time is that of the last use."""
+_FETCHING = ".fetching"
+OWN = (_USED, _FETCHING)
+"""Files that are no copies."""
 _SECONDS = 30.0
 """Between two looks at what all copies take."""
 _held: dict[Path, int] = {}
@@ -47,7 +50,7 @@ def fetch(root: Path, place: str, name: str, size: int, download: Callable[[Path
     if _whole(file, size):
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(copies / ".fetching"):
+    with FileLock(copies / _FETCHING):
         if _whole(file, size):
             return file
         partial = file.with_name(f".{file.name[:100]}.{uuid.uuid4().hex[:8]}")

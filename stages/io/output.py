@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stages.io import cache
 from stages.io.artifact import Part
 from stages.io.quarantine import REASONS, Quarantine, fewest_reasons
 from stages.io.store import Store
@@ -95,10 +96,13 @@ class Output:
     def upload(self, place: str) -> dict[str, int]:
         """Put the files of a folder into the store; returns their sizes."""
         folder = self.store.local(place)
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name not in cache.OWN]
+        names = sorted(file.relative_to(folder).as_posix() for file in files)
         for name in names:
             self.store.put(f"{place}/{name}")
-        return {name: (folder / name).stat().st_size for name in names}
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        self.store.keep(place)
+        return sizes
 
     def record(self, kind: str, made: Part) -> Part:
         """Make a part count; returns the one that does, which may be another's who was faster."""

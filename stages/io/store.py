@@ -151,6 +151,11 @@ class Store:
         with self._reached():
             self._objects.put(place, file, chunk_size=max(8 << 20, file.stat().st_size // _CHUNKS))
 
+    def keep(self, folder: str) -> None:
+        """Take what was uploaded from here for a copy, which goes when room is needed."""
+        if not self.is_local:
+            cache.hold(self.scratch, self.local(folder))
+
     def fetch(self, folder: str, name: str, size: int) -> Path:
         """A file on this machine's disk.
 

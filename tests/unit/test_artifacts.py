@@ -237,6 +237,22 @@ def test_another_machine_gets_the_artifact_from_the_bucket(
     assert text_of(opened(remote)) == "text"
 
 
+def test_what_was_written_is_a_copy_that_goes_when_room_is_needed(
+    remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = written(remote)
+    copies = remote.store.local(output.parts[0].place)
+    assert set(output.parts[0].files) == {"deep/rows.txt", "empty"}
+    monkeypatch.setenv("RONDO_CACHE_GIB", "0")
+    cache.evict(remote.scratch)
+    assert copies.exists()
+    cache.release()
+    cache.evict(remote.scratch)
+    assert not copies.exists()
+    remote.commit(output, MANIFEST)
+    assert text_of(opened(remote)) == "text"
+
+
 def test_a_file_is_fetched_in_ranges(remote: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.io.store._RANGE", 1000)
     content = bytes(range(256)) * 41
