@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -175,26 +173,27 @@ def test_a_workers_own_words_reach_the_user(execute: Execute, policy: Artifact, 
 
 
 def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_path: Path) -> None:
-    path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(120))
+    path = specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(200))
     prompts = execute(INGEST, IngestConfig(kind="prompts"), {"files.0": path})
     config = RolloutConfig(samples=4, max_tokens=100, max_length=256, engine="transformers")
     killed: list[int] = []
-    before = {process.pid for process in processes.children(os.getpid(), "ray::Generator")}
+    finished: dict[str, str] = {}
 
     def kill_first_generator() -> None:
         while not killed:
-            for process in processes.children(os.getpid(), "ray::Generator"):
-                if process.pid not in before:
-                    time.sleep(1)  # let it take up some work
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-                        killed.append(process.pid)
-            time.sleep(0.1)
+            if found := {path: at for path, at in processes.parts(tmp_path / "store").items() if "-rollout" in path}:
+                for process in processes.children(os.getpid(), "ray::Generator"):
+                    process.kill()
+                    killed.append(process.pid)
+                finished.update(found)
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill_first_generator, daemon=True)
     killer.start()
     made = execute(ROLLOUT, config, {"policy": policy, "prompts": prompts})
     assert killed
+    assert set(finished.values()) <= {part.place for part in made.parts}
+    assert len(made.parts) == 7  # of 32 prompts
     ids = [row["prompt_id"] for row in rows_in(prompts, RECORDS)]
     rows = rows_in(made, RECORDS)
     assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(4)]

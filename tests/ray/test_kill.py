@@ -40,7 +40,10 @@ def test_a_killed_driver_continues_from_the_checkpoint(tmp_path: Path, undisturb
     path, store = processes.long_training(tmp_path), tmp_path / "store"
     process = processes.start(path, store)
     wait_for(lambda: checkpoints(store), process)
+    workers = processes.children(process.pid, "ray::single_worker")
     os.kill(process.pid, signal.SIGKILL)
+    for worker in workers:
+        worker.kill()  # else it may train to the end before Ray misses the driver
     process.communicate()
     assert not list(store.glob("artifacts/*/*/manifest.json?*"))
     summary = run(path, store)
