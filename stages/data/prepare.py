@@ -43,7 +43,7 @@ def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageCon
         for number, source in enumerate(sources)
         for task in slices(source.rows, config.shard_rows)
     ]
-    tasks = [{**task, "part": part_name(number)} for number, task in enumerate(tasks)]
+    tasks = [{**task, "part": part_name(at, task["start"], task["stop"])} for at, task in enumerate(tasks)]
     counts = run_parts(
         tasks, "stages.data.prepare:Sharder", context, "pairs", rows_each=_ROWS_EACH, config=config, sources=sources
     )

@@ -6,6 +6,7 @@ kernel gives back when the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -86,12 +87,12 @@ def release() -> None:
 
 def evict(root: Path) -> None:
     """Delete what was not used for the longest time, until the rest is within the bound; what is in use stays."""
-    sizes = {used.parent: _size(used.parent) for used in root.rglob(_USED)}
-    total = sum(sizes.values())
-    for copies in sorted(sizes, key=lambda each: (each / _USED).stat().st_mtime):
-        if total <= bound():
-            return
-        with FileLock(_eviction(root)):
+    with FileLock(_eviction(root)):  # one at a time: none finds that another has deleted what it looks at
+        sizes = {used.parent: _size(used.parent) for used in root.rglob(_USED)}
+        total = sum(sizes.values())
+        for copies in sorted(sizes, key=lambda each: (each / _USED).stat().st_mtime):
+            if total <= bound():
+                return
             descriptor = os.open(copies / _USED, os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,4 +122,8 @@ def _whole(file: Path, size: int) -> bool:
 
 
 def _size(copies: Path) -> int:
-    return sum(file.stat().st_size for file in copies.rglob("*") if file.is_file())
+    total = 0
+    for file in copies.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a download that has got its name meanwhile
+            total += file.stat().st_size
+    return total

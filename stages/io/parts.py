@@ -28,16 +28,19 @@ Task = Mapping[str, Any]
 made from."""
 
 
-def part_name(index: int) -> str:
-    return f"{index:05d}"
+def part_name(index: int, *rows: int) -> str:
+    """The name of a part, made of the rows from the first to before the second number. These belong to it: what an
+    unfinished run has made of other rows does not count for a version that cuts them differently."""
+    return "-".join([f"{index:05d}", *map(str, rows)])
 
 
 def slices(rows: int, size: int) -> list[dict[str, Any]]:
     """Tasks of at most ``size`` rows each: ``start`` and ``stop``."""
     starts = range(0, rows, size)
     return [
-        {"part": part_name(number), "start": start, "stop": min(start + size, rows), "rows": min(size, rows - start)}
+        {"part": part_name(number, start, stop), "start": start, "stop": stop, "rows": stop - start}
         for number, start in enumerate(starts)
+        for stop in (min(start + size, rows),)
     ]
 
 
@@ -53,9 +56,9 @@ def run_parts(
     """Make a part of every task, in parallel; returns what they counted, added up.
 
     Parts that an earlier, interrupted run has finished are not made again. ``worker`` is a class as ``module:name``,
-    which only the workers import. It is called with ``arguments``, the object then
-    with each task and the part to write (``PartWriter``), and is closed if it has a ``close``. A single worker is one
-    long task: its process, with all that it has imported, serves the next stage. Without Ray it is this process.
+    which only the workers import. It is called with ``arguments``, the object then with each task and the part to write
+    (``PartWriter``), and is closed if it has a ``close``. A single worker is one long task: its process, with all that
+    it has imported, serves the next stage. Without Ray it is this process.
 
     Args:
         rows_each: the stage has no resources of its own: it takes all CPUs, a worker each, but one for this many rows
@@ -84,7 +87,7 @@ def run_parts(
     return add_up(finished[name].counts for name in rows)
 
 
-def run_alone(function: str, context: StageContext, *inputs: Any, gpus: float = 0) -> Any:
+def run_alone(function: str, context: StageContext, *inputs: Any) -> Any:
     """What a function (``module:name``) returns that makes parts itself: it is given the output, a function to report
     progress to, and ``inputs``. It runs in a worker's process on the driver's machine, since it may read the user's
     files there, or here where Ray was not started."""
@@ -94,7 +97,7 @@ def run_alone(function: str, context: StageContext, *inputs: Any, gpus: float = 
 
     with board(context.progress) as progress:
         reporter = Reporter(progress)
-        result, parts = call("stages.io.parts:alone", function, context.output, reporter, inputs, gpus=gpus)
+        result, parts = call("stages.io.parts:alone", function, context.output, reporter, inputs)
     context.output.parts.extend(parts)
     return result
 
@@ -195,7 +198,7 @@ def _one_task(
 
 
 def _called(function: str, inputs: Sequence[Any], importable: Sequence[str]) -> Iterator[Any]:
-    _importable(importable)
+    make_importable(importable)
     try:
         yield resolve(function)(*inputs)
     finally:
@@ -208,7 +211,7 @@ def _mapped(
 ) -> Iterator[Part]:
     """The parts that one worker makes. Started again after its process was lost, it goes on behind those that are
     there."""
-    _importable(importable)
+    make_importable(importable)
     done = output.done()
     mapper = resolve(worker)(**arguments)
     try:
@@ -226,7 +229,7 @@ class _Actor:
     """A worker as an actor of Ray Data."""
 
     def __init__(self, worker: str, arguments: Mapping[str, Any], output: Output, importable: Sequence[str]) -> None:
-        _importable(importable)
+        make_importable(importable)
         self._mapper, self._output = resolve(worker)(**arguments), output
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -240,7 +243,7 @@ def _make(mapper: Any, task: Task, output: Output) -> Part:
     return output.parts.pop()
 
 
-def _importable(paths: Sequence[str]) -> None:
+def make_importable(paths: Sequence[str]) -> None:
     """The driver's ``sys.path``: the user's own judges and formats stand beside the spec."""
     sys.path += [path for path in paths if path not in sys.path]
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +45,7 @@ class Store:
     below the store's root, in POSIX form.
     """
 
-    location: str
+    location: str = field(repr=False)
 
     @classmethod
     def at(cls, location: str) -> Store:
@@ -67,7 +67,7 @@ class Store:
     @property
     def name(self) -> str:
         """The location without credentials, for records and messages."""
-        return re.sub(r"//[^/@]*@", "//", self.location.partition("?")[0])
+        return _without_credentials(self.location)
 
     @property
     def is_local(self) -> bool:
@@ -205,6 +205,10 @@ class Store:
             raise StoreError(f"store {self.name} cannot be used: {_first_line(error)}") from error
 
 
+def _without_credentials(location: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", location.partition("?")[0])
+
+
 def patience() -> float:
     """Seconds for which a store that cannot be reached is tried again."""
     return float(os.environ.get(_PATIENCE, "120"))
@@ -219,7 +223,7 @@ def _open(location: str) -> Any:
     if "://" not in location:
         return LocalStore(location, mkdir=True)
     uri = urlsplit(location)
-    name = re.sub(r"//[^/@]*@", "//", location.partition("?")[0])
+    name = _without_credentials(location)
     if uri.scheme not in SCHEMES or not uri.hostname:
         known = ", ".join(f"{scheme}://bucket/prefix" for scheme in SCHEMES)
         raise StoreError(f"store {name}: expected a folder, or one of {known}")

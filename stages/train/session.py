@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
 from stages.io.filenames import CHAT, METRICS
+from stages.io.parts import make_importable
 from stages.policy.load import device_of_worker, product_precision
 from stages.train import checkpoints, proof
 from stages.train.arguments import POLICY, Arguments
@@ -51,7 +51,7 @@ class Session(Protocol):
 def train_worker(arguments: Arguments, session: Session) -> None:
     """Train from the newest checkpoint to the end, and write the finished policy."""
     config, resources, progress = arguments.config, arguments.resources, arguments.progress
-    sys.path += [path for path in arguments.importable if path not in sys.path]
+    make_importable(arguments.importable)
     if ray.get(progress.failure.remote()) is not None:
         return  # started again after a worker gave up for a reason that would be the same again
     inputs, kept = arguments.inputs, Kept(arguments.output)
