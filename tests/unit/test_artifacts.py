@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -306,6 +308,19 @@ def test_copies_above_the_bound_go_the_oldest_first_unless_they_are_used(
     copied(root, "d")
     cache.evict(root)
     assert [path.exists() for path in (a, c, d)] == [True, False, True]
+
+
+def test_a_copy_that_was_used_again_is_kept_longer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RONDO_CACHE_GIB", str(1500 / 2**30))
+    monkeypatch.setattr(cache, "_SECONDS", 1e9)
+    a, b = copied(root, "a"), copied(root, "b")
+    for age, path in ((200, a), (100, b)):
+        os.utime(path.parent / ".used", (time.time() - age,) * 2)
+    cache.release()
+    copied(root, "a")
+    cache.release()
+    cache.evict(root)
+    assert [path.exists() for path in (a, b)] == [True, False]
 
 
 def test_a_download_that_breaks_leaves_nothing(root: Path) -> None:

@@ -71,6 +71,14 @@ def test_what_was_finished_before_a_break_is_not_made_again(tmp_path: Path) -> N
     assert artifacts.rows(artifacts.made(again.output), "rows.arrow") == [{"row": row} for row in range(7)]
 
 
+def test_parts_stand_in_the_order_of_the_tasks_whichever_was_finished_first(tmp_path: Path) -> None:
+    worker, log, tasks = "tests.unit.test_parts:Numbers", tmp_path / "log", slices(7, 2)
+    run_parts(tasks[2:3], worker, context(tmp_path)[0], "rows", log=log)
+    given, _ = context(tmp_path)
+    run_parts(tasks, worker, given, "rows", log=log)
+    assert artifacts.rows(artifacts.made(given.output), "rows.arrow") == [{"row": row} for row in range(7)]
+
+
 def test_when_all_is_there_no_worker_is_made(tmp_path: Path) -> None:
     for worker in ("tests.unit.test_parts:Numbers", "nowhere:Nothing"):
         run_parts(slices(3, 2), worker, context(tmp_path)[0], "rows", log=tmp_path / "log")

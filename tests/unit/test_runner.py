@@ -65,6 +65,17 @@ def test_a_file_that_changed_after_it_was_hashed_is_not_committed_under_its_old_
     assert Committed(store)(step) is None
 
 
+def test_what_an_unfinished_run_has_made_of_a_users_file_is_made_anew(store: ArtifactStore, tmp_path: Path) -> None:
+    """The file may have been another for a while."""
+    (tmp_path / "given").write_text("40")
+    given = Source("given", tmp_path / "given", hash_path(tmp_path / "given"))
+    step = counted("sum", CountConfig(add=2), **{"files.0": given})
+    with store.output(step.fingerprint, {}).part("number") as part:
+        (part.folder / "number").write_text("41")
+    runner(store)[0].run([step])
+    assert store.open(manifest_of(store, step)).path("number").read_text() == "42"
+
+
 def test_what_was_made_from_an_artifact_that_was_made_anew_is_made_anew(store: ArtifactStore) -> None:
     steps = chain()
     runner(store)[0].run(steps)
