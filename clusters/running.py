@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import socket
 import sys
 import uuid
@@ -17,6 +18,34 @@ _SECONDS = 60.0
 """For which a node is waited for."""
 
 
+def reach(address: str) -> None:
+    """See that something listens at the head's address, where Ray itself would wait for minutes. Imports no Ray.
+
+    Raises:
+        StageError: nothing does, or it is no such address.
+    """
+    if address == "auto":
+        return
+    match = re.fullmatch(r"([^\s/]+):(\d{1,5})", address)
+    if match is None:
+        raise StageError(
+            f"--address (or RAY_ADDRESS) {address}: expected HOST:PORT of a Ray cluster's head, as `ray start --head` "
+            "prints it, or auto; a run does not go through the dashboard (http://) or a Ray client (ray://)"
+        )
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise StageError(_nobody(address, error)) from None
+
+
+def _nobody(address: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"no Ray cluster can be joined at {address}: {reason}. Start one with `ray start --head`, and run this on one "
+        "of its machines"
+    )
+
+
 def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None:
     """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and see that every node
     can do its part.
@@ -24,20 +53,13 @@ def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None
     Raises:
         StageError: no cluster answers there, or a node lacks something; says which, and what.
     """
-    if address.startswith("ray://"):
-        raise StageError(f"{address}: a run does not go through a Ray client; start it on a node of the cluster")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     try:
-        _knock(address)  # Ray itself would wait for minutes
         ray.init(address=address, configure_logging=False, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise StageError(
-            f"no Ray cluster can be joined at {address}: {lines[0]}. Start one with `ray start --head`, and run this "
-            "on one of its machines"
-        ) from None
+        raise StageError(_nobody(address, error)) from None
     try:
         found = [*faults(store), *(f"resources.{name}: {what}" for name, what in unplaceable(resources))]
     except BaseException:
@@ -46,15 +68,6 @@ def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None
     if found:
         ray.shutdown()
         raise StageError("the cluster cannot run this:\n" + "\n".join(found))
-
-
-def _knock(address: str) -> None:
-    """Raises:
-    OSError: nothing listens at the address.
-    """
-    host, _, port = address.rpartition(":")
-    if address not in ("auto", "local"):
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def unplaceable(resources: Mapping[str, Resources]) -> Iterator[tuple[str, str]]:

@@ -42,19 +42,24 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what 
 def plan_of(spec: str, overrides: list[str] | None, address: str | None = None) -> tuple[Loaded, Plan]:
     """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
     machine, unless it joins the cluster at ``address``."""
-    from clusters import local
+    from clusters import local, running
     from pipelines.plan import rounds
     from pipelines.spec import load
     from pipelines.spec.problems import Problem, SpecError
+    from stages.base import StageError
 
     try:
         loaded = load.load(spec, overrides or ())
+        if address is not None:
+            running.reach(address)
         found = [] if address else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)
     except SpecError as error:
         refuse_all(error)
+    except StageError as error:
+        refuse(str(error))
 
 
 def looked_at(loaded: Loaded, show: int = 0) -> tuple[Loaded, tuple[str, ...]]:

@@ -82,9 +82,5 @@ def test_a_cluster_that_cannot_do_it_says_why_before_anything_is_run(cluster: tu
     )
     assert wide.returncode == 1
     assert "resources.train: 3 workers with 1 CPUs each; there is room for 2" in wide.stderr
-    nowhere = run(spec, "s3://rondo/wide", ("127.0.0.1:1", cluster[1]))
-    assert nowhere.returncode == 1
-    assert "no Ray cluster can be joined at 127.0.0.1:1" in nowhere.stderr
-    for done in (wide, nowhere):
-        assert "Traceback" not in done.stderr
-        assert json.loads(done.stdout)["status"] == "failed"
+    assert "Traceback" not in wide.stderr
+    assert json.loads(wide.stdout)["status"] == "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,19 @@ def test_show_reads_nothing_but_runs(folder: Path, name: str) -> None:
     (folder / "store").mkdir()
     (folder / "store" / "secret.json").write_text(json.dumps(record("secret")))
     assert rondo("show", name, "--store", str(folder / "store")).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster can be joined at 127.0.0.1:1: .*refused. Start one with `ray start --head`"),
+        ("abc", "expected HOST:PORT"),
+        ("http://127.0.0.1:8265", "expected HOST:PORT .* does not go through the dashboard"),
+        ("127.0.0.1:99999", "no Ray cluster can be joined"),
+    ],
+)
+def test_an_address_at_which_no_cluster_is_exits_with_2(folder: Path, address: str, said: str) -> None:
+    result = rondo("run", str(workspace.spec(folder)), "--store", str(folder / "store"), "--address", address)
+    assert result.exit_code == 2
+    assert re.search(said, result.stderr)
+    assert not (folder / "store").exists()
