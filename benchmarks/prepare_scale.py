@@ -2,18 +2,21 @@
 
     python -m benchmarks.prepare_scale --rows 10000 100000 1000000
 
-Prints JSON: for every size the seconds of each step, rows per second, and the peak of the memory that the process and
-its children hold for themselves (unique set size, with Ray's shared object store), less what it was before the first
-step; and the ratios of the last size to the first.
+Prints JSON: for every size, each in a process of its own, the seconds of each step, rows per second, and the peaks of
+the memory (unique set size) of the driver, of the largest worker and of the rest of Ray with its object store; and the
+ratios of the last size to the first. ``--report`` measures ``rondo data`` on the same file, which starts no Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ import psutil
 from benchmarks.pairs import WORDS
 from benchmarks.setup import model_folder
 from clusters import local
+from pipelines.commands import datareport
 from pipelines.plan import rounds
 from pipelines.run.console import Lines
 from pipelines.run.runner import Runner
@@ -44,27 +48,35 @@ def write(path: Path, rows: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def held() -> int:
-    """Bytes that this process and its children hold for themselves; Ray's object store counts as its daemon's."""
-    total = 0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+def memory(seen: dict[str, int]) -> None:
+    """Raise the peaks in ``seen`` to what is held now, in bytes that no other process shares: by the driver (this
+    process), by the largest of Ray's workers, and by the rest of Ray, with its object store."""
+    now: Counter[str] = Counter()
+    driver = psutil.Process()
+    for process in [driver, *driver.children(recursive=True)]:
         try:
-            memory = process.memory_full_info()
-            shared = memory.shared if process.name() == "raylet" else 0
-            total += memory.uss + shared
+            held = process.memory_full_info()
+            if process == driver:
+                now["driver"] = held.uss
+            elif "ray::" in (title := " ".join(process.cmdline())):
+                now["worker"] = max(now["worker"], held.uss)
+            else:
+                now["ray"] += held.uss + (held.shared if "raylet" in title else 0)
         except psutil.Error:
-            continue
-    return total
+            continue  # gone meanwhile
+    for name, size in now.items():
+        seen[name] = max(seen.get(name, 0), size)
 
 
 @contextmanager
-def watching() -> Iterator[list[int]]:
-    """Memory held, measured twice a second while the block runs."""
-    seen, over = [held()], threading.Event()
+def watching() -> Iterator[dict[str, int]]:
+    """Peaks of memory, measured five times a second while the block runs."""
+    seen: dict[str, int] = {}
+    over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
-            seen.append(held())
+        while not over.wait(0.2):
+            memory(seen)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -75,30 +87,30 @@ def watching() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(rows: int, model: Path) -> dict[str, Any]:
+def measure(rows: int, model: Path, report: bool) -> dict[str, Any]:
+    """One size, in this process: what an earlier one left in memory would count."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / "pairs.jsonl", rows)
         spec = {"name": "scale", "policy": {"model": str(model)}, "preferences": ["pairs.jsonl"]}
         (folder / "spec.json").write_text(json.dumps(spec))  # JSON is YAML
-        loaded = load.load(str(folder / "spec.json"))
-        plan = rounds.plan(loaded.spec, folder)
-        wanted = ("materialise", "ingest", "curate", "encode", "prepare")
-        steps = [step for step in plan.steps if step.stage.name in wanted]
-        local.start(local.load())
+        if report:
+            steps = datareport.plan(str(folder / "pairs.jsonl"), ()).steps
+        else:
+            plan = rounds.plan(load.load(str(folder / "spec.json")).spec, folder)
+            wanted = ("materialise", "ingest", "curate", "encode", "prepare")
+            steps = [step for step in plan.steps if step.stage.name in wanted]
+            local.start(local.load())
         runner = Runner(ArtifactStore(str(folder / "store")), _Quiet(), lambda: None)
-        before = held()
         with watching() as seen:
             started = time.perf_counter()
             runner.run(steps)
             seconds = time.perf_counter() - started
-        local.stop()
         return {
             "rows": rows,
             "seconds": {result.step.stage.name: result.seconds for result in runner.results},
             "rows_per_second": round(rows / seconds, 1),
-            "peak_mib": round(max(seen) / 2**20),
-            "growth_mib": round((max(seen) - before) / 2**20),
+            "peak_mib": {name: round(size / 2**20) for name, size in seen.items()},
         }
 
 
@@ -113,13 +125,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--model", type=Path, help="folder in Hugging Face format; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--report", action="store_true", help="measure rondo data on the file instead")
     options = parser.parse_args()
-    model = model_folder(options.model)
-    found = [measure(rows, model) for rows in options.rows]
-    ratios = {
-        "memory": round(found[-1]["peak_mib"] / found[0]["peak_mib"], 2),
-        "rows_per_second": round(found[-1]["rows_per_second"] / found[0]["rows_per_second"], 2),
-    }
+    if len(options.rows) == 1:
+        print(json.dumps(measure(options.rows[0], model_folder(options.model), options.report)))
+        return
+    found = []
+    for rows in options.rows:
+        arguments = [sys.executable, "-m", "benchmarks.prepare_scale", "--rows", str(rows)]
+        arguments += ["--model", str(model_folder(options.model)), *(["--report"] if options.report else [])]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, check=True, text=True)
+        found.append(json.loads(done.stdout))
+        print(json.dumps(found[-1]), file=sys.stderr)
+    ratios = {name: round(found[-1]["peak_mib"][name] / found[0]["peak_mib"][name], 2) for name in found[0]["peak_mib"]}
+    ratios["rows_per_second"] = round(found[-1]["rows_per_second"] / found[0]["rows_per_second"], 2)
     print(json.dumps({"sizes": found, "last_to_first": ratios}, indent=1))
 
 

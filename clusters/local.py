@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 
 from clusters.cpus import usable_cpus
 from stages.base import Config, Resources
+from stages.io import nodes
 
 _PACK_UNDER_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
@@ -38,13 +39,13 @@ def load() -> LocalCluster:
 def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    for name, wanted in resources.items():
-        fewest, each = wanted.worker_range[0], wanted.cpus_per_worker([cluster.total_cpus])
-        if fewest * each > cluster.total_cpus:
-            need = f"{fewest} workers with {each} CPUs each need {fewest * each}"
-            yield name, f"{need}; this machine has {cluster.total_cpus}"
-        if fewest * wanted.gpus > gpus:
-            yield name, f"{fewest} workers with {wanted.gpus:g} GPUs each; this machine has {gpus}"
+    machine = nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": gpus})
+    # Of which type a GPU is and how much memory is free, Ray finds out.
+    known = {
+        name: wanted.model_copy(update={"accelerator_type": None, "memory_gib": 0})
+        for name, wanted in resources.items()
+    }
+    return nodes.unplaceable(known, [machine])
 
 
 def start(cluster: LocalCluster) -> None:

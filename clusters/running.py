@@ -8,10 +8,11 @@ import re
 import socket
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from stages.base import Resources, StageError
+from stages.io import nodes
 from stages.io.store import Store, StoreError
 
 _SECONDS = 60.0
@@ -46,12 +47,11 @@ def _nobody(address: str, error: Exception) -> str:
     )
 
 
-def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None:
-    """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and see that every node
-    can do its part.
+def join(address: str) -> None:
+    """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to).
 
     Raises:
-        StageError: no cluster answers there, or a node lacks something; says which, and what.
+        StageError: no cluster answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -60,37 +60,19 @@ def join(address: str, store: Store, resources: Mapping[str, Resources]) -> None
         ray.init(address=address, configure_logging=False, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(_nobody(address, error)) from None
-    try:
-        found = [*faults(store), *(f"resources.{name}: {what}" for name, what in unplaceable(resources))]
-    except BaseException:
-        ray.shutdown()
-        raise
+
+
+def require(resources: Mapping[str, Resources], store: Store | None = None) -> None:
+    """See that the cluster can do what it is asked for: that the nodes have what a run needs, if they work on a
+    ``store``, and that every worker has a place.
+
+    Raises:
+        StageError: says on a line each what is lacking where.
+    """
+    found = [] if store is None else faults(store)
+    found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
     if found:
-        ray.shutdown()
         raise StageError("the cluster cannot run this:\n" + "\n".join(found))
-
-
-def unplaceable(resources: Mapping[str, Resources]) -> Iterator[tuple[str, str]]:
-    """What asks for more than the cluster has, by name, each with what is too much: Ray would wait forever."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, wanted in resources.items():
-        fewest, cpus = wanted.worker_range[0], wanted.cpus_per_worker([node.get("CPU", 0) for node in nodes])
-        places = sum(_places(node, cpus, wanted.gpus) for node in nodes)
-        if places < fewest:
-            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            each = f"{cpus} CPUs" + (f" and {wanted.gpus:g} GPUs" if wanted.gpus else "")
-            yield name, f"{fewest} workers with {each} each; there is room for {places} on nodes with {has}"
-
-
-def _places(node: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """How many workers a node has room for."""
-    by_cpu = int(node.get("CPU", 0)) // cpus
-    if not gpus:
-        return by_cpu
-    whole = node.get("GPU", 0.0)
-    return min(by_cpu, int(whole / gpus) if gpus >= 1 else int(whole) * int(1 / gpus))
 
 
 def faults(store: Store) -> list[str]:
@@ -100,13 +82,13 @@ def faults(store: Store) -> list[str]:
 
     mark = f"locks/seen-{uuid.uuid4().hex[:8]}"
     store.write(mark, b"")
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     task = ray.remote(num_cpus=0, max_retries=0)(fault)
     waiting = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             store, mark, _versions()
         )
-        for node in nodes
+        for node in addresses
     }
     found = []
     try:
@@ -118,7 +100,7 @@ def faults(store: Store) -> list[str]:
             except ray.exceptions.RayError as error:
                 reason = f"cannot import Rondo: {(str(error).strip().splitlines() or [''])[-1]}"
             if reason:
-                found.append(f"node {nodes[node]}: {reason}")
+                found.append(f"node {addresses[node]}: {reason}")
     finally:
         store.delete(mark)
     return found

@@ -27,6 +27,7 @@ from pipelines.commands.common import (
 
 if TYPE_CHECKING:
     from pipelines.run.store import ArtifactStore
+    from pipelines.spec.load import Loaded
 
 app = typer.Typer(
     name="rondo",
@@ -51,21 +52,41 @@ def check(
         int,
         typer.Option("--show", metavar="N", min=0, help="Print N rows of each source as the model will see them."),
     ] = 0,
+    store: StoreOption = DEFAULT_STORE,
+    address: AddressOption = None,
 ) -> None:
     """Find every mistake in a spec and in the files it names. Starts nothing.
 
     The first rows of every file are written by the model's own chat template and tokenised: what it refuses, leaves out
-    or makes equal is said here.
+    or makes equal is said here. With --address the cluster's nodes are asked too: whether they have Rondo and see the
+    store, and whether all workers of the spec's resources have a place on them.
     """
     from pipelines.spec.problems import printable
 
-    loaded, plan = plan_of(spec, overrides)
+    loaded, plan = plan_of(spec, overrides, address)
+    if address is not None:
+        _asked(loaded, store, address)
     loaded, shown = looked_at(loaded, show)
     for text in shown:
         typer.echo(text)
     for note in loaded.notes:
         typer.echo(printable(f"note: {note}"))
     typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
+
+
+def _asked(loaded: Loaded, store: str, address: str) -> None:
+    """What the cluster at ``address`` says to a spec; or say what it lacks and exit with 2."""
+    from clusters import local, running
+    from stages.base import StageError
+
+    opened = open_store(store)
+    try:
+        running.join(address)
+        running.require(dict(loaded.spec.resources), opened.store)
+    except StageError as error:
+        refuse(str(error))
+    finally:
+        local.stop()
 
 
 @app.command()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 Summary = dict[str, Any]
 """What a stage says about its work: JSON values, kept in the artifact's manifest."""
@@ -60,19 +59,44 @@ class Resources(Config):
     """CPUs per worker; by default those that Rondo may use are divided among the workers."""
     gpus: NonNegativeFloat = 0
     """GPUs per worker."""
+    memory_gib: NonNegativeFloat = 0
+    """Memory per worker that has to be free on its machine, in GiB."""
+    accelerator_type: str | None = None
+    """The GPU's type as Ray names it, such as ``H100``."""
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the machines to use, with Ray's conditions: ``a``, ``!a``, ``in(a,b)`` or ``!in(a,b)``."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
         """The fewest and the most workers."""
         return self.workers, self.workers
 
-    def cpus_per_worker(self, nodes: Sequence[float]) -> int:
-        """CPUs of one worker on machines with so many CPUs each: the most with which all workers have a place, or 1."""
-        if self.cpus is not None:
-            return self.cpus
-        workers, largest = self.worker_range[1], int(max(nodes, default=1))
-        fits = (cpus for cpus in range(largest, 0, -1) if sum(int(node) // cpus for node in nodes) >= workers)
-        return next(fits, 1)
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
+    def options(self, cpus: int) -> dict[str, Any]:
+        """What a worker with so many CPUs asks Ray for."""
+        kind, labels = self.accelerator_type, self.label_selector
+        more = {"memory": self.memory_bytes, "accelerator_type": kind, "label_selector": labels}
+        return {"num_cpus": cpus, "num_gpus": self.gpus, **{name: value for name, value in more.items() if value}}
+
+
+class RolloutResources(Resources):
+    """Resources of a generation engine, which may span several GPUs of a machine."""
+
+    tensor_parallel: PositiveInt = 1
+    """GPUs that share the weights of one engine (vLLM's ``tensor_parallel_size``); it is given as many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpus(cls, values: Any) -> Any:
+        together = values.get("tensor_parallel", 1) if isinstance(values, dict) else 1
+        if not isinstance(together, int) or together == 1:
+            return values
+        if values.get("gpus", together) != together:
+            raise ValueError(f"tensor_parallel {together} takes {together} GPUs a worker, got gpus {values['gpus']!r}")
+        return {**values, "gpus": together}
 
 
 class TrainResources(Resources):

@@ -63,7 +63,7 @@ def records(sources: Sequence[SourceSpec], folder: Path) -> tuple[list[Step], tu
 def encoded(key: str, pairs: Step, base: Step, spec: PipelineSpec) -> Step:
     """Pairs as tokens of the base model."""
     config = EncodeConfig(max_length=spec.prepare.max_length, truncation=spec.prepare.truncation)
-    return Step(key, ENCODE, config, {"policy": base, "pairs": pairs})
+    return Step(key, ENCODE, config, {"policy": base, "pairs": pairs}, spec.resources.encode)
 
 
 def prompts(key: str, location: str, folder: Path) -> Step:

@@ -102,10 +102,8 @@ class _Unroller:
             source_of=data.source_of if data else (), max_bad_share=self.spec.data.max_bad_share,
         )  # fmt: skip
         inputs = (dict(data.inputs) if data else {}) | {f"pairs.{index}": step for index, step in enumerate(own)}
-        return Step(
-            f"round-{number}/prepare", PREPARE, config,
-            inputs | {f"replay.{index}": step for index, step in enumerate(replay)},
-        )  # fmt: skip
+        inputs |= {f"replay.{index}": step for index, step in enumerate(replay)}
+        return Step(f"round-{number}/prepare", PREPARE, config, inputs, self.spec.resources.prepare)
 
     def _own(self, number: int) -> list[Step]:
         """The round's own pairs, tokenised: judged from the champion's answers."""
@@ -137,7 +135,9 @@ class _Unroller:
         spec = self.spec
         if self.given is None or not spec.data.heldout:
             return None
-        shards = Step("preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs)
+        shards = Step(
+            "preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs, spec.resources.prepare
+        )
         name = f"round-{number}/heldout"
         scored = {"shards": shards, "policy": self._scored(f"{name}-logprobs", train, shards, False)}
         if loss_config.needs_reference(spec.train):
@@ -185,4 +185,4 @@ class _Unroller:
         if self.spec.judge is None:
             raise ValueError("prompts without a judge; the spec's checks let this through")
         config = JudgeStageConfig(judge=self.spec.judge, max_bad_share=self.spec.data.max_bad_share)
-        return Step(key, JUDGE, config, {"rollouts": rollouts})
+        return Step(key, JUDGE, config, {"rollouts": rollouts}, self.spec.resources.judge)

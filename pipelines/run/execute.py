@@ -99,7 +99,8 @@ def execute(
         if address is None:
             local.start(local.load())
         else:
-            running.join(address, store.store, dict(loaded.spec.resources))
+            running.join(address)
+        running.require(dict(loaded.spec.resources), store.store if address else None)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))

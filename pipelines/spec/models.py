@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from stages.base import Config, Resources, Share, TrainResources
+from stages.base import Config, Resources, RolloutResources, Share, TrainResources
 from stages.core.formats.config import FormatConfig
 from stages.core.tokens.config import Truncation
 from stages.data.config import FilterConfig, LabelsConfig, MixConfig
@@ -96,11 +96,15 @@ class EvaluateSpec(Config):
 
 
 class ResourcesSpec(Config):
-    """Workers, CPUs and GPUs of the stages that take long. Changing them never re-runs a stage."""
+    """Workers, CPUs, GPUs and kinds of machine of the stages that take long. Changing them never re-runs a stage."""
 
+    encode: Resources = Resources()
+    """By default as many workers with a CPU each as there are CPUs and enough rows, likewise for ``prepare``."""
+    prepare: Resources = Resources()
     reference: Resources = Resources()
     train: TrainResources = TrainResources()
-    rollout: Resources = Resources()
+    rollout: RolloutResources = RolloutResources()
+    judge: Resources = Resources()
 
 
 class PipelineSpec(Config):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.base import Resources, StageError, resolve
-from stages.io import cache
+from stages.io import cache, nodes
 from stages.io.allocator import give_back_memory
 from stages.io.artifact import Part
 from stages.io.context import StageContext
@@ -61,8 +61,8 @@ def run_parts(
     it has imported, serves the next stage. Without Ray it is this process.
 
     Args:
-        rows_each: the stage has no resources of its own: it takes all CPUs, a worker each, but one for this many rows
-            at most, since it takes a second or more to start one.
+        rows_each: unless the spec gives a number of workers, there is one with a CPU for this many rows, since it takes
+            a second or more to start one, as long as there are CPUs.
 
     Raises:
         StageError: a worker gave one as the reason why it cannot go on, or a part is missing in the end.
@@ -73,9 +73,9 @@ def run_parts(
     rows = {task["part"]: task["rows"] for task in tasks}
     finished = {name: part for name, part in done.items() if name in rows}
     pending = [task for task in tasks if task["part"] not in finished]
-    if rows_each:
+    if rows_each and "workers" not in resources.model_fields_set:
         left = sum(task["rows"] for task in pending)
-        resources = Resources(workers=max(1, left // rows_each), cpus=1)
+        resources = resources.model_copy(update={"workers": max(1, left // rows_each), "cpus": resources.cpus or 1})
     if finished and pending:
         context.progress(sum(rows[name] for name in finished), total, f"{note} (continued)")
     for part in _made(pending, worker, output, resources, env, arguments):
@@ -107,23 +107,18 @@ def alone(function: str, output: Output, report: Any, inputs: Sequence[Any]) -> 
     return result, list(output.parts)
 
 
-def call(function: str, *inputs: Any, gpus: float = 0) -> Any:
-    """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process on the driver's
-    machine, so that its imports are there for later stages and not in the driver; else here."""
+def call(function: str, *inputs: Any, resources: Resources | None = None) -> Any:
+    """What a function (``module:name``) returns. If Ray has been started it runs in a worker's process, so that its
+    imports are there for later stages and not in the driver: where there are such ``resources``, or on the driver's
+    machine. Else it runs here."""
     if not _started():
         return resolve(function)(*inputs)
     from stages.io.board import here
 
-    name = function.partition(":")[2]
-    (result,) = _one_task(name, _called, function, inputs, sys.path, cpus=1, gpus=gpus, where=here())
+    name, where = function.partition(":")[2], here() if resources is None else None
+    options = (resources or Resources()).options(1)
+    (result,) = _one_task(name, _called, function, inputs, sys.path, options=options, where=where)
     return result
-
-
-def cpus_of_nodes() -> list[float]:
-    """The CPUs of every machine of the cluster."""
-    import ray
-
-    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
 
 
 def assigned_cpus() -> int:
@@ -149,12 +144,13 @@ def _made(
     if not _started():
         yield from _mapped(worker, arguments, output, tasks, ())
         return
-    nodes = cpus_of_nodes()
-    cpus = resources.cpus_per_worker(nodes)
-    workers = min(resources.worker_range[1], len(tasks), max(1, sum(int(node) // cpus for node in nodes)))
+    machines = nodes.of_cluster()
+    cpus = nodes.cpus_per_worker(resources, machines)
+    options = {**resources.options(cpus), "runtime_env": {"env_vars": dict(env or {})}}
+    workers = min(resources.worker_range[1], len(tasks), max(1, nodes.room(resources, cpus, machines)))
     if workers == 1:
         name, inputs = worker.partition(":")[2], (worker, arguments, output, list(tasks), sys.path)
-        yield from _one_task(name, _mapped, *inputs, cpus=cpus, gpus=resources.gpus, env=env)
+        yield from _one_task(name, _mapped, *inputs, options=options)
         return
     data = _ray_data()
     dataset = data.from_items([dict(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
@@ -162,31 +158,23 @@ def _made(
         batch_size=1,
         batch_format="pyarrow",
         compute=data.ActorPoolStrategy(size=workers),
-        num_cpus=cpus,
-        num_gpus=resources.gpus or None,
         fn_constructor_args=(worker, arguments, output, tuple(sys.path)),
-        runtime_env={"env_vars": dict(env or {})},
+        **options,
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from map(Part.parse, table["part"].to_pylist())
 
 
-def _one_task(
-    name: str, function: Any, *inputs: Any, cpus: int, gpus: float = 0, env: Mapping[str, str] | None = None,
-    where: Any = None,
-) -> Iterator[Any]:  # fmt: skip
+def _one_task(name: str, function: Any, *inputs: Any, options: Mapping[str, Any], where: Any = None) -> Iterator[Any]:
     """What ``function(*inputs)`` yields, in one process."""
     import ray
 
     call = ray.remote(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_calls=1 if gpus else 0,  # a device's memory is freed only when the process ends
+        max_calls=1 if options["num_gpus"] else 0,  # a device's memory is freed only when the process ends
         max_retries=_RETRIES,
         num_returns="streaming",
         _generator_backpressure_num_objects=_AHEAD,
     )(function)
-    options: dict[str, Any] = {"runtime_env": {"env_vars": dict(env)}} if env else {}
     found = call.options(name=name, scheduling_strategy=where, **options).remote(*inputs)
     try:
         for each in found:

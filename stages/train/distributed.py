@@ -57,12 +57,14 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # ray has no types
 def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:
     """What Ray Train is asked for: with a range of workers it starts as many as there is room for, and anew from the
     last checkpoint when that changes."""
-    per_worker: dict[str, float] = {"CPU": cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    per_worker = {"CPU": cpus, "GPU": resources.gpus, "memory": resources.memory_bytes}
     fewest, most = resources.worker_range
     return ray.train.ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),
         use_gpu=resources.gpus > 0,
-        resources_per_worker=per_worker,
+        resources_per_worker={name: amount for name, amount in per_worker.items() if amount},
+        accelerator_type=resources.accelerator_type,
+        label_selector=resources.label_selector or None,
     )
 
 

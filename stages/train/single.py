@@ -21,8 +21,7 @@ def fit(arguments: Arguments) -> None:
     """
     resources = arguments.resources
     task = ray.remote(
-        num_cpus=arguments.cpus,
-        num_gpus=resources.gpus,
+        **resources.options(arguments.cpus),
         max_retries=resources.max_failures,
         max_calls=1 if resources.gpus else 0,  # a device's memory is free only when the process has ended
     )(single_worker)

@@ -11,11 +11,12 @@ import ray
 
 from stages.base import StageError, Summary, TrainResources
 from stages.core.metrics import BY_TASK
+from stages.io import nodes
 from stages.io.artifact import Artifact
 from stages.io.board import board
 from stages.io.context import StageContext
 from stages.io.filenames import METRICS
-from stages.io.parts import call, cpus_of_nodes
+from stages.io.parts import call
 from stages.train import single
 from stages.train.arguments import POLICY, Arguments
 from stages.train.config import TrainConfig
@@ -35,7 +36,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     output, resources = context.output, context.resources
     assert isinstance(resources, TrainResources)
     if POLICY not in output.done():
-        cpus = resources.cpus_per_worker(cpus_of_nodes())
+        cpus = nodes.cpus_per_worker(resources, nodes.of_cluster())
         with board(context.progress) as progress:
             arguments = Arguments(config, resources, cpus, dict(inputs), output, progress, tuple(sys.path))
             _fit(arguments, progress)
@@ -43,7 +44,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     output.parts.append(part)
     policy = Artifact(output.store, output.fingerprint, "", (part,))
     given = policy, inputs["policy"], inputs["shards"]
-    difference = call("stages.train.proof:check", *given, gpus=resources.gpus)
+    difference = call("stages.train.proof:check", *given, resources=resources)
     metrics = policy.path(METRICS).read_text(encoding="utf-8").splitlines()
     return {**summarise([json.loads(line) for line in metrics]), "stored_difference": difference}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
             cluster.shutdown()
 
 
-def run(spec: Path, store: str, cluster: tuple[str, Path], *options: str) -> subprocess.CompletedProcess[str]:
+def run(
+    spec: Path, store: str, cluster: tuple[str, Path], *options: str, what: str = "run"
+) -> subprocess.CompletedProcess[str]:
     """The command as it is run on the first machine."""
-    command = processes.command(spec, Path("unused"), "--address", cluster[0], *options)
-    command[command.index("unused")] = store
+    command = [sys.executable, "-m", "pipelines", what, str(spec), "--store", store, "--address", cluster[0], *options]
+    command += ["--json"] if what == "run" else []
     environment = {**os.environ, "RONDO_CACHE": str(cluster[1] / "one")}
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
 
@@ -75,12 +78,13 @@ def test_what_two_machines_make_is_what_one_makes(
         assert not list((cluster[1] / name).glob("*/work/*/*/parts/*"))
 
 
-def test_a_cluster_that_cannot_do_it_says_why_before_anything_is_run(cluster: tuple[str, Path], tmp_path: Path) -> None:
+def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: tuple[str, Path], tmp_path: Path) -> None:
     spec = specs.offline(tmp_path, tiny.save(tmp_path / "model"))
-    wide = run(
-        spec, "s3://rondo/wide", cluster, "--set", "resources.train.workers=3", "--set", "resources.train.cpus=1"
-    )
-    assert wide.returncode == 1
-    assert "resources.train: 3 workers with 1 CPUs each; there is room for 2" in wide.stderr
-    assert "Traceback" not in wide.stderr
-    assert json.loads(wide.stdout)["status"] == "failed"
+    wide = ["--set", "resources.train.workers=3", "--set", "resources.encode.memory_gib=100000"]
+    good, bad = (run(spec, "s3://rondo/wide", cluster, *options, what="check") for options in ([], wide))
+    assert good.returncode == 0, good.stderr
+    assert bad.returncode == 2
+    assert "resources.train: 3 workers with 1 CPUs each; there is room for 2" in bad.stderr
+    assert "resources.encode: 1 workers with 1 CPUs, 100000 GiB each; there is room for 0" in bad.stderr
+    assert "Traceback" not in bad.stderr
+    assert not ArtifactStore("s3://rondo/wide").runs()

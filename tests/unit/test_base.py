@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.base import Config, Resources, TrainResources, resolve
+from stages.base import Config, Resources, RolloutResources, TrainResources, resolve
 from stages.generate.config import RolloutConfig
 from stages.io.artifact import UserFile, grouped
 from stages.train.config import LoraConfig, TrainConfig
@@ -64,21 +64,6 @@ def test_values_out_of_range_are_refused(model: type[Config], values: dict[str, 
     assert caught.value.errors()[0]["loc"] == tuple(values)
 
 
-@pytest.mark.parametrize(
-    ("resources", "total", "each"),
-    [
-        (Resources(), 8, 8),
-        (Resources(workers=2), 8, 4),
-        (Resources(workers=3), 8, 2),
-        (Resources(workers=4), 2, 1),
-        (Resources(workers=4, cpus=3), 2, 3),
-        (TrainResources(workers=(1, 3)), 8, 2),
-    ],
-)
-def test_cores_are_shared_out_among_the_workers(resources: Resources, total: int, each: int) -> None:
-    assert resources.cpus_per_worker([total]) == each
-
-
 def test_resolve_imports_what_is_named() -> None:
     assert resolve("pathlib:Path") is Path
 
@@ -103,11 +88,17 @@ def test_grouped_inputs_come_in_the_order_of_their_numbers() -> None:
     assert grouped(inputs, "replay") == []
 
 
-@pytest.mark.parametrize(
-    ("workers", "nodes", "each"),
-    [(2, [8, 8, 8], 8), (3, [8, 8, 8], 8), (4, [8, 8, 8], 4), (6, [8, 8, 8], 4), (7, [8, 8, 8], 2), (2, [16, 2], 8),
-     (3, [16, 2], 5), (99, [4, 4], 1), (1, [], 1)],
-)  # fmt: skip
-def test_workers_share_machines_such_that_each_has_a_place_on_one(workers: int, nodes: list[float], each: int) -> None:
-    assert Resources(workers=workers).cpus_per_worker(nodes) == each
-    assert Resources(workers=workers, cpus=3).cpus_per_worker(nodes) == 3
+def test_an_engine_over_several_gpus_is_given_as_many() -> None:
+    assert RolloutResources(workers=2, tensor_parallel=4).gpus == 4
+    assert RolloutResources(tensor_parallel=4, gpus=4).gpus == 4
+    assert RolloutResources(gpus=0.5).gpus == 0.5
+    assert RolloutResources().gpus == 0
+    with pytest.raises(ValidationError, match="tensor_parallel 4 takes 4 GPUs a worker, got gpus 2"):
+        RolloutResources(tensor_parallel=4, gpus=2)
+
+
+def test_ray_is_asked_for_what_is_given_and_nothing_else() -> None:
+    assert Resources().options(3) == {"num_cpus": 3, "num_gpus": 0}
+    asked = Resources(gpus=1, memory_gib=1.5, accelerator_type="H100", label_selector={"zone": "!a"}).options(2)
+    assert asked == {"num_cpus": 2, "num_gpus": 1, "memory": 3 << 29, "accelerator_type": "H100",
+                     "label_selector": {"zone": "!a"}}  # fmt: skip

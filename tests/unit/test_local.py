@@ -40,20 +40,24 @@ def test_what_fits_is_no_fault() -> None:
 def test_more_cores_than_there_are_is_a_fault_at_its_key() -> None:
     found = faults(train=TrainResources(workers=3, cpus=2), rollout=Resources(cpus=5), reference=Resources(workers=5))
     assert set(found) == {"train", "rollout", "reference"}
-    assert "3 workers with 2 CPUs each need 6" in found["train"]
-    assert all("this machine has 4" in message for message in found.values())
+    assert "3 workers with 2 CPUs each; there is room for 2 on nodes with: 4 CPUs" in found["train"]
 
 
 def test_of_a_range_of_workers_the_fewest_have_to_fit() -> None:
     assert faults(train=TrainResources(workers=(2, 9), cpus=2)) == {}
     found = faults(train=TrainResources(workers=(3, 9), cpus=2))
-    assert "3 workers with 2 CPUs each need 6" in found["train"]
+    assert "3 workers with 2 CPUs each; there is room for 2" in found["train"]
 
 
 def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
     found = faults(train=TrainResources(workers=2, gpus=500))
     assert set(found) == {"train"}
-    assert "2 workers with 500 GPUs each" in found["train"]
+    assert "2 workers with 1 CPUs, 500 GPUs each; there is room for 0" in found["train"]
+
+
+def test_labels_that_only_a_cluster_has_are_a_fault_here_memory_and_types_are_left_to_ray() -> None:
+    assert set(faults(judge=Resources(label_selector={"zone": "a"}))) == {"judge"}
+    assert faults(judge=Resources(memory_gib=1e6, accelerator_type="H100")) == {}
 
 
 _UNDER_UV = """

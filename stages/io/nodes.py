@@ -1,0 +1,99 @@
+"""The machines of a cluster: what they have, and where on them a stage's workers have a place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stages.base import Resources
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: ``has`` are its resources as Ray names them (memory in bytes), ``labels`` those of Ray."""
+
+    address: str
+    has: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def fits(self, wanted: Resources) -> bool:
+        """Whether it is of the kind that is asked for."""
+        kind = wanted.accelerator_type
+        return (kind is None or f"accelerator_type:{kind}" in self.has) and all(
+            _matches(self.labels.get(key), condition) for key, condition in wanted.label_selector.items()
+        )
+
+    def room(self, wanted: Resources, cpus: int) -> int:
+        """How many workers with so many CPUs have a place on it."""
+        if not self.fits(wanted):
+            return 0
+        places = [int(self.has.get("CPU", 0) // cpus)]
+        if wanted.memory_gib:
+            places.append(int(self.has.get("memory", 0) // wanted.memory_bytes))
+        if wanted.gpus:
+            whole = int(self.has.get("GPU", 0))
+            places.append(int(whole / wanted.gpus) if wanted.gpus >= 1 else whole * int(1 / wanted.gpus))
+        return min(places)
+
+    def __str__(self) -> str:
+        labels = "".join(f", {name}={value}" for name, value in sorted(self.labels.items()) if "ray.io/" not in name)
+        kinds = "".join(
+            f" {name.partition(':')[2]}" for name in sorted(self.has) if name.startswith("accelerator_type:")
+        )
+        memory = f", {self.has['memory'] / 2**30:.1f} GiB" if "memory" in self.has else ""
+        return f"{self.has.get('CPU', 0):g} CPUs, {self.has.get('GPU', 0):g} GPUs{kinds}{memory}{labels}"
+
+
+def _matches(value: str | None, condition: str) -> bool:
+    """Whether a label's value meets Ray's condition: ``a``, ``!a``, ``in(a,b)`` or ``!in(a,b)``."""
+    unwanted, several, rest = re.fullmatch(r"(!?)(in\()?(.*?)\)?", condition, re.DOTALL).groups()  # type: ignore[union-attr]
+    values = [each.strip() for each in rest.split(",")] if several else [rest]
+    return (value in values) != bool(unwanted)
+
+
+def of_cluster() -> list[Node]:
+    """The machines of the running cluster."""
+    import ray
+
+    return [
+        Node(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def cpus_per_worker(wanted: Resources, nodes: Sequence[Node]) -> int:
+    """CPUs of one worker: those asked for, else the most with which all workers have a place, or 1."""
+    if wanted.cpus is not None:
+        return wanted.cpus
+    workers, fitting = wanted.worker_range[1], [node for node in nodes if node.fits(wanted)]
+    largest = int(max((node.has.get("CPU", 0) for node in fitting), default=1))
+    return next((cpus for cpus in range(largest, 0, -1) if room(wanted, cpus, fitting) >= workers), 1)
+
+
+def room(wanted: Resources, cpus: int, nodes: Sequence[Node]) -> int:
+    """How many workers with so many CPUs have a place."""
+    return sum(node.room(wanted, cpus) for node in nodes)
+
+
+def unplaceable(resources: Mapping[str, Resources], nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
+    """What asks for more than there is, by name, each with what is too much: Ray would wait for it forever."""
+    for name, wanted in resources.items():
+        fewest, cpus = wanted.worker_range[0], cpus_per_worker(wanted, nodes)
+        if (places := room(wanted, cpus, nodes)) < fewest:
+            has = "; ".join(str(node) for node in nodes)
+            yield name, f"{_asked(wanted, fewest, cpus)}; there is room for {places} on nodes with: {has}"
+
+
+def _asked(wanted: Resources, workers: int, cpus: int) -> str:
+    """What a stage asks for, for people."""
+    asked = [f"{cpus} CPUs"]
+    if wanted.gpus:
+        asked.append(f"{wanted.gpus:g} GPUs")
+    if wanted.memory_gib:
+        asked.append(f"{wanted.memory_gib:g} GiB")
+    if wanted.accelerator_type:
+        asked.append(f"accelerator_type {wanted.accelerator_type}")
+    asked += [f"label {name}: {condition}" for name, condition in wanted.label_selector.items()]
+    return f"{workers} workers with {', '.join(asked)} each"
