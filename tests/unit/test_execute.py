@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters import local
+from clusters import local, running
 from pipelines.plan.rounds import Plan, Round
 from pipelines.plan.steps import Step
 from pipelines.run import summary
@@ -23,7 +23,7 @@ from tests.unit.steps import FAIL, CountConfig, counted
 
 CHATTER = """
 import os, sys
-from clusters import local
+from clusters import local, running
 from pipelines.spec import load
 from pipelines.run import summary
 from pipelines.run.store import ArtifactStore
@@ -35,7 +35,7 @@ def start(cluster):
     os.write(1, b"chatter of C\\n")
     os.system("echo chatter of a child")
 
-local.start, local.stop = start, lambda: None
+local.start, local.stop, running.require = start, lambda: None, lambda resources, store: None
 sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), as_json=False, verbose=False))
 """
 
@@ -44,6 +44,7 @@ sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), a
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
     monkeypatch.setattr(local, "start", lambda cluster: None)
     monkeypatch.setattr(local, "stop", lambda: None)
+    monkeypatch.setattr(running, "require", lambda resources, store: None)
     return workspace.loaded(workspace.make(tmp_path))
 
 
