@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
-from stages.base import Config
+from stages.base import Config, plain
+
+_CAPACITY = frozenset({
+    "block_size", "cpu_offload_gb", "disable_log_stats", "enable_prefix_caching", "enforce_eager",
+    "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_partial_prefills",
+    "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override", "swap_space", "use_tqdm_on_load",
+})  # fmt: skip
+"""Settings of vLLM that say how much of the machine it takes, not what it says: no part of the identity."""
+
+_ELSEWHERE = {
+    "model": "the policy is served",
+    "tokenizer": "the policy's is used",
+    "skip_tokenizer_init": "tokens go in and come out",
+    "trust_remote_code": "no code of a model is run",
+    "hf_token": "the policy is in the store",
+    "load_format": "the policy is in safetensors",
+    "seed": "use rollout.seed",
+    "max_model_len": "use rollout.max_length",
+    "tensor_parallel_size": "use resources.rollout.tensor_parallel",
+    "data_parallel_size": "use resources.rollout.workers",
+    "enable_lora": "it depends on the policy",
+    "max_lora_rank": "it depends on the policy",
+}
 
 
 class RolloutConfig(Config):
@@ -18,7 +40,33 @@ class RolloutConfig(Config):
     max_length: PositiveInt = 2048
     """Tokens of prompt and response together that the engine makes room for."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """vLLM's own settings by name, such as ``gpu_memory_utilization``, ``max_num_seqs`` or ``quantization``."""
     seed: NonNegativeInt = 0
+
+    @field_validator("engine_options")
+    @classmethod
+    def _allowed(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in _ELSEWHERE:
+                raise ValueError(f"{name} is not set here: {_ELSEWHERE[name]}")
+        return plain(value)
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """The engine's options that can change a text."""
+        return {name: value for name, value in self.engine_options.items() if name not in _CAPACITY}
+
+    def identity(self) -> dict[str, Any]:
+        """Without what only says how much is done at a time."""
+        return self.model_copy(update={"engine_options": self.text_options}).model_dump(
+            mode="json", exclude_defaults=True
+        )
+
+    def sampling(self) -> dict[str, Any]:
+        """How a text was sampled, as it is kept with it."""
+        options = {"engine_options": self.text_options} if self.text_options else {}
+        return self.model_dump(mode="json", exclude={"engine", "engine_options"}) | options
 
 
 def choose_engine(engine: str, prompt_learning: bool = False) -> str:

@@ -13,7 +13,10 @@ from stages.io.filenames import RECORDS
 from stages.io.parts import run_parts, slices
 
 _SEQUENCES = 128
-"""Sequences of a part: enough to fill an engine's batch, few enough to show progress and to do again after a crash."""
+"""Sequences of a part: few enough to show progress and to do again after a crash."""
+
+_AT_ONCE = 16
+"""Parts that one of several engines may have in hand: more sequences than it works on at a time."""
 
 
 def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -27,7 +30,8 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     counts = run_parts(
         slices(total, max(1, _SEQUENCES // config.samples)), "stages.generate.generator:Generator", context, "prompts",
         serving.environment(config, gpu), config=config, prompts=inputs["prompts"], policy=inputs["policy"],
-        adapter_base=inputs.get("adapter_base") if gpu else None,
+        adapter_base=inputs.get("adapter_base") if gpu else None, gpus=max(1, int(context.resources.gpus)),
+        at_once=_AT_ONCE,
     )  # fmt: skip
     counts = {"rollouts": counts.pop("rows"), **counts}
     if not counts["rollouts"]:

@@ -26,7 +26,9 @@ class PartWriter:
 
     folder: Path
     counts: dict[str, Any] = field(default_factory=dict)
-    _quarantine: Quarantine | None = None
+    made: Part = field(init=False)
+    """The part, once it is written."""
+    _quarantine: Quarantine | None = field(default=None, init=False)
 
     def table(self, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
         """Write tables of one schema as one Arrow file; returns and counts its rows."""
@@ -80,7 +82,14 @@ class Output:
 
     @contextmanager
     def part(self, name: str) -> Iterator[PartWriter]:
-        """Write a part: what is in the folder when the block ends is uploaded, then recorded."""
+        """Write the artifact's next part."""
+        with self.writer(name) as writer:
+            yield writer
+        self.parts.append(writer.made)
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[PartWriter]:
+        """Write a part: what is in the folder when the block ends is uploaded, then recorded (``PartWriter.made``)."""
         place = f"{self.place}/{name}-{uuid.uuid4().hex[:8]}"
         writer = PartWriter(self.store.local(place))
         writer.folder.mkdir(parents=True)
@@ -88,10 +97,10 @@ class Output:
             yield writer
             writer.finish()
             made = Part(name, place, self.upload(place), writer.counts)
+            writer.made = self.record("parts", made)
         except BaseException:
             shutil.rmtree(writer.folder, ignore_errors=True)
             raise
-        self.parts.append(self.record("parts", made))
 
     def upload(self, place: str) -> dict[str, int]:
         """Put the files of a folder into the store; returns their sizes."""

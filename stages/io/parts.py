@@ -7,25 +7,23 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from stages.base import Resources, StageError, resolve
-from stages.io import cache, nodes
+from stages.io import cache, nodes, streams
 from stages.io.allocator import give_back_memory
 from stages.io.artifact import Part
 from stages.io.context import StageContext
 from stages.io.output import Output, add_up
+from stages.io.streams import Task
 
 _RETRIES = 3
 """How often a lost process is replaced."""
 _AHEAD = 16
 """Parts whose counts may be waiting to be taken."""
-
-Task = Mapping[str, Any]
-"""What a worker needs to know to make one part: plain values; ``part`` is the part's name, ``rows`` how many rows it is
-made from."""
 
 
 def part_name(index: int, *rows: int) -> str:
@@ -51,18 +49,21 @@ def run_parts(
     note: str,
     env: Mapping[str, str] | None = None,
     rows_each: int = 0,
+    at_once: int = 1,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Make a part of every task, in parallel; returns what they counted, added up.
 
     Parts that an earlier, interrupted run has finished are not made again. ``worker`` is a class as ``module:name``,
     which only the workers import. It is called with ``arguments``, the object then with each task and the part to write
-    (``PartWriter``), and is closed if it has a ``close``. A single worker is one long task: its process, with all that
-    it has imported, serves the next stage. Without Ray it is this process.
+    (``PartWriter``), unless it is a streaming worker (``streams``), and is closed if it has a ``close``. A single
+    worker is one long task: its process, with all that it has imported, serves the next stage. Without Ray it is this
+    process.
 
     Args:
         rows_each: unless the spec gives a number of workers, there is one with a CPU for this many rows, since it takes
             a second or more to start one, as long as there are CPUs.
+        at_once: tasks that a worker may have in hand, if it is a streaming one.
 
     Raises:
         StageError: a worker gave one as the reason why it cannot go on, or a part is missing in the end.
@@ -78,7 +79,7 @@ def run_parts(
         resources = resources.model_copy(update={"workers": max(1, left // rows_each), "cpus": resources.cpus or 1})
     if finished and pending:
         context.progress(sum(rows[name] for name in finished), total, f"{note} (continued)")
-    for part in _made(pending, worker, output, resources, env, arguments):
+    for part in _made(pending, worker, output, resources, env, at_once, arguments):
         finished[part.name] = part
         context.progress(sum(rows[name] for name in finished), total, note)
     if missing := [name for name in rows if name not in finished]:
@@ -136,7 +137,7 @@ def _started() -> bool:
 
 def _made(
     tasks: Sequence[Task], worker: str, output: Output, resources: Resources, env: Mapping[str, str] | None,
-    arguments: Mapping[str, Any],
+    at_once: int, arguments: Mapping[str, Any],
 ) -> Iterator[Part]:  # fmt: skip
     """The parts, in the order in which they are finished."""
     if not tasks:
@@ -157,7 +158,9 @@ def _made(
         _Actor,
         batch_size=1,
         batch_format="pyarrow",
-        compute=data.ActorPoolStrategy(size=workers),
+        compute=data.ActorPoolStrategy(
+            size=workers, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=at_once > 1
+        ),
         fn_constructor_args=(worker, arguments, output, tuple(sys.path)),
         **options,
     )
@@ -202,9 +205,13 @@ def _mapped(
     make_importable(importable)
     done = output.done()
     mapper = resolve(worker)(**arguments)
+    yield from (done[task["part"]] for task in tasks if task["part"] in done)
+    left = [task for task in tasks if task["part"] not in done]
     try:
-        for task in tasks:
-            yield done.get(task["part"]) or _make(mapper, task, output)
+        if hasattr(mapper, "stream"):
+            yield from streams.streamed(mapper, streams.taken_from(left), output)
+        else:
+            yield from (_make(mapper, task, output) for task in left)
     finally:
         if hasattr(mapper, "close"):
             mapper.close()
@@ -218,17 +225,19 @@ class _Actor:
 
     def __init__(self, worker: str, arguments: Mapping[str, Any], output: Output, importable: Sequence[str]) -> None:
         make_importable(importable)
-        self._mapper, self._output = resolve(worker)(**arguments), output
+        mapper = resolve(worker)(**arguments)
+        streaming = hasattr(mapper, "stream")
+        self._make = streams.Shared(mapper, output) if streaming else partial(_make, mapper, output=output)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        parts = [_make(self._mapper, task, self._output) for task in batch.to_pylist()]
+        parts = [self._make(task) for task in batch.to_pylist()]
         return pa.table({"part": [part.text() for part in parts]})
 
 
 def _make(mapper: Any, task: Task, output: Output) -> Part:
-    with output.part(task["part"]) as part:
+    with output.writer(task["part"]) as part:
         mapper(task, part)
-    return output.parts.pop()
+    return part.made
 
 
 def make_importable(paths: Sequence[str]) -> None:

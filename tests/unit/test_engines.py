@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from stages.base import StageError
 from stages.generate import config as generate_config
 from stages.generate import engines, serving
 from stages.generate.config import RolloutConfig, choose_engine
-from stages.generate.engines import Sample, TransformersEngine
+from stages.generate.engine import Sample
 from stages.generate.serving import Weights
+from stages.generate.transformers_engine import TransformersEngine
+from stages.generate.vllm_engine import VllmEngine
 from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.load import stop_tokens
@@ -182,31 +187,91 @@ class _Params:
     """Sampling parameters that refuse what vLLM's refuse."""
 
     def __init__(self, n: int, temperature: float, **options: Any) -> None:
+        assert options["output_kind"] == "final"
         if temperature == 0 and n > 1:
             raise ValueError(f"n must be 1 when using greedy sampling, got {n}.")
         self.n = n
         self.stop_token_ids = options["stop_token_ids"]
 
+    def clone(self) -> _Params:
+        return self
+
 
 class _LLM:
-    """Answers every prompt with its own tokens."""
+    """Answers every prompt with its own tokens, the last that was added first."""
 
     def __init__(self, **options: Any) -> None:
         assert Path(options["model"]).is_absolute()
         torch.set_num_threads = lambda count: None  # as vLLM's worker on a CPU does
+        scheduler = SimpleNamespace(max_num_seqs=options["max_num_seqs"])
+        self.llm_engine, self.vllm_config = self, SimpleNamespace(scheduler_config=scheduler)
+        self.renderer = SimpleNamespace(render_cmpl=lambda prompts: prompts)
+        self.options, self.asked = options, []
 
-    def generate(self, inputs: list[dict[str, Any]], params: _Params, **options: Any) -> list[Any]:
-        return [
-            SimpleNamespace(outputs=[SimpleNamespace(token_ids=i["prompt_token_ids"], finish_reason="stop")] * params.n)
-            for i in inputs
-        ]
+    def add_request(self, name: str, prompt: dict[str, Any], params: _Params, lora_request: Any) -> None:
+        sample = SimpleNamespace(token_ids=prompt["prompt_token_ids"], finish_reason="stop")
+        self.asked.append(SimpleNamespace(request_id=name, outputs=[sample] * params.n, finished=True))
+
+    def step(self) -> list[Any]:
+        return [SimpleNamespace(request_id=self.asked[0].request_id, finished=False), self.asked.pop()]
+
+
+@dataclass
+class _Args:
+    max_num_seqs: int = 0
+    quantization: str = ""
+
+
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY="final"))
+    vllm = SimpleNamespace(LLM=_LLM, SamplingParams=_Params, EngineArgs=_Args)
+    lora = SimpleNamespace(LoRARequest=SimpleNamespace)
+    for name, module in {"": vllm, ".lora": None, ".lora.request": lora, ".sampling_params": kinds}.items():
+        monkeypatch.setitem(sys.modules, f"vllm{name}", module or SimpleNamespace())
+
+
+def test_vllms_own_settings_are_handed_on(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm(monkeypatch)
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
+    config = RolloutConfig(engine="vllm", engine_options={"max_num_seqs": 7, "quantization": "fp8"})
+    vllm = engines.make(config, Weights(policy), torch.get_num_threads(), gpus=2)
+    assert isinstance(vllm, VllmEngine)
+    assert vllm.room == 7
+    assert {name: vllm.llm.options[name] for name in ("quantization", "tensor_parallel_size")} == {
+        "quantization": "fp8", "tensor_parallel_size": 2,
+    }  # fmt: skip
+
+
+def test_a_setting_that_vllm_does_not_have_is_named_with_the_closest(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_vllm(monkeypatch)
+    config = RolloutConfig(engine="vllm", engine_options={"max_nun_seqs": 7})
+    with pytest.raises(StageError, match=r"no setting max_nun_seqs; did you mean max_num_seqs\?"):
+        engines.make(config, Weights(policy), 1)
+    with pytest.raises(StageError, match=r"engine_options are those of vLLM, and the engine is transformers"):
+        engines.make(config.model_copy(update={"engine": "transformers"}), Weights(policy), 1)
+
+
+@pytest.mark.parametrize("name", ["model", "trust_remote_code", "tensor_parallel_size", "max_model_len", "hf_token"])
+def test_settings_that_have_another_place_are_refused_with_it(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is not set here: "):
+        RolloutConfig(engine_options={name: 1})
+
+
+def test_only_settings_that_can_change_a_text_are_part_of_the_identity() -> None:
+    room = RolloutConfig(engine_options={"max_num_seqs": 7, "gpu_memory_utilization": 0.5})
+    texts = RolloutConfig(engine_options={"max_num_seqs": 7, "quantization": "fp8"})
+    assert room.identity() == RolloutConfig().identity() == {}
+    assert texts.identity() == {"engine_options": {"quantization": "fp8"}}
+    assert room.sampling() == RolloutConfig().sampling()
+    assert texts.sampling() == {**RolloutConfig().sampling(), "engine_options": {"quantization": "fp8"}}
+    assert "engine" not in texts.sampling()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_vllm_gives_every_prompt_its_samples(policy: Path, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=_LLM, SamplingParams=_Params))
-    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
+    fake_vllm(monkeypatch)
     config = RolloutConfig(engine="vllm", samples=2, temperature=temperature)
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)  # put back whatever happens
@@ -214,7 +279,8 @@ def test_vllm_gives_every_prompt_its_samples(policy: Path, temperature: float, m
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
     assert torch.get_num_threads() == threads
-    assert isinstance(vllm, engines.VllmEngine)
+    assert isinstance(vllm, VllmEngine)
+    assert vllm.room == 128
     assert vllm.params.stop_token_ids == [EOS]
     answers = vllm.generate(PROMPTS)
     assert answers == [[Sample(prompt, "stop")] * 2 for prompt in PROMPTS]

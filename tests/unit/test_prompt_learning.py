@@ -14,8 +14,8 @@ from stages.base import StageError
 from stages.core.forward.virtual_tokens import hidden_states, is_prompt_learning
 from stages.generate import engines
 from stages.generate.config import RolloutConfig
-from stages.generate.engines import TransformersEngine
 from stages.generate.serving import Weights
+from stages.generate.transformers_engine import TransformersEngine
 from stages.io.filenames import MODEL
 from stages.train import policy as policies
 from stages.train.config import TrainConfig
