@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import socket
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.base import Resources, StageError
@@ -47,8 +49,9 @@ def _nobody(address: str, error: Exception) -> str:
     )
 
 
-def join(address: str) -> None:
-    """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to).
+def join(address: str, code: Sequence[Path] = ()) -> None:
+    """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and send it the files and
+    packages of the user's own ``code``.
 
     Raises:
         StageError: no cluster answers there.
@@ -57,26 +60,27 @@ def join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, configure_logging=False, log_to_driver=True)
+        environment = {"py_modules": [str(path) for path in code]} if code else None
+        ray.init(address=address, configure_logging=False, log_to_driver=True, runtime_env=environment)
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(_nobody(address, error)) from None
 
 
-def require(resources: Mapping[str, Resources], store: Store | None = None) -> None:
-    """See that the cluster can do what it is asked for: that the nodes have what a run needs, if they work on a
-    ``store``, and that every worker has a place.
+def require(resources: Mapping[str, Resources], store: Store | None = None, modules: Sequence[str] = ()) -> None:
+    """See that the cluster can do what it is asked for: that the nodes have what a run needs, with the user's own
+    ``modules``, if they work on a ``store``, and that every worker has a place.
 
     Raises:
         StageError: says on a line each what is lacking where.
     """
-    found = [] if store is None else faults(store)
+    found = [] if store is None else faults(store, modules)
     found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
     if found:
         raise StageError("the cluster cannot run this:\n" + "\n".join(found))
 
 
-def faults(store: Store) -> list[str]:
-    """What the cluster's nodes lack, a line a node: Rondo, this version of it, or a way to the store."""
+def faults(store: Store, modules: Sequence[str]) -> list[str]:
+    """What the cluster's nodes lack, a line a node: Rondo, this version of it, a module, or a way to the store."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -86,7 +90,7 @@ def faults(store: Store) -> list[str]:
     task = ray.remote(num_cpus=0, max_retries=0)(fault)
     waiting = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            store, mark, _versions()
+            store, mark, _versions(), modules
         )
         for node in addresses
     }
@@ -106,13 +110,15 @@ def faults(store: Store) -> list[str]:
     return found
 
 
-def fault(store: Store, mark: str, versions: dict[str, str]) -> str | None:
+def fault(store: Store, mark: str, versions: dict[str, str], modules: Sequence[str]) -> str | None:
     """What keeps this node from taking part, if anything does."""
     own = _versions()
     if differ := [
         f"{name} {own[name]}, the driver has {versions[name]}" for name in own if own[name] != versions[name]
     ]:
         return "; ".join(differ)
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        return f"has no module {', '.join(missing)}; install it there, or put it beside the spec: it travels then"
     try:
         if store.read(mark) is None:
             return f"does not see the store {store.name}; use a folder that all nodes see, or a bucket"

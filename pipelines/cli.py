@@ -77,12 +77,13 @@ def check(
 def _asked(loaded: Loaded, store: str, address: str) -> None:
     """What the cluster at ``address`` says to a spec; or say what it lacks and exit with 2."""
     from clusters import local, running
+    from pipelines import plugins
     from stages.base import StageError
 
-    opened = open_store(store)
+    opened, named = open_store(store), plugins.module_names(loaded.spec.model_dump())
     try:
-        running.join(address)
-        running.require(dict(loaded.spec.resources), opened.store)
+        running.join(address, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
+        running.require(dict(loaded.spec.resources), opened.store, named)
     except StageError as error:
         refuse(str(error))
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -65,39 +64,3 @@ def _hash_file(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def plugins(config: Any) -> dict[str, str]:
-    """The user's own code that a configuration names (``use: "module:name"``), each with its source's hash."""
-    found: dict[str, str] = {}
-    if isinstance(config, Mapping):
-        use = config.get("use")
-        if isinstance(use, str) and ":" in use:
-            found[use] = plugin_hash(use)
-        for key, value in config.items():
-            if key != "options":  # a plugin's own, whatever it calls them
-                found |= plugins(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            found |= plugins(value)
-    return found
-
-
-def plugin_hash(use: str) -> str:
-    """SHA-256 of the source of the module that ``module:name`` names, or of the whole package that contains it.
-
-    Nothing is imported. Other modules that it imports do not count.
-
-    Raises:
-        ImportError: there is no such module, or it has no source file.
-    """
-    module = use.partition(":")[0].partition(".")[0]
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        raise ImportError(f"no module {module!r} beside the spec, in the current folder or installed")
-    if not spec.origin or not Path(spec.origin).is_file():
-        raise ImportError(f"the module {module!r} has no source file")
-    if not spec.submodule_search_locations:
-        return hash_path(Path(spec.origin))
-    folder = Path(spec.origin).parent
-    return fingerprint({file.relative_to(folder).as_posix(): hash_path(file) for file in folder.rglob("*.py")})

@@ -40,7 +40,7 @@ def plain(value: dict[str, Any]) -> dict[str, Any]:
 
 class Plugin(Config):
     """The user's own code, ``use: "module:name"``, with the options it is called with. Its source is part of the
-    identity (``pipelines.fingerprint.plugins``)."""
+    identity (``pipelines.plugins``)."""
 
     use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     options: dict[str, Any] = Field(default_factory=dict)

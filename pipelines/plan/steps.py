@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.fingerprint import fingerprint, plugins
+from pipelines.fingerprint import fingerprint
+from pipelines.plugins import plugins
 from stages.base import Config, Resources, Stage
 from stages.readers import DataFile
 

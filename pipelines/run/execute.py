@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines import plugins
 from pipelines.plan.rounds import Plan
 from pipelines.run import console, summary
 from pipelines.run.runner import Runner, StepFailed
@@ -93,14 +94,17 @@ def execute(
     run = Run.begin(loaded, plan, store)
     clock = time.monotonic()
     connected: list[bool] = []
+    resources = dict(loaded.spec.resources)
 
     def connect() -> None:
         connected.append(True)
         if address is None:
             local.start(local.load())
+            running.require(resources)
         else:
-            running.join(address)
-        running.require(dict(loaded.spec.resources), store.store if address else None)
+            named = plugins.module_names(loaded.spec.model_dump())
+            running.join(address, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
+            running.require(resources, store.store, named)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))

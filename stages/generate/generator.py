@@ -98,8 +98,9 @@ class Generator:
         ]
 
     def _write(self, refused: Sequence[Any], made: Sequence[dict[str, Any]], part: PartWriter) -> None:
+        quarantine = part.quarantine
         for row in refused:
-            part.quarantine.add(row)
+            quarantine.add(row)
         part.table(RECORDS, [pa.Table.from_pylist(list(made), schema=ROLLOUTS)], ROLLOUTS)
         part.counts |= {
             "tokens": sum(row["tokens"] for row in made),

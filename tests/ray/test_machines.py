@@ -4,36 +4,78 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
-from safetensors.torch import load_file
 
 from pipelines.run.store import ArtifactStore
 from stages.io.artifact import Artifact
-from stages.io.filenames import LOGPROBS
+from stages.io.filenames import LOGPROBS, RECORDS
 from tests import artifacts, s3, specs, tiny
 from tests.ray import processes
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a cluster of two nodes with a CPU each, and the folder with their caches."""
-    folder = tmp_path_factory.mktemp("machines")
-    with s3.bucket():
-        cluster = Cluster()
-        for name in ("one", "two"):
-            cluster.add_node(num_cpus=1, env_vars={"RONDO_CACHE": str(folder / name)}, object_store_memory=200 << 20)
-        cluster.wait_for_nodes()
+    """The address of a cluster of two nodes with a CPU each, and the folder with their caches.
+
+    Where this user may, the second has a view of its own of the file system, in which the folders of the tests, with
+    the specs and models, are not there.
+    """
+    tests = tmp_path_factory.getbasetemp()
+    with s3.bucket(), tempfile.TemporaryDirectory(prefix="rondo-caches-") as name:
+        folder = Path(name)
+        head = Cluster()
+        head.add_node(num_cpus=1, env_vars={"RONDO_CACHE": str(folder / "one")}, object_store_memory=200 << 20)
+        host, _ = head.address.split(":")
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--address",
+            head.address,
+            "--num-cpus",
+            "1",
+            "--labels",
+            "zone=far",
+        ]
+        command += ["--object-store-memory", str(200 << 20), "--node-ip-address", host, "--block"]
+        if hidden():
+            command = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tests} && exec "$@"', "sh", *command]
+        environment = {**os.environ, "RONDO_CACHE": str(folder / "two"), "RAY_USAGE_STATS_ENABLED": "0"}
+        second = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, cwd="/")
         try:
-            yield cluster.address, folder
+            ray.init(head.address, configure_logging=False)
+            deadline = time.monotonic() + 60
+            while sum(node["Alive"] for node in ray.nodes()) < 2:
+                assert second.poll() is None, "the second node did not start"
+                assert time.monotonic() < deadline, "the second node did not come within 60 s"
+                time.sleep(0.2)
+            ray.shutdown()
+            yield head.address, folder
         finally:
-            cluster.shutdown()
+            os.killpg(second.pid, signal.SIGTERM)
+            second.wait(30)
+            head.shutdown()
+
+
+def hidden() -> bool:
+    """Whether a process may have a view of its own of the file system here."""
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run(
+            ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"], stderr=subprocess.DEVNULL, check=False
+        ).returncode
+    )
 
 
 def run(
@@ -53,29 +95,52 @@ def made(store: str, summary: dict[str, Any]) -> dict[str, Artifact]:
     return {step["key"]: opened.open(there[step["fingerprint"]]) for step in summary["steps"]}
 
 
+JUDGE = """
+import os
+from measures import length  # a file next to this one
+from stages.core.records import Judgement
+
+class Lengths:
+    def __call__(self, rollouts):
+        return [Judgement(r.prompt_id, r.sample, length(r.text), os.environ["RONDO_CACHE"]) for r in rollouts]
+"""
+
+
 def test_what_two_machines_make_is_what_one_makes(
     cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "lengths.py").write_text(JUDGE)
+    (tmp_path / "measures.py").write_text("length = len\n")
     one_each = {"workers": 2, "cpus": 1}
-    resources = {"train": {**one_each, "checkpoint_every": 5}, "reference": one_each}
-    spec = specs.offline(tmp_path, tiny.save(tmp_path / "model"), 600, resources=resources,
-                         train={"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "precision": "fp32"})  # fmt: skip
+    spec = specs.offline(
+        tmp_path, tiny.save(tmp_path / "model"), 400, prompts={"train": "prompts.jsonl"},
+        judge={"use": "lengths:Lengths"},
+        rollout={"samples": 4, "max_tokens": 8, "max_length": 256, "engine": "transformers"},
+        resources={"train": {**one_each, "checkpoint_every": 5}, "reference": one_each, "rollout": one_each,
+                   "judge": {"label_selector": {"zone": "far"}}},
+        train={"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "precision": "fp32"},
+    )  # fmt: skip
+    specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(128))
     done = run(spec, "s3://rondo/two", cluster)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["policy"].startswith("s3://rondo/two/artifacts/")
-    alone = processes.run(spec, tmp_path / "store", "--set", "resources.train.workers=1")
+    monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "alone"))
+    alone = processes.run(spec, tmp_path / "store", "--set", "resources={}")
     assert [step["fingerprint"] for step in summary["steps"]] == [step["fingerprint"] for step in alone["steps"]]
     monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "looking"))
     there, here = made("s3://rondo/two", summary), made(str(tmp_path / "store"), alone)
-    for key, file in (("round-1/prepare", "pairs.arrow"), ("preferences/pairs.jsonl/encode", "tokens.arrow")):
-        assert artifacts.rows(there[key], file) == artifacts.rows(here[key], file)
-    assert artifacts.rows(there["round-1/reference"], LOGPROBS) == artifacts.rows(here["round-1/reference"], LOGPROBS)
-    weights = [load_file(found["round-1/train"].path("model/model.safetensors")) for found in (there, here)]
-    assert all((weights[1][name] - tensor).abs().max() < 1e-4 for name, tensor in weights[0].items())
-    for name in ("one", "two"):
-        assert list((cluster[1] / name).glob("*/artifacts/*/*/*/model/model.safetensors"))
-        assert not list((cluster[1] / name).glob("*/work/*/*/parts/*"))
+    encoded = "preferences/pairs.jsonl/encode"
+    assert artifacts.rows(there[encoded], "tokens.arrow") == artifacts.rows(here[encoded], "tokens.arrow")
+    for found in (there, here):
+        prompts = [row["prompt_id"] for row in artifacts.rows(found["round-1/rollout"], RECORDS)]
+        assert prompts == [row["prompt_id"] for row in artifacts.rows(found["prompts"], RECORDS) for _ in range(4)]
+        assert len(artifacts.rows(found["round-1/reference"], LOGPROBS)) > 400
+    caches = {str(cluster[1] / name) for name in ("one", "two")}
+    assert {row["reason"] for row in artifacts.rows(there["round-1/judge"], RECORDS)} == {str(cluster[1] / "two")}
+    for name in caches:
+        assert list(Path(name).glob("*/artifacts/*/*/*/model/model.safetensors"))
+        assert not list(Path(name).glob("*/work/*/*/parts/*"))
 
 
 def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: tuple[str, Path], tmp_path: Path) -> None:

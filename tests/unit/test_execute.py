@@ -35,7 +35,7 @@ def start(cluster):
     os.write(1, b"chatter of C\\n")
     os.system("echo chatter of a child")
 
-local.start, local.stop, running.require = start, lambda: None, lambda resources, store: None
+local.start, local.stop, running.require = start, lambda: None, lambda *given: None
 sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), as_json=False, verbose=False))
 """
 
@@ -44,7 +44,7 @@ sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), a
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
     monkeypatch.setattr(local, "start", lambda cluster: None)
     monkeypatch.setattr(local, "stop", lambda: None)
-    monkeypatch.setattr(running, "require", lambda resources, store: None)
+    monkeypatch.setattr(running, "require", lambda *given: None)
     return workspace.loaded(workspace.make(tmp_path))
 
 

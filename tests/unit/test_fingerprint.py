@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.fingerprint import canonical, fingerprint, hash_path, plugin_hash, plugins
+from pipelines.fingerprint import canonical, fingerprint, hash_path
 
 
 def test_the_hash_is_sha256_of_sorted_compact_json() -> None:
@@ -87,49 +86,3 @@ def test_a_linked_file_counts_as_what_it_links_to(tmp_path: Path) -> None:
     (tmp_path / "linked" / "model").symlink_to(tmp_path / "blob")
     (tmp_path / "plain" / "model").write_text("weights")
     assert hash_path(tmp_path / "linked") == hash_path(tmp_path / "plain")
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
-
-
-def test_a_plugin_is_known_by_its_source(modules: Path) -> None:
-    source = modules / "identity_judge.py"
-    source.write_text("class A: pass\n")
-    first = plugin_hash("identity_judge:A")
-    source.write_text("class A: better = True\n")
-    assert plugin_hash("identity_judge:A") != first
-    source.write_text("class A: pass\n")
-    assert plugin_hash("identity_judge:A") == first
-
-
-def test_a_plugin_is_not_imported_to_be_known(modules: Path) -> None:
-    (modules / "identity_silent.py").write_text("raise RuntimeError('imported')\n")
-    plugin_hash("identity_silent:A")
-    assert "identity_silent" not in sys.modules
-
-
-def test_a_plugin_package_is_known_by_all_its_modules(modules: Path) -> None:
-    """A judge's rules may stand in a module next to the one that is named."""
-    package = modules / "identity_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("from .rules import A\n")
-    (package / "rules.py").write_text("class A: pass\n")
-    first = plugin_hash("identity_package:A")
-    (package / "rules.py").write_text("class A: better = True\n")
-    assert plugin_hash("identity_package:A") != first
-
-
-@pytest.mark.parametrize("use", ["identity_nowhere:A", "time:sleep"])
-def test_a_plugin_without_source_is_refused(use: str) -> None:
-    with pytest.raises(ImportError, match=use.partition(":")[0]):
-        plugin_hash(use)
-
-
-def test_plugins_are_found_at_any_depth(modules: Path) -> None:
-    (modules / "identity_deep.py").write_text("class A: pass\nclass B: pass\n")
-    config = {"judge": {"use": "identity_deep:A"}, "more": [{"use": "identity_deep:B"}], "use": "sentiment"}
-    assert set(plugins(config)) == {"identity_deep:A", "identity_deep:B"}
-    assert plugins({"use": "sentiment", "text": "a:b", "judge": {"use": "rules"}}) == {}

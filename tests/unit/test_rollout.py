@@ -117,7 +117,7 @@ def test_a_part_of_which_every_prompt_is_refused_is_written_and_the_next_are_mad
     tokens = " ".join(["word"] * 99)
     made = generator(tmp_path, PLAIN, asked(tokens, tokens, "b", "c"), room=9)
     parts = answer(made, artifacts.output(tmp_path, "rollouts"), *cut(2, 4))
-    assert {part.name: (part.rows, part.counts.get("quarantined", 0)) for part in parts} == {
+    assert {part.name: (part.rows, part.counts["quarantined"]) for part in parts} == {
         "00000": (0, 2), "00002": (2, 0),
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.fingerprint import plugin_hash
+from pipelines.plugins import plugin_hash
 from pipelines.spec.checks import adapters, model, tied
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.model_path import is_local
