@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from pipelines.run.runner import Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
 from stages.base import StageError
+from stages.io.store import StoreError
 
 _SECRET = re.compile(r"(?i)(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
 
@@ -52,7 +54,8 @@ class Run:
         return self.store.scratch / "logs" / f"{self.name}.log"
 
     def record(self, status: str, runner: Runner, seconds: float, error: str | None = None) -> dict[str, Any]:
-        """Write and return what is known of the run; what the user's data or environment held stays out."""
+        """Write and return what is known of the run; what the user's data or environment held stays out. Of a run that
+        failed it is only written if the store can be reached: that may be why it failed."""
         document = {
             "run": self.name,
             "status": status,
@@ -67,7 +70,8 @@ class Run:
         }
         if error is not None:
             document["error"] = error
-        self.store.write_run(self.name, document)
+        with contextlib.suppress(StoreError) if error is not None else contextlib.nullcontext():
+            self.store.write_run(self.name, document)
         return document
 
 
@@ -120,6 +124,7 @@ def execute(
             document, code = run.record("done", runner, time.monotonic() - clock), 0
         except Exception as failure:
             traceback.print_exception(failure)  # into the log
+            terminal.print(f"failed at {reason(failure)}", highlight=False, markup=False, soft_wrap=True)
             document, code = run.record("failed", runner, time.monotonic() - clock, reason(failure)), 1
         except (KeyboardInterrupt, SystemExit):
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
@@ -180,7 +185,6 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         say(f"next      {_command('show', document['run'], *store)}")
         say(f"          {_command(*again)}")
     elif document["status"] == "failed":
-        say(f"failed at {document['error']}")
         say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
     else:
         say("interrupted; the same command continues where this one stopped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,15 +18,16 @@ from pipelines.run.store import ArtifactStore
 from tests import specs, tiny
 
 
-def command(spec: Path, store: Path, *options: str) -> list[str]:
+def command(spec: Path, store: Path | str, *options: str) -> list[str]:
     return [sys.executable, "-m", "pipelines", "run", str(spec), "--store", str(store), "--json", *options]
 
 
-def start(spec: Path, store: Path) -> subprocess.Popen[str]:
+def start(spec: Path, store: Path | str, *options: str, **environment: str) -> subprocess.Popen[str]:
     """In a process group of its own, as a terminal would have it."""
     return subprocess.Popen(
-        command(spec, store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command(spec, store, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def run(spec: Path, store: Path, *options: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ with ArtifactStore(sys.argv[1]).lock("step") as had:
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
-    with s3.bucket() as endpoint:
-        yield endpoint
+    with s3.bucket() as made:
+        yield made.endpoint
 
 
 @pytest.fixture
