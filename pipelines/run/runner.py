@@ -17,6 +17,7 @@ from stages.base import StageError, resolve
 from stages.io.artifact import Artifact, UserFile
 from stages.io.context import StageContext
 from stages.io.output import Output
+from stages.io.store import StoreError
 from stages.readers import file_at
 
 
@@ -113,6 +114,9 @@ class Runner:
         try:
             summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
         except Exception as error:
+            # Another machine may have been faster, and have deleted what both continue from.
+            if not isinstance(error, StoreError) and (theirs := self._cached(step)) is not None:
+                return theirs
             raise StepFailed(step, error) from error
         self._check_sources(step)
         manifest: Manifest = {

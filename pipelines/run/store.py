@@ -75,7 +75,7 @@ class ArtifactStore:
 
     def commit(self, output: Output, manifest: Mapping[str, Any]) -> Manifest:
         """Make the output's parts the artifact. Returns the manifest that is there then: if another machine has
-        committed the same step meanwhile, its result stays.
+        committed the same step meanwhile, its result stays, and the parts that it does not use are deleted.
         """
         document = {
             **manifest,
@@ -89,6 +89,10 @@ class ArtifactStore:
             now = self._read_json(place)
             assert now is not None
             document = now
+            used = {part["place"] for part in now["parts"]}
+            for part in output.parts:
+                if part.place not in used:
+                    self.store.remove(part.place)
         self.forget_work(output)
         return document
 

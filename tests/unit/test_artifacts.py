@@ -156,6 +156,20 @@ def test_of_two_commits_the_first_one_stays(store: ArtifactStore) -> None:
     assert store.manifest("abc", {}) == stays
 
 
+def test_the_parts_of_the_commit_that_lost_are_deleted(store: ArtifactStore) -> None:
+    """The other has finished a part of both and made another anew, as the first one's records were deleted."""
+    first, second = written(store), store.output("abc", {})
+    second.parts.append(first.parts[0])
+    write(second, "second", "text")
+    store.commit(first, MANIFEST)
+    store.commit(second, MANIFEST)
+    (kept,) = store.open(store.manifest("abc", {}) or {}).parts
+    assert kept == first.parts[0]
+    assert store.store.names("artifacts/abc/" + first.inputs) == sorted(
+        [kept.place.rpartition("/")[2], "manifest.json"]
+    )
+
+
 def test_a_put_that_is_sent_again_after_it_got_through_succeeds(store: ArtifactStore) -> None:
     assert store.store.create("once", b"1")
     assert store.store.create("once", b"1")

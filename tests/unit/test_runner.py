@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,8 @@ from pipelines.plan.steps import Source, Step, walk
 from pipelines.run.explain import Explain
 from pipelines.run.runner import Committed, StepFailed
 from pipelines.run.store import ArtifactStore, Manifest
-from stages.base import Resources, StageError
+from stages.base import Resources, StageError, resolve
+from stages.io.context import StageContext
 from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, LogConfig, counted, runner
 
 
@@ -155,6 +158,26 @@ def test_a_damaged_input_fails_the_step_that_needs_it(store: ArtifactStore) -> N
     store.open(manifest_of(store, steps[0])).path("number").unlink()
     with pytest.raises(StepFailed, match=r"second: artifact .* is damaged"):
         runner(store)[0].run(steps)
+
+
+def test_a_step_that_another_machine_has_committed_meanwhile_does_not_fail(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has deleted what this one continues from."""
+    step = counted("once", CountConfig(add=1))
+
+    def lost(config: CountConfig, inputs: Any, context: StageContext) -> None:
+        made = runner(store)[0]
+        monkeypatch.setattr("tests.unit.steps.count", count)
+        monkeypatch.setattr(ArtifactStore, "lock", lambda self, name, timeout=-1: nullcontext(True))
+        made.run([step])
+        raise KeyError("policy")
+
+    count = resolve(COUNT.run)
+    monkeypatch.setattr("tests.unit.steps.count", lost)
+    (result,) = runner(store)[0].run([step])
+    assert result.cached
+    assert result.summary == {"total": 1}
 
 
 def test_a_stage_that_cannot_be_imported_fails_its_step(store: ArtifactStore) -> None:
