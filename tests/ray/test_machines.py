@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -25,15 +28,31 @@ from tests import artifacts, s3, specs, tiny
 from tests.ray import processes
 
 
+@dataclass
+class Machines:
+    address: str
+    caches: Path
+    """The folder with the machines' caches, ``one`` and ``two``."""
+    second: subprocess.Popen[bytes]
+    bucket: s3.Bucket
+
+    def remove(self) -> None:
+        """Take the second machine away, at once."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RONDO_CACHE") == str(self.caches / "two"):
+                    process.kill()
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a cluster of two nodes with a CPU each, and the folder with their caches.
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A cluster of two nodes with a CPU each.
 
     Where this user may, the second has a view of its own of the file system, in which the folders of the tests, with
     the specs and models, are not there.
     """
     tests = tmp_path_factory.getbasetemp()
-    with s3.bucket(), tempfile.TemporaryDirectory(prefix="rondo-caches-") as name:
+    with s3.bucket() as bucket, tempfile.TemporaryDirectory(prefix="rondo-caches-") as name:
         folder = Path(name)
         head = Cluster()
         head.add_node(num_cpus=1, env_vars={"RONDO_CACHE": str(folder / "one")}, object_store_memory=200 << 20)
@@ -61,9 +80,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
                 assert time.monotonic() < deadline, "the second node did not come within 60 s"
                 time.sleep(0.2)
             ray.shutdown()
-            yield head.address, folder
+            yield Machines(head.address, folder, second, bucket)
         finally:
-            os.killpg(second.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(second.pid, signal.SIGTERM)
             second.wait(30)
             head.shutdown()
 
@@ -79,12 +99,23 @@ def hidden() -> bool:
 
 
 def run(
-    spec: Path, store: str, cluster: tuple[str, Path], *options: str, what: str = "run"
+    spec: Path, store: str, cluster: Machines, *options: str, what: str = "run"
 ) -> subprocess.CompletedProcess[str]:
     """The command as it is run on the first machine."""
-    command = [sys.executable, "-m", "pipelines", what, str(spec), "--store", store, "--address", cluster[0], *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        what,
+        str(spec),
+        "--store",
+        store,
+        "--address",
+        cluster.address,
+        *options,
+    ]
     command += ["--json"] if what == "run" else []
-    environment = {**os.environ, "RONDO_CACHE": str(cluster[1] / "one")}
+    environment = {**os.environ, "RONDO_CACHE": str(cluster.caches / "one")}
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
 
 
@@ -107,7 +138,7 @@ class Lengths:
 
 
 def test_what_two_machines_make_is_what_one_makes(
-    cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lengths.py").write_text(JUDGE)
     (tmp_path / "measures.py").write_text("length = len\n")
@@ -136,14 +167,14 @@ def test_what_two_machines_make_is_what_one_makes(
         prompts = [row["prompt_id"] for row in artifacts.rows(found["round-1/rollout"], RECORDS)]
         assert prompts == [row["prompt_id"] for row in artifacts.rows(found["prompts"], RECORDS) for _ in range(4)]
         assert len(artifacts.rows(found["round-1/reference"], LOGPROBS)) > 400
-    caches = {str(cluster[1] / name) for name in ("one", "two")}
-    assert {row["reason"] for row in artifacts.rows(there["round-1/judge"], RECORDS)} == {str(cluster[1] / "two")}
+    caches = {str(cluster.caches / name) for name in ("one", "two")}
+    assert {row["reason"] for row in artifacts.rows(there["round-1/judge"], RECORDS)} == {str(cluster.caches / "two")}
     for name in caches:
         assert list(Path(name).glob("*/artifacts/*/*/*/model/model.safetensors"))
         assert not list(Path(name).glob("*/work/*/*/parts/*"))
 
 
-def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: tuple[str, Path], tmp_path: Path) -> None:
+def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: Machines, tmp_path: Path) -> None:
     spec = specs.offline(tmp_path, tiny.save(tmp_path / "model"))
     wide = ["--set", "resources.train.workers=3", "--set", "resources.encode.memory_gib=100000"]
     good, bad = (run(spec, "s3://rondo/wide", cluster, *options, what="check") for options in ([], wide))
@@ -153,3 +184,31 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: tuple[
     assert "resources.encode: 1 workers with 1 CPUs, 100000 GiB each; there is room for 0" in bad.stderr
     assert "Traceback" not in bad.stderr
     assert not ArtifactStore("s3://rondo/wide").runs()
+
+
+def test_a_run_goes_on_when_a_machine_is_taken_away(
+    cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of answering prompts. The last test: the machine does not come back."""
+    monkeypatch.setenv("RONDO_CACHE", str(cluster.caches / "one"))
+    spec = specs.offline(
+        tmp_path, tiny.save(tmp_path / "model"), prompts={"train": "prompts.jsonl"}, judge={"use": "sentiment"},
+        rollout={"samples": 4, "max_tokens": 32, "max_length": 256, "engine": "transformers"},
+        resources={"rollout": {"workers": 2, "cpus": 1}},
+    )  # fmt: skip
+    specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(640))
+    process = processes.start(spec, "s3://rondo/gone", "--address", cluster.address)
+
+    def finished() -> list[str]:
+        return [key for key in cluster.bucket.keys("gone/work/") if "/parts/" in key]
+
+    processes.wait_for(lambda: len(finished()) > 3, process)
+    store = ArtifactStore("s3://rondo/gone")
+    before = {json.loads(store.store.read(key.removeprefix("gone/")) or b"")["place"] for key in finished()}
+    cluster.remove()
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    found = made("s3://rondo/gone", json.loads(output))
+    assert before <= {part.place for part in found["round-1/rollout"].parts}
+    prompts = [row["prompt_id"] for row in artifacts.rows(found["round-1/rollout"], RECORDS)]
+    assert prompts == [row["prompt_id"] for row in artifacts.rows(found["prompts"], RECORDS) for _ in range(4)]
