@@ -40,12 +40,13 @@ def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> It
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     machine = nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": gpus})
-    # Of which type a GPU is and how much memory is free, Ray finds out.
-    known = {
-        name: wanted.model_copy(update={"accelerator_type": None, "memory_gib": 0})
-        for name, wanted in resources.items()
-    }
-    return nodes.unplaceable(known, [machine])
+    return nodes.unplaceable({name: _known(wanted) for name, wanted in resources.items()}, [machine])
+
+
+def _known(wanted: Resources) -> Resources:
+    """Without what only Ray finds out: of which type a GPU is, how much memory is free, and its own labels."""
+    labels = {name: value for name, value in wanted.label_selector.items() if not name.startswith("ray.io/")}
+    return wanted.model_copy(update={"accelerator_type": None, "memory_gib": 0, "label_selector": labels})
 
 
 def start(cluster: LocalCluster) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from stages.base import Resources, StageError
 from stages.io import nodes
+from stages.io.parts import make_importable
 from stages.io.store import Store, StoreError
 
 _SECONDS = 60.0
@@ -62,6 +63,9 @@ def join(address: str, code: Sequence[Path] = ()) -> None:
     try:
         environment = {"py_modules": [str(path) for path in code]} if code else None
         ray.init(address=address, configure_logging=False, log_to_driver=True, runtime_env=environment)
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        names = ", ".join(path.name for path in code)
+        raise StageError(f"{names} cannot be sent to the cluster: {str(error).strip()}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(_nobody(address, error)) from None
 
@@ -90,7 +94,7 @@ def faults(store: Store, modules: Sequence[str]) -> list[str]:
     task = ray.remote(num_cpus=0, max_retries=0)(fault)
     waiting = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            store, mark, _versions(), modules
+            store, mark, _versions(), modules, sys.path
         )
         for node in addresses
     }
@@ -101,6 +105,8 @@ def faults(store: Store, modules: Sequence[str]) -> list[str]:
                 reason = ray.get(reference, timeout=_SECONDS)
             except ray.exceptions.GetTimeoutError:
                 reason = f"did not answer within {_SECONDS:.0f} s"
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                reason = f"cannot take the user's own modules: {(str(error).strip().splitlines() or [''])[-1]}"
             except ray.exceptions.RayError as error:
                 reason = f"cannot import Rondo: {(str(error).strip().splitlines() or [''])[-1]}"
             if reason:
@@ -110,8 +116,11 @@ def faults(store: Store, modules: Sequence[str]) -> list[str]:
     return found
 
 
-def fault(store: Store, mark: str, versions: dict[str, str], modules: Sequence[str]) -> str | None:
+def fault(
+    store: Store, mark: str, versions: dict[str, str], modules: Sequence[str], importable: Sequence[str]
+) -> str | None:
     """What keeps this node from taking part, if anything does."""
+    make_importable(importable)
     own = _versions()
     if differ := [
         f"{name} {own[name]}, the driver has {versions[name]}" for name in own if own[name] != versions[name]

@@ -53,7 +53,8 @@ def module_names(config: Any) -> list[str]:
 
 def travelling(names: Sequence[str], folders: Sequence[Path]) -> list[Path]:
     """The files and packages of those modules that stand in one of the ``folders`` and are installed nowhere, with the
-    single files beside them, which they may import."""
+    single files beside them, which they may import. A file that an installed module hides stays: elsewhere it would
+    hide that."""
     found: set[Path] = set()
     for name in names:
         spec = importlib.util.find_spec(name)
@@ -61,5 +62,13 @@ def travelling(names: Sequence[str], folders: Sequence[Path]) -> list[Path]:
         assert spec.origin is not None, name
         place = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
         if place.parent in {folder.resolve() for folder in folders}:
-            found |= {place, *place.parent.glob("*.py")}
+            found |= {place, *(file for file in place.parent.glob("*.py") if _is_imported(file))}
     return sorted(found)
+
+
+def _is_imported(file: Path) -> bool:
+    """Whether this is the file of the module that has its name."""
+    if not file.stem.isidentifier() or file.stem.startswith("__"):
+        return False
+    spec = importlib.util.find_spec(file.stem)
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file.resolve()

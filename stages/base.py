@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -51,6 +52,12 @@ class Plugin(Config):
         return plain(value)
 
 
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_NAME = rf"(?:{_LABEL}/)?{_LABEL}"
+_CONDITION = rf"!?(?:{_LABEL}|in\({_LABEL}(?:, ?{_LABEL})*\))"
+"""What Ray takes for a label and for a condition on one."""
+
+
 class Resources(Config):
     """Where and how wide a stage runs. Never part of an identity: results do not depend on it."""
 
@@ -65,6 +72,24 @@ class Resources(Config):
     """The GPU's type as Ray names it, such as ``H100``."""
     label_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the machines to use, with Ray's conditions: ``a``, ``!a``, ``in(a,b)`` or ``!in(a,b)``."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _countable(cls, value: float) -> float:
+        if (value > 1 and value != int(value)) or round(value, 4) != value:
+            raise ValueError(f"expected whole GPUs, or a part of one with at most 4 decimals, got {value:g}")
+        return value
+
+    @field_validator("label_selector")
+    @classmethod
+    def _conditions(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, condition in value.items():
+            if not re.fullmatch(_LABEL_NAME, name) or not re.fullmatch(_CONDITION, condition):
+                raise ValueError(
+                    f"{name}: {condition} is no condition on a label; expected a, !a, in(a,b) or !in(a,b), of letters, "
+                    "digits and - _ . inside"
+                )
+        return value
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -85,18 +110,19 @@ class Resources(Config):
 class RolloutResources(Resources):
     """Resources of a generation engine, which may span several GPUs of a machine."""
 
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Annotated[int, Field(strict=True, gt=0)] = 1
     """GPUs that share the weights of one engine (vLLM's ``tensor_parallel_size``); it is given as many."""
 
     @model_validator(mode="before")
     @classmethod
     def _gpus(cls, values: Any) -> Any:
-        together = values.get("tensor_parallel", 1) if isinstance(values, dict) else 1
-        if not isinstance(together, int) or together == 1:
+        together = values.get("tensor_parallel", 1) if isinstance(values, dict) else None
+        if not isinstance(together, int):
             return values
-        if values.get("gpus", together) != together:
-            raise ValueError(f"tensor_parallel {together} takes {together} GPUs a worker, got gpus {values['gpus']!r}")
-        return {**values, "gpus": together}
+        gpus = values.get("gpus", together if together > 1 else 0)
+        if (isinstance(gpus, int | float) and gpus > 1 and gpus != together) or (together > 1 and gpus != together):
+            raise ValueError(f"an engine uses tensor_parallel GPUs, here {together}, got gpus {gpus!r}")
+        return {**values, "gpus": gpus}
 
 
 class TrainResources(Resources):

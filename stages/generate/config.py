@@ -10,26 +10,30 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 from stages.base import Config, plain
 
 _CAPACITY = frozenset({
-    "block_size", "cpu_offload_gb", "disable_log_stats", "enable_prefix_caching", "enforce_eager",
-    "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_partial_prefills",
-    "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override", "swap_space", "use_tqdm_on_load",
+    "block_size", "cpu_offload_gb", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+    "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers",
+    "num_gpu_blocks_override", "use_tqdm_on_load",
 })  # fmt: skip
 """Settings of vLLM that say how much of the machine it takes, not what it says: no part of the identity."""
 
+_CODE = "the code or files that it names would be no part of the identity"
+_MODEL = "it depends on the policy"
 _ELSEWHERE = {
-    "model": "the policy is served",
-    "tokenizer": "the policy's is used",
+    **dict.fromkeys(("model", "tokenizer", "load_format", "hf_token", "enable_lora", "max_lora_rank"), _MODEL),
+    **dict.fromkeys(
+        ("logits_processors", "worker_cls", "worker_extension_cls", "scheduler_cls", "io_processor_plugin",
+         "reasoning_parser_plugin", "model_weights", "hf_config_path", "speculative_config", "spec_model"), _CODE),
+    **dict.fromkeys(
+        ("pipeline_parallel_size", "nnodes", "distributed_executor_backend"),
+        "an engine stays on one machine; use resources.rollout.tensor_parallel"),
     "skip_tokenizer_init": "tokens go in and come out",
+    "disable_log_stats": "they are not shown",
     "trust_remote_code": "no code of a model is run",
-    "hf_token": "the policy is in the store",
-    "load_format": "the policy is in safetensors",
     "seed": "use rollout.seed",
     "max_model_len": "use rollout.max_length",
     "tensor_parallel_size": "use resources.rollout.tensor_parallel",
     "data_parallel_size": "use resources.rollout.workers",
-    "enable_lora": "it depends on the policy",
-    "max_lora_rank": "it depends on the policy",
-}
+}  # fmt: skip
 
 
 class RolloutConfig(Config):

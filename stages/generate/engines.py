@@ -7,7 +7,7 @@ from stages.generate.engine import Engine
 from stages.generate.serving import Weights
 
 
-def make(config: RolloutConfig, weights: Weights, cpus: int, gpus: int = 1) -> Engine:
+def make(config: RolloutConfig, weights: Weights, cpus: int, gpus: float = 0) -> Engine:
     """The engine that the plan decided on (``config.choose_engine``).
 
     Raises:

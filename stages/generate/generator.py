@@ -46,7 +46,7 @@ class Generator:
     """Holds the engine; makes rollouts of slices of the prompts."""
 
     def __init__(
-        self, config: RolloutConfig, prompts: Artifact, policy: Artifact, adapter_base: Artifact | None, gpus: int
+        self, config: RolloutConfig, prompts: Artifact, policy: Artifact, adapter_base: Artifact | None, gpus: float
     ) -> None:
         keep_freed_memory()
         self.config = config

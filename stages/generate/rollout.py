@@ -30,7 +30,7 @@ def run(config: RolloutConfig, inputs: Mapping[str, Artifact], context: StageCon
     counts = run_parts(
         slices(total, max(1, _SEQUENCES // config.samples)), "stages.generate.generator:Generator", context, "prompts",
         serving.environment(config, gpu), config=config, prompts=inputs["prompts"], policy=inputs["policy"],
-        adapter_base=inputs.get("adapter_base") if gpu else None, gpus=max(1, int(context.resources.gpus)),
+        adapter_base=inputs.get("adapter_base") if gpu else None, gpus=context.resources.gpus,
         at_once=_AT_ONCE,
     )  # fmt: skip
     counts = {"rollouts": counts.pop("rows"), **counts}

@@ -48,7 +48,8 @@ class TransformersEngine(Engine):
         self.waiting[key] = list(prompt)
 
     def step(self) -> list[tuple[Any, list[Sample]]]:
-        keys, prompts, self.waiting = list(self.waiting), list(self.waiting.values()), {}
+        keys = list(self.waiting)[: max(1, self.room // distinct(self.config))]
+        prompts = [self.waiting.pop(key) for key in keys]
         return list(zip(keys, self._answers(prompts), strict=True)) if keys else []
 
     @torch.inference_mode()

@@ -19,6 +19,8 @@ from stages.io.filenames import MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.load import device_of_worker, product_precision, stop_tokens
 
+_OF_A_GPU = 0.92
+"""Of a GPU's memory what vLLM takes by default; engines that share one take as much of their part."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)
 
 
@@ -55,7 +57,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
 class VllmEngine(Engine):
     """vLLM's engine in this process. CPU: eager, since compiling takes longer than most rollouts there."""
 
-    def __init__(self, config: RolloutConfig, weights: Weights, cpus: int, gpus: int = 1) -> None:
+    def __init__(self, config: RolloutConfig, weights: Weights, cpus: int, gpus: float = 0) -> None:
         if prompt_adapter(weights.model) is not None:
             raise StageError("vLLM cannot serve virtual tokens; set rollout.engine to transformers")
         from vllm import LLM, SamplingParams
@@ -65,7 +67,8 @@ class VllmEngine(Engine):
         gpu = torch.cuda.is_available()
         products = "bfloat16" if product_precision("bf16", device_of_worker()) == "bf16" else "float32"
         options: dict[str, Any] = {} if gpu else {"dtype": products, "enforce_eager": True, "max_num_seqs": 128}
-        options |= {"tensor_parallel_size": gpus} if gpus > 1 else {}
+        options |= {"tensor_parallel_size": int(gpus)} if gpus > 1 else {}
+        options |= {"gpu_memory_utilization": _OF_A_GPU * gpus} if 0 < gpus < 1 else {}
         self.lora = None
         if weights.adapter is not None:
             self.lora = LoRARequest(weights.adapter_name, 1, str(weights.adapter.absolute()))

@@ -20,6 +20,8 @@ from stages.io.context import StageContext
 from stages.io.output import Output, add_up
 from stages.io.streams import Task
 
+_RAYS_OWN = "Failed to apply UDF"
+"""What Ray Data adds to the message of an error begins with it."""
 _RETRIES = 3
 """How often a lost process is replaced."""
 _AHEAD = 16
@@ -82,6 +84,8 @@ def run_parts(
     for part in _made(pending, worker, output, resources, env, at_once, arguments):
         finished[part.name] = part
         context.progress(sum(rows[name] for name in finished), total, note)
+    if len(finished) < len(rows):  # a worker that was started again may give its parts in another order than before
+        finished |= {name: part for name, part in output.done().items() if name in rows}
     if missing := [name for name in rows if name not in finished]:
         raise StageError(f"{len(missing)} of {len(rows)} parts were not made, the first is {missing[0]}")
     output.parts.extend(finished[name] for name in rows)
@@ -117,7 +121,7 @@ def call(function: str, *inputs: Any, resources: Resources | None = None) -> Any
     from stages.io.board import here
 
     name, where = function.partition(":")[2], here() if resources is None else None
-    options = (resources or Resources()).options(1)
+    options = Resources().options(0) if resources is None else resources.options(1)  # a head may have no CPU to lend
     (result,) = _one_task(name, _called, function, inputs, sys.path, options=options, where=where)
     return result
 
@@ -153,19 +157,26 @@ def _made(
         name, inputs = worker.partition(":")[2], (worker, arguments, output, list(tasks), sys.path)
         yield from _one_task(name, _mapped, *inputs, options=options)
         return
+    at_once = min(at_once, -(-len(tasks) // workers))  # else the first engine that is there takes all
     data = _ray_data()
     dataset = data.from_items([dict(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
         _Actor,
         batch_size=1,
         batch_format="pyarrow",
         compute=data.ActorPoolStrategy(
-            size=workers, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=at_once > 1
+            size=workers,
+            max_tasks_in_flight_per_actor=max(2, at_once),
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
         ),
         fn_constructor_args=(worker, arguments, output, tuple(sys.path)),
         **options,
     )
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from map(Part.parse, table["part"].to_pylist())
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from map(Part.parse, table["part"].to_pylist())
+    except StageError as error:
+        raise StageError(str(error).partition(_RAYS_OWN)[0].strip()) from error
 
 
 def _one_task(name: str, function: Any, *inputs: Any, options: Mapping[str, Any], where: Any = None) -> Iterator[Any]:
@@ -225,11 +236,18 @@ class _Actor:
 
     def __init__(self, worker: str, arguments: Mapping[str, Any], output: Output, importable: Sequence[str]) -> None:
         make_importable(importable)
-        mapper = resolve(worker)(**arguments)
+        self._failure: StageError | None = None
+        try:
+            mapper = resolve(worker)(**arguments)
+        except StageError as error:  # here it would be a crash of the actor to Ray, without the words
+            self._failure = error
+            return
         streaming = hasattr(mapper, "stream")
         self._make = streams.Shared(mapper, output) if streaming else partial(_make, mapper, output=output)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._failure is not None:
+            raise StageError(*self._failure.args)
         parts = [self._make(task) for task in batch.to_pylist()]
         return pa.table({"part": [part.text() for part in parts]})
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class Shared:
         part = self._parts[task["part"]] = Future()
         self._asked.put(task)
         if self._failure is not None:
-            raise self._failure
+            raise copy(self._failure)
         return part.result()
 
     def _take(self, wait: bool) -> Task | None:
@@ -85,7 +86,7 @@ class Shared:
     def _hand_over(self, name: str, part: Future[Part]) -> None:
         waiting = self._parts.pop(name)
         if (error := part.exception()) is not None:
-            waiting.set_exception(error)
+            waiting.set_exception(copy(error))
         else:
             waiting.set_result(part.result())
 
@@ -96,4 +97,4 @@ class Shared:
         except BaseException as error:
             self._failure = error
             for waiting in list(self._parts.values()):
-                waiting.set_exception(error)
+                waiting.set_exception(copy(error))  # Ray writes into each that is raised

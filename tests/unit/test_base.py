@@ -93,8 +93,32 @@ def test_an_engine_over_several_gpus_is_given_as_many() -> None:
     assert RolloutResources(tensor_parallel=4, gpus=4).gpus == 4
     assert RolloutResources(gpus=0.5).gpus == 0.5
     assert RolloutResources().gpus == 0
-    with pytest.raises(ValidationError, match="tensor_parallel 4 takes 4 GPUs a worker, got gpus 2"):
+    with pytest.raises(ValidationError, match="an engine uses tensor_parallel GPUs, here 4, got gpus 2"):
         RolloutResources(tensor_parallel=4, gpus=2)
+    with pytest.raises(ValidationError, match="here 1, got gpus 2"):
+        RolloutResources(gpus=2)
+    for number in ("2", 2.0, True, 0):
+        with pytest.raises(ValidationError, match="tensor_parallel"):
+            RolloutResources.model_validate({"tensor_parallel": number})
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.00001, 2.0001])
+def test_parts_of_gpus_that_ray_does_not_count_are_refused(gpus: float) -> None:
+    with pytest.raises(ValidationError, match="expected whole GPUs, or a part of one with at most 4 decimals"):
+        Resources(gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    "condition", ["!", "!!a", "in(a", "a)", "in(a,,b)", "in()", "in( a)", "-a", "IN(a)", "a b", ""]
+)
+def test_what_is_no_condition_on_a_label_is_refused(condition: str) -> None:
+    with pytest.raises(ValidationError, match="is no condition on a label"):
+        Resources(label_selector={"zone": condition})
+
+
+@pytest.mark.parametrize("condition", ["a", "!a", "in(a)", "in(a,b)", "!in(a, b-2.c)"])
+def test_conditions_on_labels(condition: str) -> None:
+    assert Resources(label_selector={"ray.io/node-group": condition}).label_selector
 
 
 def test_ray_is_asked_for_what_is_given_and_nothing_else() -> None:

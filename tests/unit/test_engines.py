@@ -242,6 +242,23 @@ def test_vllms_own_settings_are_handed_on(policy: Path, monkeypatch: pytest.Monk
     }  # fmt: skip
 
 
+def test_engines_that_share_a_gpu_take_their_part_of_its_memory(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm(monkeypatch)
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
+    shared = engines.make(RolloutConfig(engine="vllm"), Weights(policy), torch.get_num_threads(), gpus=0.5)
+    assert isinstance(shared, VllmEngine)
+    assert shared.llm.options["gpu_memory_utilization"] == pytest.approx(0.46)
+    assert "tensor_parallel_size" not in shared.llm.options
+
+
+def test_a_batch_of_transformers_is_never_larger_than_its_room(policy: Path) -> None:
+    small = engine(policy, samples=3)
+    small.room = 7
+    for key, prompt in enumerate([*PROMPTS, *PROMPTS][:5]):
+        small.add(key, prompt)
+    assert [[key for key, _ in small.step()] for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+
+
 def test_a_setting_that_vllm_does_not_have_is_named_with_the_closest(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +270,7 @@ def test_a_setting_that_vllm_does_not_have_is_named_with_the_closest(
         engines.make(config.model_copy(update={"engine": "transformers"}), Weights(policy), 1)
 
 
-@pytest.mark.parametrize("name", ["model", "trust_remote_code", "tensor_parallel_size", "max_model_len", "hf_token"])
+@pytest.mark.parametrize("name", ["model", "trust_remote_code", "tensor_parallel_size", "max_model_len", "worker_cls"])
 def test_settings_that_have_another_place_are_refused_with_it(name: str) -> None:
     with pytest.raises(ValidationError, match=f"{name} is not set here: "):
         RolloutConfig(engine_options={name: 1})

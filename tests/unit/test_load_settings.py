@@ -15,6 +15,16 @@ from tests import specs
 @pytest.mark.parametrize(
     ("section", "where", "part"),
     [
+        (
+            {"rollout": {"engine": "transformers", "engine_options": {"max_num_seqs": 9}}},
+            "rollout.engine_options",
+            "these are vLLM's, and rollout.engine is transformers",
+        ),
+        (
+            {"rollout": {"engine": "transformers"}, "resources": {"rollout": {"tensor_parallel": 2}}},
+            "resources.rollout.tensor_parallel",
+            "transformers uses one GPU a worker",
+        ),
         ({"rollout": {"max_tokens": 512, "max_length": 512}}, "rollout.max_tokens", "leaves no room for a prompt"),
         ({"rollout": {"temperature": 0}}, "rollout.temperature", "makes all answers to a prompt the same"),
         ({"judge": {"use": "rules"}}, "judge", "rules without a rule"),

@@ -58,6 +58,7 @@ def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
 def test_labels_that_only_a_cluster_has_are_a_fault_here_memory_and_types_are_left_to_ray() -> None:
     assert set(faults(judge=Resources(label_selector={"zone": "a"}))) == {"judge"}
     assert faults(judge=Resources(memory_gib=1e6, accelerator_type="H100")) == {}
+    assert faults(judge=Resources(label_selector={"ray.io/accelerator-type": "H100"})) == {}
 
 
 _UNDER_UV = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 
 from stages.base import Resources, StageError
+from stages.io import parts
+from stages.io.artifact import Part
 from stages.io.context import StageContext
 from stages.io.output import Output, PartWriter
 from stages.io.parts import run_alone, run_parts, slices
@@ -82,6 +84,34 @@ def test_parts_stand_in_the_order_of_the_tasks_whichever_was_finished_first(tmp_
 def test_when_all_is_there_no_worker_is_made(tmp_path: Path) -> None:
     for worker in ("tests.unit.test_parts:Numbers", "nowhere:Nothing"):
         run_parts(slices(3, 2), worker, context(tmp_path)[0], "rows", log=tmp_path / "log")
+
+
+def test_a_part_that_a_replaced_worker_does_not_name_again_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray passes over as many results of the second try as the first has given; the parts may come in another order."""
+    made = parts._made
+
+    def some(*given: Any) -> Iterator[Part]:
+        everything = list(made(*given))
+        yield from (everything[number] for number in (3, 0, 3))
+
+    monkeypatch.setattr(parts, "_made", some)
+    given, _ = context(tmp_path)
+    run_parts(slices(7, 2), "tests.unit.test_parts:Numbers", given, "rows", log=tmp_path / "log")
+    assert artifacts.rows(artifacts.made(given.output), "rows.arrow") == [{"row": row} for row in range(7)]
+
+
+class Refuses:
+    def __init__(self) -> None:
+        raise StageError("no such option")
+
+
+def test_why_a_worker_cannot_be_made_is_said_when_it_is_called(tmp_path: Path) -> None:
+    """Ray would call it a crash of the actor, and try again."""
+    actor = parts._Actor("tests.unit.test_parts:Refuses", {}, artifacts.output(tmp_path, "made"), ())
+    with pytest.raises(StageError, match="no such option"):
+        actor(pa.table({"part": ["a"]}))
 
 
 def test_parts_of_other_rows_do_not_come_into_the_artifact(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_a_module_beside_the_spec_travels_with_the_files_next_to_it(modules: Pat
     ]
 
 
+def test_a_file_that_an_installed_module_hides_stays_at_home(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it would hide that, and no worker could start."""
+    monkeypatch.setattr(sys, "path", [*(path for path in sys.path if path != str(modules)), str(modules)])
+    for name in ("identity_kept.py", "queue.py", "yaml.py", "two-words.py", "__main__.py"):
+        (modules / name).write_text("A = 1\n")
+    names = module_names({"judge": {"use": "identity_kept:A"}})
+    assert [path.name for path in travelling(names, [modules])] == ["identity_kept.py"]
+
+
 def test_a_package_beside_the_spec_travels_whole(modules: Path) -> None:
     package = modules / "identity_pack"
     package.mkdir()

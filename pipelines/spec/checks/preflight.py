@@ -100,6 +100,15 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
         )
     if rollout is not None and prompts is not None and prompts.train and rollout.temperature == 0:
         yield Fault(("rollout", "temperature"), "0 makes all answers to a prompt the same, and no pairs; use 0.5 to 1")
+    resources = values.get("resources")
+    if rollout is not None and rollout.engine == "transformers":
+        if rollout.engine_options:
+            yield Fault(
+                ("rollout", "engine_options"), "these are vLLM's, and rollout.engine is transformers; leave them out"
+            )
+        if resources is not None and resources.rollout.tensor_parallel > 1:
+            message = "transformers uses one GPU a worker; set rollout.engine to vllm, or leave it out"
+            yield Fault(("resources", "rollout", "tensor_parallel"), message)
     judge = values.get("judge")
     if isinstance(judge, RulesJudge) and not judge.model_dump(exclude_defaults=True, exclude={"use"}):
         yield Fault(("judge",), "rules without a rule scores all answers alike; give at least one")
