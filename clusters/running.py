@@ -104,7 +104,7 @@ def faults(store: Store, modules: Sequence[str]) -> list[str]:
             try:
                 reason = ray.get(reference, timeout=_SECONDS)
             except ray.exceptions.GetTimeoutError:
-                reason = f"did not answer within {_SECONDS:.0f} s"
+                reason = f"did not answer within {_SECONDS:.0f} s; it may have no way to the store {store.name}"
             except ray.exceptions.RuntimeEnvSetupError as error:
                 reason = f"cannot take the user's own modules: {(str(error).strip().splitlines() or [''])[-1]}"
             except ray.exceptions.RayError as error:
@@ -132,7 +132,7 @@ def fault(
         if store.read(mark) is None:
             return f"does not see the store {store.name}; use a folder that all nodes see, or a bucket"
     except StoreError as error:
-        return str(error)
+        return f"{error}; it needs a way to the store, and the credentials in the environment that Ray was started in"
     return None
 
 

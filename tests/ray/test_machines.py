@@ -186,10 +186,10 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_is_run(cluster: Machin
     assert not ArtifactStore("s3://rondo/wide").runs()
 
 
-def test_a_run_goes_on_when_a_machine_is_taken_away(
+def test_a_run_goes_on_after_ctrl_c_and_when_a_machine_is_taken_away(
     cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of answering prompts. The last test: the machine does not come back."""
+    """Both in the middle of answering prompts. The last test: the machine does not come back."""
     monkeypatch.setenv("RONDO_CACHE", str(cluster.caches / "one"))
     spec = specs.offline(
         tmp_path, tiny.save(tmp_path / "model"), prompts={"train": "prompts.jsonl"}, judge={"use": "sentiment"},
@@ -197,14 +197,28 @@ def test_a_run_goes_on_when_a_machine_is_taken_away(
         resources={"rollout": {"workers": 2, "cpus": 1}},
     )  # fmt: skip
     specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(640))
-    process = processes.start(spec, "s3://rondo/gone", "--address", cluster.address)
+    store = ArtifactStore("s3://rondo/gone")
+    before: set[str] = set()
 
     def finished() -> list[str]:
         return [key for key in cluster.bucket.keys("gone/work/") if "/parts/" in key]
 
-    processes.wait_for(lambda: len(finished()) > 3, process)
-    store = ArtifactStore("s3://rondo/gone")
-    before = {json.loads(store.store.read(key.removeprefix("gone/")) or b"")["place"] for key in finished()}
+    def begin(least: int) -> subprocess.Popen[str]:
+        process = processes.start(spec, "s3://rondo/gone", "--address", cluster.address)
+        processes.wait_for(lambda: len(finished()) > least, process)
+        before.update(json.loads(store.store.read(key.removeprefix("gone/")) or b"")["place"] for key in finished())
+        return process
+
+    def working() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter() if each.name().startswith(("ray::MapWorker", "ray::Board"))]
+
+    process = begin(2)
+    assert working()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert not working()
+    process = begin(len(finished()) + 3)
     cluster.remove()
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
