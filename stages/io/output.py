@@ -93,6 +93,7 @@ class Output:
         place = f"{self.place}/{name}-{uuid.uuid4().hex[:8]}"
         writer = PartWriter(self.store.local(place))
         writer.folder.mkdir(parents=True)
+        self.store.keep(place)  # from now on, so that what a killed worker leaves in the cache goes one day
         try:
             yield writer
             writer.finish()

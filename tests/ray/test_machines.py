@@ -21,11 +21,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pipelines.plan import rounds
 from pipelines.run.store import ArtifactStore
+from pipelines.spec import load
 from stages.io.artifact import Artifact
 from stages.io.filenames import LOGPROBS, RECORDS
 from tests import artifacts, s3, specs, tiny
 from tests.ray import processes
+from tests.unit.steps import runner
 
 
 @dataclass
@@ -147,7 +150,7 @@ def test_what_two_machines_make_is_what_one_makes(
         tmp_path, tiny.save(tmp_path / "model"), 400, prompts={"train": "prompts.jsonl"},
         judge={"use": "lengths:Lengths"},
         rollout={"samples": 4, "max_tokens": 8, "max_length": 256, "engine": "transformers"},
-        resources={"train": {**one_each, "checkpoint_every": 5}, "reference": one_each, "rollout": one_each,
+        resources={"train": one_each, "reference": one_each, "rollout": one_each,
                    "judge": {"label_selector": {"zone": "far"}}},
         train={"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "precision": "fp32"},
     )  # fmt: skip
@@ -156,17 +159,16 @@ def test_what_two_machines_make_is_what_one_makes(
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["policy"].startswith("s3://rondo/two/artifacts/")
-    monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "alone"))
-    alone = processes.run(spec, tmp_path / "store", "--set", "resources={}")
-    assert [step["fingerprint"] for step in summary["steps"]] == [step["fingerprint"] for step in alone["steps"]]
+    plan = rounds.plan(load.load(str(spec)).spec, tmp_path)
+    assert [step["fingerprint"] for step in summary["steps"]] == [step.fingerprint for step in plan.steps]
     monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "looking"))
-    there, here = made("s3://rondo/two", summary), made(str(tmp_path / "store"), alone)
-    encoded = "preferences/pairs.jsonl/encode"
-    assert artifacts.rows(there[encoded], "tokens.arrow") == artifacts.rows(here[encoded], "tokens.arrow")
-    for found in (there, here):
-        prompts = [row["prompt_id"] for row in artifacts.rows(found["round-1/rollout"], RECORDS)]
-        assert prompts == [row["prompt_id"] for row in artifacts.rows(found["prompts"], RECORDS) for _ in range(4)]
-        assert len(artifacts.rows(found["round-1/reference"], LOGPROBS)) > 400
+    there = made("s3://rondo/two", summary)
+    alone, _ = runner(ArtifactStore(str(tmp_path / "store")))
+    *_, encoded = alone.run([step for step in plan.steps if step.key.startswith(("base", "preferences/pairs.jsonl"))])
+    assert artifacts.rows(there[encoded.step.key], "tokens.arrow") == artifacts.rows(encoded.artifact, "tokens.arrow")
+    prompts = [row["prompt_id"] for row in artifacts.rows(there["round-1/rollout"], RECORDS)]
+    assert prompts == [row["prompt_id"] for row in artifacts.rows(there["prompts"], RECORDS) for _ in range(4)]
+    assert len(artifacts.rows(there["round-1/reference"], LOGPROBS)) > 400
     caches = {str(cluster.caches / name) for name in ("one", "two")}
     assert {row["reason"] for row in artifacts.rows(there["round-1/judge"], RECORDS)} == {str(cluster.caches / "two")}
     for name in caches:

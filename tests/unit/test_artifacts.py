@@ -253,6 +253,20 @@ def test_another_machine_gets_the_artifact_from_the_bucket(
     assert text_of(opened(remote)) == "text"
 
 
+def test_what_a_killed_worker_was_writing_goes_when_room_is_needed(
+    remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RONDO_CACHE_GIB", "0")
+    with remote.output("abc", {}).writer("first") as part:
+        (part.folder / "half").write_text("ha")
+        cache.evict(remote.scratch)
+        assert part.folder.exists()
+        cache.release()  # as the kernel does when the process ends
+        cache.evict(remote.scratch)
+        assert not part.folder.exists()
+        part.folder.mkdir(parents=True)
+
+
 def test_what_was_written_is_a_copy_that_goes_when_room_is_needed(
     remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
