@@ -3,8 +3,8 @@
     python -m benchmarks.prepare_scale --rows 10000 100000 1000000
 
 Prints JSON: for every size, each in a process of its own, the seconds of each step, rows per second, and the peaks of
-the memory (unique set size) of the driver, of the largest worker and of the rest of Ray with its object store; and the
-ratios of the last size to the first. ``--report`` measures ``rondo data`` on the same file, which starts no Ray.
+the memory of the driver, of the largest worker and of the rest of Ray with its object store; and the ratios of the last
+size to the first. ``--report`` measures ``rondo data`` on the same file, which starts no Ray. Linux only.
 """
 
 from __future__ import annotations
@@ -49,23 +49,30 @@ def write(path: Path, rows: int) -> None:
 
 
 def memory(seen: dict[str, int]) -> None:
-    """Raise the peaks in ``seen`` to what is held now, in bytes that no other process shares: by the driver (this
-    process), by the largest of Ray's workers, and by the rest of Ray, with its object store."""
+    """Raise the peaks in ``seen`` to what is held now, in bytes of memory (without mapped files, which the kernel takes
+    back when it likes): by the driver (this process), by the largest of Ray's workers, and by the rest of Ray, with its
+    object store."""
     now: Counter[str] = Counter()
     driver = psutil.Process()
     for process in [driver, *driver.children(recursive=True)]:
         try:
-            held = process.memory_full_info()
+            own, shared = (held(process.pid, kind) for kind in ("RssAnon", "RssShmem"))
             if process == driver:
-                now["driver"] = held.uss
+                now["driver"] = own
             elif "ray::" in (title := " ".join(process.cmdline())):
-                now["worker"] = max(now["worker"], held.uss)
+                now["worker"] = max(now["worker"], own)
             else:
-                now["ray"] += held.uss + (held.shared if "raylet" in title else 0)
-        except psutil.Error:
+                now["ray"] += own + (shared if "raylet" in title else 0)
+        except (psutil.Error, OSError, StopIteration):
             continue  # gone meanwhile
     for name, size in now.items():
         seen[name] = max(seen.get(name, 0), size)
+
+
+def held(process: int, kind: str) -> int:
+    """Bytes of one kind that Linux says a process holds."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) << 10
 
 
 @contextmanager
