@@ -54,6 +54,9 @@ def check(
     ] = 0,
     store: StoreOption = DEFAULT_STORE,
     address: AddressOption = None,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", metavar="FILE", help="Compare resources with this cluster file.")
+    ] = None,
 ) -> None:
     """Find every mistake in a spec and in the files it names. Starts nothing.
 
@@ -63,7 +66,9 @@ def check(
     """
     from pipelines.spec.problems import printable
 
-    loaded, plan = plan_of(spec, overrides, address)
+    if address is not None and cluster is not None:
+        refuse("--address and --cluster are two clusters; give one")
+    loaded, plan = plan_of(spec, overrides, address, cluster)
     if address is not None:
         _asked(loaded, store, address)
     loaded, shown = looked_at(loaded, show)
@@ -145,6 +150,34 @@ def run(
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
     raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, address))
+
+
+@app.command()
+def submit(
+    spec: SpecArgument,
+    cluster: Annotated[Path, typer.Option("--cluster", metavar="FILE", help="The cluster's file (docs/clusters.md).")],
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+) -> None:
+    """Send a run to a cluster as a job. It does there what rondo run does here.
+
+    Exit codes: 0 sent, 1 the cluster refused it, 2 the spec, the cluster file or the usage is wrong.
+    """
+    from clusters.kinds import launcher
+    from pipelines.commands import submit as jobs
+    from stages.base import StageError
+
+    loaded, _ = plan_of(spec, overrides, cluster=cluster)
+    settings = jobs.placed(loaded, cluster)
+    job, send = jobs.job(loaded, overrides or (), settings), launcher(settings)
+    if dry_run:
+        typer.echo(send.show(job), nl=False)
+        return
+    try:
+        typer.echo(send.submit(job))
+    except StageError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -39,10 +39,13 @@ DEFAULT_STORE = ".rondo"
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")]
 
 
-def plan_of(spec: str, overrides: list[str] | None, address: str | None = None) -> tuple[Loaded, Plan]:
+def plan_of(
+    spec: str, overrides: list[str] | None, address: str | None = None, cluster: Path | None = None
+) -> tuple[Loaded, Plan]:
     """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
-    machine, unless it joins the cluster at ``address``."""
+    machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file."""
     from clusters import local, running
+    from pipelines.commands import submit
     from pipelines.plan import rounds
     from pipelines.spec import load
     from pipelines.spec.problems import Problem, SpecError
@@ -52,7 +55,9 @@ def plan_of(spec: str, overrides: list[str] | None, address: str | None = None) 
         loaded = load.load(spec, overrides or ())
         if address is not None:
             running.reach(address)
-        found = [] if address else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
+        if cluster is not None:
+            submit.placed(loaded, cluster)
+        found = [] if address or cluster else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import reprlib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -13,16 +12,14 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from pipelines.spec import yamlfile
 from pipelines.spec.checks import preflight, rendering
 from pipelines.spec.checks.data import check_data
-from pipelines.spec.models import PipelineSpec, SourceSpec, explain_type
+from pipelines.spec.invalid import invalid, unknown_key
+from pipelines.spec.models import PipelineSpec, SourceSpec
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
-from stages.base import Config
-from stages.core.losses.config import UNKNOWN_NAME
-from stages.hints import closest, hint
+from stages.hints import closest
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[F
     """
     values: dict[str, Any] = {}
     faults = [
-        Fault((key,), _unknown_key(key, PipelineSpec.model_fields))
+        Fault((key,), unknown_key(key, PipelineSpec.model_fields))
         for key in raw
         if key not in PipelineSpec.model_fields
     ]
@@ -163,67 +160,5 @@ def validate(raw: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], list[F
         try:
             values[name] = adapter.validate_python(raw[name], context={"base": base})
         except ValidationError as error:
-            faults += _faults(name, error, raw)
+            faults += invalid(error, raw, PipelineSpec, name)
     return values, faults
-
-
-def _faults(section: str, error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Fault]:
-    for item in error.errors(include_url=False):
-        path, models = _real_path((section, *item["loc"]), raw)
-        kind = item["type"]
-        if kind == "extra_forbidden":
-            message = _unknown_key(str(path[-1]), _fields_at(path[:-1], models))
-        elif kind == "missing":
-            message = "required, but missing"
-        elif kind == "unknown_judge":
-            message = item["msg"]
-            path = (*path, "use")
-        elif kind == UNKNOWN_NAME:
-            message = item["msg"]
-            path = (*path, "use") if isinstance(item["input"], Mapping) else path
-        else:
-            plain = explain_type(kind, item.get("ctx", {}))
-            message = plain or item["msg"].removeprefix("Value error, ")
-            if kind != "value_error":
-                message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(item['input'])}"
-        yield Fault(path, message)
-
-
-def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:
-    """Pydantic's location without its union tags, and those tags."""
-    path: list[str | int] = []
-    tags: list[str] = []
-    value = raw
-    for index, part in enumerate(location):
-        last = index == len(location) - 1
-        known = (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int))
-        if known:
-            path.append(part)
-            value = value[part]
-        elif last and isinstance(part, str) and not isinstance(value, str | int | float | None):
-            path.append(part)
-        else:
-            tags.append(str(part))
-    return tuple(path), tuple(tags)
-
-
-def _fields_at(path: KeyPath, tags: tuple[str, ...]) -> Mapping[str, FieldInfo]:
-    """The fields of the model at ``path``."""
-    models: list[type[Config]] = [PipelineSpec]
-    for part in (part for part in path if isinstance(part, str)):  # an index leads to what the list holds
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [model for field in fields for model in _models(field.annotation, tags)]
-    return {name: field for model in models for name, field in model.model_fields.items()}
-
-
-def _models(annotation: Any, tags: tuple[str, ...]) -> Iterator[type[Config]]:
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-    arguments = typing.get_args(annotation)
-    named = [a for a in arguments if any(getattr(m, "tag", None) in tags for m in typing.get_args(a)[1:])]
-    for argument in named or arguments:
-        yield from _models(argument, tags)
-
-
-def _unknown_key(key: str, fields: Mapping[str, Any]) -> str:
-    return f"unknown key; {hint(key, fields)}"

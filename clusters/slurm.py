@@ -1,0 +1,120 @@
+"""Slurm: one batch job, on whose nodes Ray is started for as long as the run lasts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from clusters.job import JobSpec
+from stages.base import Config, StageError
+from stages.io.nodes import Node
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@/+=-]*$")]
+"""What can stand in a line of sbatch options."""
+
+
+class SlurmCluster(Config):
+    kind: Literal["slurm"]
+    store: Annotated[str, Field(min_length=1)]
+    """Where results are kept: a folder that all nodes see, or a bucket."""
+    nodes: PositiveInt = 1
+    cpus_per_node: PositiveInt
+    gpus_per_node: NonNegativeInt = 0
+    memory_gib: PositiveInt | None = None
+    """Memory per node; by default what the partition gives."""
+    time: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
+    """The most that the job may take, as ``[days-]hours:minutes:seconds``; the same command continues where one that
+    ran out of time has stopped."""
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    options: dict[Word, Word] = Field(default_factory=dict)
+    """Other options of sbatch by their long names, such as ``constraint: h100``."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that make ``rondo`` and ``ray`` available, such as ``source /opt/rondo/bin/activate``."""
+    port: Annotated[int, Field(ge=1024, le=65535)] = 6379
+    """Where Ray's head listens."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _of_yaml(cls, value: Any) -> Any:
+        """YAML 1.1 reads ``4:00:00`` without quotes as a number, of seconds."""
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return f"{value // 3600}:{value // 60 % 60:02d}:{value % 60:02d}"
+        return value
+
+    def machines(self) -> list[Node]:
+        """What the job gets."""
+        has = {"CPU": self.cpus_per_node, "GPU": self.gpus_per_node}
+        if self.memory_gib:
+            has["memory"] = self.memory_gib << 30
+        return [Node(f"node {number}", has) for number in range(1, self.nodes + 1)]
+
+
+def script(cluster: SlurmCluster, job: JobSpec) -> str:
+    """The batch script. Values of the environment, and with them secrets, reach the job as sbatch hands them on; none
+    is written down."""
+    options = {
+        "job-name": job.name,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cluster.cpus_per_node,
+        "gpus-per-node": cluster.gpus_per_node or None,
+        "mem": f"{cluster.memory_gib}G" if cluster.memory_gib else None,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "output": f"{job.name}-%j.log",
+        **cluster.options,
+    }
+    ray = ["--num-cpus", str(cluster.cpus_per_node)]
+    ray += ["--num-gpus", str(cluster.gpus_per_node)] if cluster.gpus_per_node else []
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(job.folder))}",
+        *cluster.setup,
+        "# Ray is started on every node, the command runs on the first, and Ray ends with it.",
+        'nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        "head=${nodes%%$'\\n'*}",
+        f'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" ray symmetric-run '
+        f'--address "$head:{cluster.port}" --min-nodes "$SLURM_JOB_NUM_NODES" {shlex.join(ray)} -- '
+        f"{shlex.join(job.command)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Slurm:
+    """Hands jobs to Slurm on this machine."""
+
+    def __init__(self, cluster: SlurmCluster) -> None:
+        self._cluster = cluster
+
+    def show(self, job: JobSpec) -> str:
+        """What ``submit`` would send."""
+        return script(self._cluster, job)
+
+    def submit(self, job: JobSpec) -> str:
+        """Send a job; returns its number.
+
+        Raises:
+            StageError: there is no Slurm here, or it refused the job.
+        """
+        try:
+            done = subprocess.run(
+                ["sbatch", "--parsable"], input=script(self._cluster, job), capture_output=True, text=True, check=False,
+                cwd=job.folder,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise StageError(
+                "sbatch is not installed here; submit from a machine that belongs to the Slurm cluster"
+            ) from None
+        if done.returncode or not re.match(r"\d+", done.stdout):
+            raise StageError(f"Slurm refused the job: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout.strip().partition(";")[0]

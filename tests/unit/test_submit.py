@@ -1,0 +1,168 @@
+"""Runs as jobs of a cluster: what would be sent, and what is refused before. No cluster is needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import clusters
+from clusters.job import JobSpec
+from clusters.slurm import SlurmCluster, script
+from tests.unit import workspace
+from tests.unit.test_cli import rondo
+from tests.unit.workspace import SPEC
+
+SLURM = "kind: slurm\nstore: /shared/store\nnodes: 2\ncpus_per_node: 8\ngpus_per_node: 1\ntime: 4:00:00\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    workspace.make(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    (tmp_path / "slurm.yaml").write_text(SLURM)
+    return tmp_path
+
+
+def slurm(**settings: object) -> SlurmCluster:
+    return SlurmCluster.model_validate(
+        {"kind": "slurm", "store": "s3://bucket/runs", "cpus_per_node": 8, "time": "1-00:00:00", **settings}
+    )
+
+
+def runs_in_bash(text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script as a shell sees it, with stand-ins for Slurm that show the words they are given."""
+    shown = 'scontrol() { printf "one\\ntwo\\n"; }\nsrun() { printf "%s\\n" "$@"; }\n'
+    return subprocess.run(
+        ["bash", "-c", shown + text], capture_output=True, text=True, check=True,
+        env={"PATH": os.environ["PATH"], "SLURM_JOB_NODELIST": "x[1-2]", "SLURM_JOB_NUM_NODES": "2", **environment},
+    )  # fmt: skip
+
+
+def test_a_batch_script_starts_ray_on_every_node_and_the_run_on_the_first(folder: Path) -> None:
+    printed = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run", "--set", "train.beta=0.2")
+    assert printed.exit_code == 0, printed.output
+    lines = printed.stdout.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert [line for line in lines if line.startswith("#SBATCH")] == [
+        "#SBATCH --job-name=tiny", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=8",
+        "#SBATCH --gpus-per-node=1", "#SBATCH --time=4:00:00", "#SBATCH --output=tiny-%j.log",
+    ]  # fmt: skip
+    assert runs_in_bash(printed.stdout).stdout.splitlines() == [
+        "--nodes=2", "--ntasks=2", "ray", "symmetric-run", "--address", "one:6379", "--min-nodes", "2", "--num-cpus",
+        "8", "--num-gpus", "1", "--", "rondo", "run", "spec.yaml", "--set", "train.beta=0.2", "--store",
+        "/shared/store", "--address", "auto",
+    ]  # fmt: skip
+
+
+def test_the_file_to_copy_is_valid(folder: Path) -> None:
+    shutil.copy(Path(clusters.__file__).parent / "slurm.yaml", folder / "copied.yaml")
+    printed = rondo("submit", "spec.yaml", "--cluster", "copied.yaml", "--dry-run")
+    assert printed.exit_code == 0, printed.output
+    assert "#SBATCH --time=12:00:00\n#SBATCH --partition=gpu\n" in printed.stdout
+    assert "\nsource /shared/venv/bin/activate\n" in printed.stdout
+
+
+def test_no_text_becomes_a_word_of_the_shell(tmp_path: Path) -> None:
+    hostile = tmp_path / "it's $(touch stolen) `touch stolen`; touch stolen #"
+    hostile.mkdir()
+    command = (
+        "rondo",
+        "run",
+        "spec.yaml",
+        "--set",
+        "judge.pattern='; touch stolen; $(touch stolen) \"",
+        "--store",
+        "a b",
+    )
+    text = script(slurm(), JobSpec("tiny", command, hostile))
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    words = runs_in_bash(text).stdout.splitlines()
+    assert tuple(words[words.index("--") + 1 :]) == command
+    assert not list(tmp_path.rglob("stolen"))
+
+
+def test_times_are_times_with_and_without_quotes() -> None:
+    assert [slurm(time=time).time for time in ("4:00:00", 14400, "2-12:00:00", 180 * 3600 + 61)] == [
+        "4:00:00", "4:00:00", "2-12:00:00", "180:01:01",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("partition", "gpu\n#SBATCH --uid=0"), ("account", "a b"), ("options", {"x": "y\nrm"}), ("options", {"--x": "y"}),
+     ("time", "4h"), ("nodes", 0), ("port", 80), ("store", "")],
+)  # fmt: skip
+def test_what_could_break_the_script_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        slurm(**{key: value})
+
+
+def test_every_mistake_in_a_cluster_file_is_named_at_its_key(folder: Path) -> None:
+    (folder / "slurm.yaml").write_text("kind: slurm\nnodes: two\ncpus_per_nod: 8\ntime: 4h\n")
+    found = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run")
+    assert found.exit_code == 2
+    for part in ("slurm.yaml:2 nodes: ", "slurm.yaml:3 cpus_per_nod: unknown key; did you mean 'cpus_per_node'?",
+                 "slurm.yaml:4 time: ", "slurm.yaml store: required, but missing"):  # fmt: skip
+        assert part in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("kind: slurn\n", "slurm.yaml:1 kind: unknown kind 'slurn'; did you mean 'slurm'?"),
+     ("nodes: 2\n", "slurm.yaml kind: required, but missing (slurm)"), ("kind: [slurm]\n", "unknown kind ['slurm']"),
+     ("- a\n", "slurm.yaml"), (None, "no such cluster file")],
+)  # fmt: skip
+def test_a_file_that_describes_no_cluster_is_refused(folder: Path, text: str | None, message: str) -> None:
+    file = folder / "slurm.yaml"
+    file.unlink() if text is None else file.write_text(text)
+    found = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+@pytest.mark.parametrize("command", [["submit", "--dry-run"], ["check"]])
+def test_what_has_no_place_on_the_cluster_is_said_before_anything_is_sent(folder: Path, command: list[str]) -> None:
+    wide = ["--set", "resources.train.workers=3", "--set", "resources.train.gpus=1"]
+    found = rondo(*command, "spec.yaml", "--cluster", "slurm.yaml", *wide)
+    assert found.exit_code == 2
+    assert "spec.yaml resources.train: 3 workers with 1 CPUs, 1 GPUs each; there is room for 2" in found.stderr
+    assert "(slurm.yaml)" in found.stderr
+
+
+def test_a_cluster_may_have_what_this_machine_does_not(folder: Path) -> None:
+    more = ["--set", "resources.train.workers=2", "--set", "resources.train.gpus=1", "--set", "resources.train.cpus=8"]
+    assert rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run", *more).exit_code == 0
+
+
+def test_a_job_is_handed_to_slurm_and_its_number_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch = folder / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\ncat > {folder}/sent; echo "$@" >> {folder}/sent; echo "4711;cluster"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    sent = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
+    assert (sent.exit_code, sent.stdout) == (0, "4711\n")
+    text = (folder / "sent").read_text()
+    assert text.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n")
+    assert text.endswith("--parsable\n")
+    assert "secret" not in text
+
+
+def test_without_slurm_and_when_it_refuses_there_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    nobody = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
+    assert nobody.exit_code == 1
+    assert nobody.stderr == "sbatch is not installed here; submit from a machine that belongs to the Slurm cluster\n"
+    (folder / "bin").mkdir()
+    sh = shutil.which("sh", path="/bin:/usr/bin")
+    (folder / "bin" / "sbatch").write_text(f"#!{sh}\necho 'invalid partition specified: gpu' >&2; exit 1\n")
+    (folder / "bin" / "sbatch").chmod(0o755)
+    refused = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
+    assert refused.exit_code == 1
+    assert refused.stderr == "Slurm refused the job: invalid partition specified: gpu\n"
