@@ -56,7 +56,7 @@ def memory(seen: dict[str, int]) -> None:
     driver = psutil.Process()
     for process in [driver, *driver.children(recursive=True)]:
         try:
-            own, shared = (held(process.pid, kind) for kind in ("RssAnon", "RssShmem"))
+            own, shared = held(process.pid, "RssAnon"), held(process.pid, "RssShmem")
             if process == driver:
                 now["driver"] = own
             elif "ray::" in (title := " ".join(process.cmdline())):

@@ -10,7 +10,7 @@ from pathlib import Path
 class JobSpec:
     """One ``rondo`` command to be run on a cluster.
 
-    ``command`` is an argument vector, never a shell line; paths in it are relative to ``folder``, the spec's folder.
+    ``command`` is an argument vector, never a shell line; paths in it are relative to ``folder``.
     """
 
     name: str

@@ -13,15 +13,21 @@ from clusters.job import JobSpec
 from stages.base import Config, StageError
 from stages.io.nodes import Node
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@/+=-]*$")]
-"""What can stand in a line of sbatch options."""
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Value = Annotated[str, Field(pattern=r"^[^\s#'\"\\]+$")]
+"""What can stand in a line of sbatch options: nothing that ends it or begins another."""
+_OWN = ("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition",
+        "account", "qos", "export")  # fmt: skip
+_OF_MEMORY = 0.7
+"""Of a machine's memory what Ray lends to workers; the rest is for its object store."""
 
 
 class SlurmCluster(Config):
     kind: Literal["slurm"]
-    store: Annotated[str, Field(min_length=1)]
-    """Where results are kept: a folder that all nodes see, or a bucket."""
+    store: Annotated[str, Field(pattern=r"^(/|[a-z0-9]+://).")]
+    """Where results are kept: a folder that all nodes see, as an absolute path, or a bucket."""
     nodes: PositiveInt = 1
+    """Whole nodes: of a node only one Ray can be started this way."""
     cpus_per_node: PositiveInt
     gpus_per_node: NonNegativeInt = 0
     memory_gib: PositiveInt | None = None
@@ -29,11 +35,12 @@ class SlurmCluster(Config):
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
     """The most that the job may take, as ``[days-]hours:minutes:seconds``; the same command continues where one that
     ran out of time has stopped."""
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    options: dict[Word, Word] = Field(default_factory=dict)
-    """Other options of sbatch by their long names, such as ``constraint: h100``."""
+    partition: Value | None = None
+    account: Value | None = None
+    qos: Value | None = None
+    options: dict[Word, Value | int | None] = Field(default_factory=dict)
+    """Other options of sbatch by their long names, such as ``constraint: h100``; without a value for those that take
+    none."""
     setup: tuple[str, ...] = ()
     """Lines of shell that make ``rondo`` and ``ray`` available, such as ``source /opt/rondo/bin/activate``."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 6379
@@ -41,24 +48,31 @@ class SlurmCluster(Config):
 
     @field_validator("time", mode="before")
     @classmethod
-    def _of_yaml(cls, value: Any) -> Any:
-        """YAML 1.1 reads ``4:00:00`` without quotes as a number, of seconds."""
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return f"{value // 3600}:{value // 60 % 60:02d}:{value % 60:02d}"
+    def _in_quotes(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            wanted = 'expected [days-]hours:minutes:seconds in quotes, such as "4:00:00"'
+            raise ValueError(f"{wanted}; without them YAML reads a number, got {value}")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _others(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := [name for name in value if name in _OWN]:
+            raise ValueError(f"{own[0]} is set by a key of its own, or by Rondo")
         return value
 
     def machines(self) -> list[Node]:
         """What the job gets."""
-        has = {"CPU": self.cpus_per_node, "GPU": self.gpus_per_node}
+        has: dict[str, float] = {"CPU": self.cpus_per_node, "GPU": self.gpus_per_node}
         if self.memory_gib:
-            has["memory"] = self.memory_gib << 30
+            has["memory"] = int(self.memory_gib * _OF_MEMORY * 2**30)
         return [Node(f"node {number}", has) for number in range(1, self.nodes + 1)]
 
 
 def script(cluster: SlurmCluster, job: JobSpec) -> str:
     """The batch script. Values of the environment, and with them secrets, reach the job as sbatch hands them on; none
     is written down."""
-    options = {
+    own = {
         "job-name": job.name,
         "nodes": cluster.nodes,
         "ntasks-per-node": 1,
@@ -69,23 +83,29 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
-        "output": f"{job.name}-%j.log",
-        **cluster.options,
     }
+    given = {name: value for name, value in own.items() if value is not None}
+    others: dict[str, Any] = {"output": f"{job.name}-%j.log", "exclusive": None, **cluster.options}
     ray = ["--num-cpus", str(cluster.cpus_per_node)]
     ray += ["--num-gpus", str(cluster.gpus_per_node)] if cluster.gpus_per_node else []
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
-        "set -euo pipefail",
+        *(f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in (given | others).items()),
+        "set -eo pipefail",
         f"cd {shlex.quote(str(job.folder))}",
         *cluster.setup,
+        "unset RAY_ADDRESS  # that of another cluster",
+        "export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300",
         "# Ray is started on every node, the command runs on the first, and Ray ends with it.",
         'nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "head=${nodes%%$'\\n'*}",
-        f'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" ray symmetric-run '
-        f'--address "$head:{cluster.port}" --min-nodes "$SLURM_JOB_NUM_NODES" {shlex.join(ray)} -- '
-        f"{shlex.join(job.command)}",
+        'started="$PWD/.started-$SLURM_JOB_ID"',
+        "trap 'rm -f \"$started\"' EXIT",
+        f'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task={cluster.cpus_per_node} '
+        f'ray symmetric-run --address "$head:{cluster.port}" --min-nodes "$SLURM_JOB_NUM_NODES" {shlex.join(ray)} -- '
+        f"""bash -c 'touch "$0"; exec "$@"' "$started" {shlex.join(job.command)}""",
+        "# It ends well too when Ray could not be started.",
+        '[ -e "$started" ] || { echo "Ray was not started, see above" >&2; exit 1; }',
     ]
     return "\n".join(lines) + "\n"
 

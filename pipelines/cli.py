@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ def check(
     """
     from pipelines.spec.problems import printable
 
+    if cluster is not None and address == os.environ.get("RAY_ADDRESS"):
+        address = None
     if address is not None and cluster is not None:
         refuse("--address and --cluster are two clusters; give one")
     loaded, plan = plan_of(spec, overrides, address, cluster)

@@ -38,5 +38,5 @@ def _known(wanted: Resources) -> Resources:
 def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster) -> JobSpec:
     """The run as a job: on the cluster it joins the Ray that is started for it, or that it is sent to."""
     given = [part for text in overrides for part in ("--set", text)]
-    command = ("rondo", "run", loaded.path.name, *given, "--store", cluster.store, "--address", "auto")
-    return JobSpec(loaded.spec.name, command, loaded.path.parent)
+    command = ("rondo", "run", loaded.argument, *given, "--store", cluster.store, "--address", "auto")
+    return JobSpec(loaded.spec.name, command, Path.cwd())

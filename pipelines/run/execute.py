@@ -55,7 +55,7 @@ class Run:
 
     def record(self, status: str, runner: Runner, seconds: float, error: str | None = None) -> dict[str, Any]:
         """Write and return what is known of the run; what the user's data or environment held stays out. Of a run that
-        failed it is only written if the store can be reached: that may be why it failed."""
+        has ended early it is only written if the store can be reached: that may be why."""
         document = {
             "run": self.name,
             "status": status,
@@ -70,7 +70,7 @@ class Run:
         }
         if error is not None:
             document["error"] = error
-        with contextlib.suppress(StoreError) if error is not None else contextlib.nullcontext():
+        with contextlib.suppress(StoreError) if status in ("failed", "interrupted") else contextlib.nullcontext():
             self.store.write_run(self.name, document)
         return document
 

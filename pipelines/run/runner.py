@@ -114,8 +114,7 @@ class Runner:
         try:
             summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
         except Exception as error:
-            # Another machine may have been faster, and have deleted what both continue from.
-            if not isinstance(error, StoreError) and (theirs := self._cached(step)) is not None:
+            if (theirs := self._theirs(step, output, error)) is not None:
                 return theirs
             raise StepFailed(step, error) from error
         self._check_sources(step)
@@ -131,6 +130,18 @@ class Runner:
         manifest = self._committed.add(step, self.store.commit(output, manifest))
         self._explain.committed(step)
         return self._result(step, False, manifest)
+
+    def _theirs(self, step: Step, output: Output, error: Exception) -> StepResult | None:
+        """The result of another machine that was faster, and has deleted what both continue from: why this failed."""
+        if isinstance(error, StoreError):
+            return None
+        try:
+            made = [*output.parts, *output.done().values()]
+            if (theirs := self._cached(step)) is not None:
+                self.store.abandon(made, theirs.artifact.parts)
+        except StoreError:
+            return None
+        return theirs
 
     def _check_sources(self, step: Step) -> None:
         """What was read has to be what was hashed when the plan was made."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -89,12 +89,16 @@ class ArtifactStore:
             now = self._read_json(place)
             assert now is not None
             document = now
-            used = {part["place"] for part in now["parts"]}
-            for part in output.parts:
-                if part.place not in used:
-                    self.store.remove(part.place)
+            self.abandon(output.parts, [Part(**part) for part in now["parts"]])
         self.forget_work(output)
         return document
+
+    def abandon(self, made: Iterable[Part], used: Iterable[Part]) -> None:
+        """Delete the parts that are not used."""
+        places = {part.place for part in used}
+        for part in made:
+            if part.place not in places:
+                self.store.remove(part.place)
 
     def forget_work(self, output: Output) -> None:
         """Delete what an interrupted stage left to continue from."""

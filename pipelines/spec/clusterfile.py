@@ -20,7 +20,7 @@ def load(path: Path) -> Cluster:
         SpecError: with every problem found.
     """
     if not path.is_file():
-        raise SpecError([Problem(str(path), "no such cluster file; docs/clusters.md has one for each kind")])
+        raise SpecError([Problem(str(path), "no such cluster file; docs/clusters.md says what is in one")])
     document = yamlfile.read(path)
     raw, faults = document.value, []
     kind = raw.get("kind")

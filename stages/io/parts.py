@@ -176,7 +176,7 @@ def _made(
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from map(Part.parse, table["part"].to_pylist())
     except StageError as error:
-        raise StageError(str(error).partition(_RAYS_OWN)[0].strip()) from error
+        raise type(error)(str(error).partition(_RAYS_OWN)[0].strip()) from error
 
 
 def _one_task(name: str, function: Any, *inputs: Any, options: Mapping[str, Any], where: Any = None) -> Iterator[Any]:
@@ -247,7 +247,7 @@ class _Actor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._failure is not None:
-            raise StageError(*self._failure.args)
+            raise type(self._failure)(*self._failure.args)
         parts = [self._make(task) for task in batch.to_pylist()]
         return pa.table({"part": [part.text() for part in parts]})
 

@@ -60,6 +60,16 @@ def taken_from(tasks: Iterable[Task]) -> Take:
     return lambda _: next(left, None)
 
 
+def _again(error: BaseException) -> BaseException:
+    """The same error for one more that waits: Ray writes into each that is raised."""
+    try:
+        another = copy(error)
+    except Exception:  # it is not made of its arguments alone
+        another = RuntimeError(f"{type(error).__name__}: {error}")
+    another.__cause__ = error
+    return another
+
+
 class Shared:
     """A streaming worker that many threads call, each for the part of one task."""
 
@@ -74,7 +84,7 @@ class Shared:
         part = self._parts[task["part"]] = Future()
         self._asked.put(task)
         if self._failure is not None:
-            raise copy(self._failure)
+            raise _again(self._failure)
         return part.result()
 
     def _take(self, wait: bool) -> Task | None:
@@ -86,7 +96,7 @@ class Shared:
     def _hand_over(self, name: str, part: Future[Part]) -> None:
         waiting = self._parts.pop(name)
         if (error := part.exception()) is not None:
-            waiting.set_exception(copy(error))
+            waiting.set_exception(_again(error))
         else:
             waiting.set_result(part.result())
 
@@ -97,4 +107,4 @@ class Shared:
         except BaseException as error:
             self._failure = error
             for waiting in list(self._parts.values()):
-                waiting.set_exception(copy(error))  # Ray writes into each that is raised
+                waiting.set_exception(_again(error))  # Ray writes into each that is raised

@@ -18,6 +18,7 @@ from pipelines.run.runner import Committed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
 from stages.io.artifact import Artifact
+from stages.io.store import StoreError
 from tests.unit import workspace
 from tests.unit.steps import FAIL, CountConfig, counted
 
@@ -119,6 +120,26 @@ def test_an_interrupted_run_says_so(loaded: Loaded, store: ArtifactStore, monkey
     found = store.read_run(name)
     assert found is not None
     assert found["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("ends_with", "code"), [(KeyboardInterrupt(), 130), (StoreError("store x is away"), 1)])
+def test_a_run_ends_as_it_did_when_its_record_cannot_be_written(
+    ends_with: BaseException, code: int, loaded: Loaded, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def away(self: ArtifactStore, name: str, document: object) -> None:
+        raise StoreError("store x is away")
+
+    def start(cluster: object) -> None:
+        monkeypatch.setattr(ArtifactStore, "write_run", away)
+        raise ends_with
+
+    monkeypatch.setattr(local, "start", start)
+    assert execute(loaded, sound(), store, as_json=False, verbose=False) == code
+    said = capfd.readouterr().out
+    assert ("failed at store x is away" if code == 1 else "the same command continues") in said.replace(
+        "StoreError: ", ""
+    )
 
 
 def test_a_damaged_result_is_an_error_and_no_crash(

@@ -122,6 +122,11 @@ def test_a_part_of_which_every_prompt_is_refused_is_written_and_the_next_are_mad
     }  # fmt: skip
 
 
+class Odd(Exception):
+    def __init__(self, *, number: int) -> None:
+        super().__init__(f"number {number}")
+
+
 class Echo:
     """Makes a part of every task; stops at one that says so."""
 
@@ -131,6 +136,8 @@ class Echo:
             assert task is not None
             if task["part"] == "bad":
                 raise StageError("no more")
+            if task["part"] == "worse":
+                raise Odd(number=3)
             yield task, lambda part: None
 
 
@@ -143,6 +150,16 @@ def test_many_threads_share_a_worker_and_each_gets_its_part(tmp_path: Path) -> N
 
 def test_all_threads_hear_why_a_shared_worker_stopped(tmp_path: Path) -> None:
     shared = streams.Shared(Echo(), artifacts.output(tmp_path, "shared"))
+    heard = []
     for task in ({"part": "bad"}, {"part": "late"}):
-        with pytest.raises(StageError, match="no more"):
+        with pytest.raises(StageError, match="no more") as caught:
             shared(task)
+        heard.append(caught.value)
+    assert heard[0] is not heard[1]  # Ray writes into each
+    assert all(isinstance(error.__cause__, StageError) for error in heard)
+
+
+def test_an_error_that_cannot_be_copied_is_heard_too(tmp_path: Path) -> None:
+    shared = streams.Shared(Echo(), artifacts.output(tmp_path, "shared"))
+    with pytest.raises(RuntimeError, match="Odd: number 3"):
+        shared({"part": "worse"})

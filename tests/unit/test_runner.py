@@ -20,6 +20,7 @@ from pipelines.run.runner import Committed, StepFailed
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import Resources, StageError, resolve
 from stages.io.context import StageContext
+from stages.io.store import StoreError
 from tests.unit.steps import COUNT, FAIL, FAIL_ONCE, SLOW, CountConfig, Inner, LogConfig, counted, runner
 
 
@@ -167,6 +168,9 @@ def test_a_step_that_another_machine_has_committed_meanwhile_does_not_fail(
     step = counted("once", CountConfig(add=1))
 
     def lost(config: CountConfig, inputs: Any, context: StageContext) -> None:
+        with context.output.part("mine") as part:
+            (part.folder / "number").write_text("1")
+        store.forget_work(context.output)
         made = runner(store)[0]
         monkeypatch.setattr("tests.unit.steps.count", count)
         monkeypatch.setattr(ArtifactStore, "lock", lambda self, name, timeout=-1: nullcontext(True))
@@ -178,6 +182,23 @@ def test_a_step_that_another_machine_has_committed_meanwhile_does_not_fail(
     (result,) = runner(store)[0].run([step])
     assert result.cached
     assert result.summary == {"total": 1}
+    there = store.store.names(f"artifacts/{step.fingerprint}/{store.output(step.fingerprint, {}).inputs}")
+    assert there == sorted([*(part.place.rpartition("/")[2] for part in result.artifact.parts), "manifest.json"])
+
+
+def test_why_a_step_failed_is_said_also_when_the_store_is_away(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(config: CountConfig, inputs: Any, context: StageContext) -> None:
+        def away(self: ArtifactStore, fingerprint: str, made_from: Any) -> None:
+            raise StoreError("the store is away")
+
+        monkeypatch.setattr(ArtifactStore, "manifest", away)
+        raise StageError("the judge has no key")
+
+    monkeypatch.setattr("tests.unit.steps.count", fails)
+    with pytest.raises(StepFailed, match="the judge has no key"):
+        runner(store)[0].run([counted("once", CountConfig(add=1))])
 
 
 def test_a_stage_that_cannot_be_imported_fails_its_step(store: ArtifactStore) -> None:

@@ -16,7 +16,7 @@ from tests.unit import workspace
 from tests.unit.test_cli import rondo
 from tests.unit.workspace import SPEC
 
-SLURM = "kind: slurm\nstore: /shared/store\nnodes: 2\ncpus_per_node: 8\ngpus_per_node: 1\ntime: 4:00:00\n"
+SLURM = 'kind: slurm\nstore: /shared/store\nnodes: 2\ncpus_per_node: 8\ngpus_per_node: 1\ntime: "4:00:00"\n'
 
 
 @pytest.fixture
@@ -34,13 +34,22 @@ def slurm(**settings: object) -> SlurmCluster:
     )
 
 
-def runs_in_bash(text: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script as a shell sees it, with stand-ins for Slurm that show the words they are given."""
-    shown = 'scontrol() { printf "one\\ntwo\\n"; }\nsrun() { printf "%s\\n" "$@"; }\n'
+def runs_in_bash(text: str, folder: Path, srun: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script as a shell sees it, with stand-ins for Slurm, Ray and Rondo that show the words they are given."""
+    for name, body in {
+        "scontrol": 'printf "one\\ntwo\\n"',
+        "srun": srun or 'printf "%s\\n" "$@"; while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
+        "rondo": 'echo "rondo was run in $PWD, RAY_ADDRESS $RAY_ADDRESS"; exit ${RONDO_EXIT:-0}',
+    }.items():
+        program = folder / "stand-ins" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{body}\n")
+        program.chmod(0o755)
+    known = {"SLURM_JOB_NODELIST": "x[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "4711"}
+    path = f"{folder / 'stand-ins'}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "-c", shown + text], capture_output=True, text=True, check=True,
-        env={"PATH": os.environ["PATH"], "SLURM_JOB_NODELIST": "x[1-2]", "SLURM_JOB_NUM_NODES": "2", **environment},
-    )  # fmt: skip
+        ["bash", "-c", text], capture_output=True, text=True, check=False, env={"PATH": path, **known, **environment}
+    )
 
 
 def test_a_batch_script_starts_ray_on_every_node_and_the_run_on_the_first(folder: Path) -> None:
@@ -50,13 +59,39 @@ def test_a_batch_script_starts_ray_on_every_node_and_the_run_on_the_first(folder
     assert lines[0] == "#!/bin/bash"
     assert [line for line in lines if line.startswith("#SBATCH")] == [
         "#SBATCH --job-name=tiny", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=8",
-        "#SBATCH --gpus-per-node=1", "#SBATCH --time=4:00:00", "#SBATCH --output=tiny-%j.log",
+        "#SBATCH --gpus-per-node=1", "#SBATCH --time=4:00:00", "#SBATCH --output=tiny-%j.log", "#SBATCH --exclusive",
     ]  # fmt: skip
-    assert runs_in_bash(printed.stdout).stdout.splitlines() == [
-        "--nodes=2", "--ntasks=2", "ray", "symmetric-run", "--address", "one:6379", "--min-nodes", "2", "--num-cpus",
-        "8", "--num-gpus", "1", "--", "rondo", "run", "spec.yaml", "--set", "train.beta=0.2", "--store",
-        "/shared/store", "--address", "auto",
+    assert runs_in_bash(printed.stdout, folder).stdout.splitlines() == [
+        "--nodes=2", "--ntasks=2", "--cpus-per-task=8", "ray", "symmetric-run", "--address", "one:6379",
+        "--min-nodes", "2", "--num-cpus",
+        "8", "--num-gpus", "1", "--", "bash", "-c", 'touch "$0"; exec "$@"', f"{folder}/.started-4711", "rondo", "run",
+        "spec.yaml", "--set", "train.beta=0.2", "--store", "/shared/store", "--address", "auto",
+        f"rondo was run in {folder}, RAY_ADDRESS ",
     ]  # fmt: skip
+
+
+def test_a_job_ends_as_its_run_does_and_badly_if_there_was_none(folder: Path) -> None:
+    text = script(slurm(setup=["echo set up $UNKNOWN", "false || true"]), JobSpec("tiny", ("rondo", "run"), folder))
+    good = runs_in_bash(text, folder, RAY_ADDRESS="other:6379")
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith("set up")
+    assert good.stdout.endswith("RAY_ADDRESS \n")
+    assert runs_in_bash(text, folder, RONDO_EXIT="3").returncode == 3
+    none = runs_in_bash(text, folder, srun="exit 0")
+    assert (none.returncode, none.stderr) == (1, "Ray was not started, see above\n")
+    assert not list(folder.glob(".started*"))
+
+
+def test_all_settings_stand_in_the_script(folder: Path) -> None:
+    settings = {"memory_gib": 100, "partition": "gpu", "account": "a1", "qos": "high", "port": 7000,
+                "options": {"constraint": "a|b", "nodelist": "n[1-4]", "requeue": None, "nice": -5,
+                            "output": "/logs/%j.log"}}  # fmt: skip
+    text = script(slurm(**settings), JobSpec("tiny", ("rondo", "run"), folder))
+    for line in ("--mem=100G", "--partition=gpu", "--account=a1", "--qos=high", "--constraint=a|b", "--nodelist=n[1-4]",
+                 "--requeue", "--nice=-5", "--output=/logs/%j.log"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
+    assert text.count("--output") == 1
+    assert '"$head:7000"' in text
 
 
 def test_the_file_to_copy_is_valid(folder: Path) -> None:
@@ -81,21 +116,16 @@ def test_no_text_becomes_a_word_of_the_shell(tmp_path: Path) -> None:
     )
     text = script(slurm(), JobSpec("tiny", command, hostile))
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-    words = runs_in_bash(text).stdout.splitlines()
-    assert tuple(words[words.index("--") + 1 :]) == command
+    words = runs_in_bash(text, tmp_path).stdout.splitlines()
+    assert tuple(words[words.index("rondo") : -1]) == command
     assert not list(tmp_path.rglob("stolen"))
-
-
-def test_times_are_times_with_and_without_quotes() -> None:
-    assert [slurm(time=time).time for time in ("4:00:00", 14400, "2-12:00:00", 180 * 3600 + 61)] == [
-        "4:00:00", "4:00:00", "2-12:00:00", "180:01:01",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("partition", "gpu\n#SBATCH --uid=0"), ("account", "a b"), ("options", {"x": "y\nrm"}), ("options", {"--x": "y"}),
-     ("time", "4h"), ("nodes", 0), ("port", 80), ("store", "")],
+     ("time", "4h"), ("time", 14400), ("nodes", 0), ("port", 80), ("store", "runs"), ("options", {"nodes": "9"}),
+    ("options", {"x": "a b"}), ("options", {"x": "'"})],
 )  # fmt: skip
 def test_what_could_break_the_script_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
@@ -103,11 +133,11 @@ def test_what_could_break_the_script_is_refused(key: str, value: object) -> None
 
 
 def test_every_mistake_in_a_cluster_file_is_named_at_its_key(folder: Path) -> None:
-    (folder / "slurm.yaml").write_text("kind: slurm\nnodes: two\ncpus_per_nod: 8\ntime: 4h\n")
+    (folder / "slurm.yaml").write_text("kind: slurm\nnodes: two\ncpus_per_nod: 8\ntime: 4h\ntime: 4h\n")
     found = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run")
     assert found.exit_code == 2
     for part in ("slurm.yaml:2 nodes: ", "slurm.yaml:3 cpus_per_nod: unknown key; did you mean 'cpus_per_node'?",
-                 "slurm.yaml:4 time: ", "slurm.yaml store: required, but missing"):  # fmt: skip
+                 "slurm.yaml:5 time: ", "slurm.yaml store: required, but missing"):  # fmt: skip
         assert part in found.stderr
 
 
@@ -134,6 +164,29 @@ def test_what_has_no_place_on_the_cluster_is_said_before_anything_is_sent(folder
     assert "(slurm.yaml)" in found.stderr
 
 
+def test_of_two_clusters_the_one_that_is_typed_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert rondo("check", "spec.yaml", "--cluster", "slurm.yaml").exit_code == 0
+    both = rondo("check", "spec.yaml", "--cluster", "slurm.yaml", "--address", "127.0.0.1:2")
+    assert both.exit_code == 2
+    assert "two clusters" in both.stderr
+
+
+def test_a_recipe_by_name_and_a_spec_in_another_folder_run_where_they_were_asked_for(folder: Path) -> None:
+    (folder / "specs").mkdir()
+    shutil.copytree(folder / "model", folder / "specs" / "model")
+    for name in ("spec.yaml", "train.jsonl", "heldout.jsonl"):
+        shutil.copy(folder / name, folder / "specs" / name)
+    text = rondo("submit", "specs/spec.yaml", "--cluster", "slurm.yaml", "--dry-run").stdout
+    assert f"\ncd {folder}\n" in text
+    assert "rondo run specs/spec.yaml" in text
+
+
+def test_kinds_of_gpus_and_labels_are_left_to_the_cluster(folder: Path) -> None:
+    kinds = ["--set", "resources.train.accelerator_type=H100", "--set", "resources.train.label_selector={a: b}"]
+    assert rondo("check", "spec.yaml", "--cluster", "slurm.yaml", *kinds).exit_code == 0
+
+
 def test_a_cluster_may_have_what_this_machine_does_not(folder: Path) -> None:
     more = ["--set", "resources.train.workers=2", "--set", "resources.train.gpus=1", "--set", "resources.train.cpus=8"]
     assert rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run", *more).exit_code == 0
@@ -142,7 +195,9 @@ def test_a_cluster_may_have_what_this_machine_does_not(folder: Path) -> None:
 def test_a_job_is_handed_to_slurm_and_its_number_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sbatch = folder / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\ncat > {folder}/sent; echo "$@" >> {folder}/sent; echo "4711;cluster"\n')
+    sbatch.write_text(
+        f'#!/bin/sh\ncat > {folder}/sent; echo "$@" >> {folder}/sent; pwd >> {folder}/sent; echo "4711;cluster"\n'
+    )
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
@@ -150,7 +205,7 @@ def test_a_job_is_handed_to_slurm_and_its_number_shown(folder: Path, monkeypatch
     assert (sent.exit_code, sent.stdout) == (0, "4711\n")
     text = (folder / "sent").read_text()
     assert text.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n")
-    assert text.endswith("--parsable\n")
+    assert text.endswith(f"--parsable\n{folder}\n")
     assert "secret" not in text
 
 
