@@ -168,10 +168,11 @@ def submit(
     """
     from clusters.kinds import launcher
     from pipelines.commands import submit as jobs
+    from pipelines.spec import clusterfile
     from stages.base import StageError
 
     loaded, _ = plan_of(spec, overrides, cluster=cluster)
-    settings = jobs.placed(loaded, cluster)
+    settings = clusterfile.load(cluster)
     job, send = jobs.job(loaded, overrides or (), settings), launcher(settings)
     if dry_run:
         typer.echo(send.show(job), nl=False)

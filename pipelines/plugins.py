@@ -61,7 +61,7 @@ def travelling(names: Sequence[str], folders: Sequence[Path]) -> list[Path]:
         assert spec is not None, name  # else it has no hash
         assert spec.origin is not None, name
         place = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
-        if place.parent in {folder.resolve() for folder in folders}:
+        if place.parent.resolve() in {folder.resolve() for folder in folders}:
             found |= {place, *(file for file in place.parent.glob("*.py") if _is_imported(file))}
     return sorted(found)
 

@@ -56,7 +56,7 @@ def plan_of(
         if address is not None:
             running.reach(address)
         if cluster is not None:
-            submit.placed(loaded, cluster)
+            submit.check_places(loaded, cluster)
         found = [] if address or cluster else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])

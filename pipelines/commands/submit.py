@@ -14,20 +14,18 @@ from stages.base import Resources
 from stages.io import nodes
 
 
-def placed(loaded: Loaded, file: Path) -> Cluster:
-    """The cluster that a file describes.
+def check_places(loaded: Loaded, file: Path) -> None:
+    """See that the cluster that a file describes has a place for every worker.
 
     Raises:
         SpecError: the file is wrong, or what the spec's ``resources`` ask for has no place there.
     """
-    cluster = clusterfile.load(file)
-    machines = cluster.machines()
+    machines = clusterfile.load(file).machines()
     wanted = {name: _known(each) for name, each in dict(loaded.spec.resources).items()}
     found = list(nodes.unplaceable(wanted, machines))
     if found:
         where = f"{loaded.path.name} resources"
         raise SpecError([Problem(f"{where}.{name}", f"{text} ({file.name})") for name, text in found])
-    return cluster
 
 
 def _known(wanted: Resources) -> Resources:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from stages.base import StageError
 from stages.generate.config import RolloutConfig
 from stages.generate.engine import Engine, Sample, distinct
 from stages.generate.serving import Weights
+from stages.hints import closest
 from stages.io.filenames import MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.load import device_of_worker, product_precision, stop_tokens
@@ -48,8 +48,8 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(EngineArgs)}
     for name in options:
         if name not in names:
-            close = difflib.get_close_matches(name, names, 3)
-            meant = f"; did you mean {' or '.join(close)}?" if close else ""
+            close = closest(name, names)
+            meant = f"; did you mean {close}?" if close else ""
             raise StageError(f"rollout.engine_options: this vLLM has no setting {name}{meant}")
     return options
 

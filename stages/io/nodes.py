@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ class Node:
         if not self.fits(wanted):
             return 0
         places = [int(self.has.get("CPU", 0) // cpus)]
-        if wanted.memory_gib:
+        if wanted.memory_bytes:
             places.append(int(self.has.get("memory", 0) // wanted.memory_bytes))
         if wanted.gpus:
             whole = int(self.has.get("GPU", 0))
@@ -47,9 +46,9 @@ class Node:
 
 def _matches(value: str | None, condition: str) -> bool:
     """Whether a label's value meets Ray's condition: ``a``, ``!a``, ``in(a,b)`` or ``!in(a,b)``."""
-    unwanted, several, rest = re.fullmatch(r"(!?)(in\()?(.*?)\)?", condition, re.DOTALL).groups()  # type: ignore[union-attr]
-    values = [each.strip() for each in rest.split(",")] if several else [rest]
-    return (value in values) != bool(unwanted)
+    wanted = condition.removeprefix("!")
+    values = wanted[3:-1].replace(" ", "").split(",") if wanted.startswith("in(") else [wanted]
+    return (value in values) != condition.startswith("!")
 
 
 def of_cluster() -> list[Node]:

@@ -176,7 +176,8 @@ def _made(
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from map(Part.parse, table["part"].to_pylist())
     except StageError as error:
-        raise type(error)(str(error).partition(_RAYS_OWN)[0].strip()) from error
+        own = getattr(error, "cause", error)  # Ray's is one of ours and of its own type
+        raise type(own)(str(own).partition(_RAYS_OWN)[0].strip()) from error
 
 
 def _one_task(name: str, function: Any, *inputs: Any, options: Mapping[str, Any], where: Any = None) -> Iterator[Any]:
@@ -216,9 +217,9 @@ def _mapped(
     make_importable(importable)
     done = output.done()
     mapper = resolve(worker)(**arguments)
-    yield from (done[task["part"]] for task in tasks if task["part"] in done)
     left = [task for task in tasks if task["part"] not in done]
     try:
+        yield from (done[task["part"]] for task in tasks if task["part"] in done)
         if hasattr(mapper, "stream"):
             yield from streams.streamed(mapper, streams.taken_from(left), output)
         else:

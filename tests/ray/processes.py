@@ -37,6 +37,14 @@ def run(spec: Path, store: Path, *options: str) -> dict[str, Any]:
     return summary
 
 
+def summary_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a run says at its end, which has to be a good one."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    summary: dict[str, Any] = json.loads(output)
+    return summary
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 180
     while not condition():

@@ -20,12 +20,14 @@ from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
 from stages.data.shards import ShardData, encoded_pairs
 from stages.generate.config import RolloutConfig
 from stages.io.artifact import Artifact
+from stages.io.context import StageContext
 from stages.io.filenames import RECORDS, SHARD
+from stages.io.parts import run_parts, slices
 from stages.io.tables import read_table
 from stages.policy.config import MaterialiseConfig
 from stages.policy.load import load_encoder, load_model
 from stages.score.config import ReferenceConfig
-from tests import specs
+from tests import artifacts, specs
 from tests.artifacts import rows as rows_in
 from tests.memory import score
 from tests.ray import processes
@@ -197,3 +199,10 @@ def test_a_killed_generator_is_replaced(execute: Execute, policy: Artifact, tmp_
     ids = [row["prompt_id"] for row in rows_in(prompts, RECORDS)]
     rows = rows_in(made, RECORDS)
     assert [(r["prompt_id"], r["sample"]) for r in rows] == [(i, n) for i in ids for n in range(4)]
+
+
+def test_of_many_workers_the_reason_of_one_is_said_in_its_own_words(cluster: None, tmp_path: Path) -> None:
+    context = StageContext(artifacts.output(tmp_path, "made"), Resources(workers=2, cpus=1), lambda *said: None)
+    with pytest.raises(StageError) as caught:
+        run_parts(slices(8, 1), "tests.unit.test_parts:Numbers", context, "rows", log=tmp_path / "log", breaks_at=4)
+    assert str(caught.value) == "it breaks here"

@@ -86,9 +86,7 @@ def test_a_killed_worker_is_replaced_and_continues(tmp_path: Path, undisturbed: 
     workers = processes.children(process.pid, "ray::single_worker")
     assert workers, "no training worker found"
     workers[0].kill()
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    summary = json.loads(output)
+    summary = processes.summary_of(process)
     assert steps_taken(summary) == list(range(1, 61))
     assert same_weights(summary, undisturbed)
 
@@ -97,11 +95,7 @@ def test_two_runs_on_one_store_do_the_work_once(tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
     path, store = specs.offline(tmp_path, model), tmp_path / "store"
     both = [processes.start(path, store) for _ in range(2)]
-    summaries = []
-    for process in both:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        summaries.append(json.loads(output))
+    summaries = [processes.summary_of(process) for process in both]
     assert summaries[0]["policy"] == summaries[1]["policy"]
     for first, second in zip(*(summary["steps"] for summary in summaries), strict=True):
         assert first["cached"] != second["cached"], f"{first['key']} was not done exactly once"

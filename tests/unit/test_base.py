@@ -95,6 +95,8 @@ def test_an_engine_over_several_gpus_is_given_as_many() -> None:
     assert RolloutResources().gpus == 0
     with pytest.raises(ValidationError, match="an engine uses tensor_parallel GPUs, here 4, got gpus 2"):
         RolloutResources(tensor_parallel=4, gpus=2)
+    with pytest.raises(ValidationError, match="here 4, got gpus 1"):
+        RolloutResources(tensor_parallel=4, gpus=1)
     with pytest.raises(ValidationError, match="here 1, got gpus 2"):
         RolloutResources(gpus=2)
     for number in ("2", 2.0, True, 0):

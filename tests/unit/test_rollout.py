@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from stages.base import StageError
+from stages.base import RolloutResources, StageError
 from stages.core.records import PROMPTS
 from stages.core.tokens.templates import ChatEncoder
+from stages.generate import rollout
 from stages.generate.config import RolloutConfig
 from stages.generate.engine import Engine, Sample
 from stages.generate.generator import Generator
 from stages.io import streams
 from stages.io.artifact import Part
+from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
 from stages.io.output import Output
 from stages.io.streams import Task
@@ -120,6 +122,21 @@ def test_a_part_of_which_every_prompt_is_refused_is_written_and_the_next_are_mad
     assert {part.name: (part.rows, part.counts["quarantined"]) for part in parts} == {
         "00000": (0, 2), "00002": (2, 0),
     }  # fmt: skip
+
+
+def test_an_engine_is_told_of_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def run_parts(*given: Any, **arguments: Any) -> dict[str, Any]:
+        told.update(arguments)
+        return {"rows": 1, "empty": 0, "quarantined": 0}
+
+    monkeypatch.setattr(rollout, "run_parts", run_parts)
+    prompts = artifacts.of_rows(tmp_path, "prompts", RECORDS, [asked("a")], PROMPTS)
+    output = artifacts.output(tmp_path, "rollouts")
+    context = StageContext(output, RolloutResources(tensor_parallel=2), lambda *said: None)
+    rollout.run(RolloutConfig(), {"prompts": prompts, "policy": prompts}, context)
+    assert told["gpus"] == 2
 
 
 class Odd(Exception):

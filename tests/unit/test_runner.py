@@ -168,13 +168,12 @@ def test_a_step_that_another_machine_has_committed_meanwhile_does_not_fail(
     step = counted("once", CountConfig(add=1))
 
     def lost(config: CountConfig, inputs: Any, context: StageContext) -> None:
-        with context.output.part("mine") as part:
-            (part.folder / "number").write_text("1")
-        store.forget_work(context.output)
         made = runner(store)[0]
         monkeypatch.setattr("tests.unit.steps.count", count)
         monkeypatch.setattr(ArtifactStore, "lock", lambda self, name, timeout=-1: nullcontext(True))
         made.run([step])
+        with context.output.part("mine") as part:
+            (part.folder / "number").write_text("1")
         raise KeyError("policy")
 
     count = resolve(COUNT.run)

@@ -11,7 +11,7 @@ import pytest
 
 import clusters
 from clusters.job import JobSpec
-from clusters.slurm import SlurmCluster, script
+from clusters.slurm import Slurm, SlurmCluster, script
 from tests.unit import workspace
 from tests.unit.test_cli import rondo
 from tests.unit.workspace import SPEC
@@ -164,6 +164,15 @@ def test_what_has_no_place_on_the_cluster_is_said_before_anything_is_sent(folder
     assert "(slurm.yaml)" in found.stderr
 
 
+def test_of_a_nodes_memory_ray_lends_a_part(folder: Path) -> None:
+    (folder / "slurm.yaml").write_text(SLURM + "memory_gib: 100\n")
+    codes = [
+        rondo("check", "spec.yaml", "--cluster", "slurm.yaml", "--set", f"resources.judge.memory_gib={gib}").exit_code
+        for gib in (69, 71)
+    ]
+    assert codes == [0, 2]
+
+
 def test_of_two_clusters_the_one_that_is_typed_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert rondo("check", "spec.yaml", "--cluster", "slurm.yaml").exit_code == 0
@@ -203,6 +212,10 @@ def test_a_job_is_handed_to_slurm_and_its_number_shown(folder: Path, monkeypatch
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     sent = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
     assert (sent.exit_code, sent.stdout) == (0, "4711\n")
+    (folder / "other").mkdir()
+    Slurm(slurm()).submit(JobSpec("tiny", ("rondo",), folder / "other"))
+    assert (folder / "sent").read_text().endswith(f"{folder}/other\n")
+    rondo("submit", "spec.yaml", "--cluster", "slurm.yaml")
     text = (folder / "sent").read_text()
     assert text.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n")
     assert text.endswith(f"--parsable\n{folder}\n")
