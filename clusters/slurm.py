@@ -7,14 +7,26 @@ import shlex
 import subprocess
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
 from clusters.job import JobSpec
 from stages.base import Config, StageError
 from stages.io.nodes import Node
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Value = Annotated[str, Field(pattern=r"^[^\s#'\"\\]+$")]
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    """Text of a form, which is told in words if it is another."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}, got {text!r}")
+        return text
+
+    return AfterValidator(check)
+
+
+Word = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an option's long name without hyphens before it")]
+Value = Annotated[str, _matching(r"[^\s#'\"\\]+", "a value without white space, quotes, # and backslashes")]
 """What can stand in a line of sbatch options: nothing that ends it or begins another."""
 _OWN = ("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition",
         "account", "qos", "export")  # fmt: skip
@@ -24,7 +36,7 @@ _OF_MEMORY = 0.7
 
 class SlurmCluster(Config):
     kind: Literal["slurm"]
-    store: Annotated[str, Field(pattern=r"^(/|[a-z0-9]+://).")]
+    store: Annotated[str, _matching(r"(/|[a-z0-9]+://).+", "an absolute path, or a bucket such as s3://bucket/prefix")]
     """Where results are kept: a folder that all nodes see, as an absolute path, or a bucket."""
     nodes: PositiveInt = 1
     """Whole nodes: of a node only one Ray can be started this way."""
@@ -32,7 +44,7 @@ class SlurmCluster(Config):
     gpus_per_node: NonNegativeInt = 0
     memory_gib: PositiveInt | None = None
     """Memory per node; by default what the partition gives."""
-    time: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
+    time: Annotated[str, _matching(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", "[days-]hours:minutes:seconds")]
     """The most that the job may take, as ``[days-]hours:minutes:seconds``; the same command continues where one that
     ran out of time has stopped."""
     partition: Value | None = None

@@ -136,8 +136,9 @@ def test_every_mistake_in_a_cluster_file_is_named_at_its_key(folder: Path) -> No
     (folder / "slurm.yaml").write_text("kind: slurm\nnodes: two\ncpus_per_nod: 8\ntime: 4h\ntime: 4h\n")
     found = rondo("submit", "spec.yaml", "--cluster", "slurm.yaml", "--dry-run")
     assert found.exit_code == 2
+    assert " time: expected [days-]hours:minutes:seconds, got '4h'" in found.stderr
     for part in ("slurm.yaml:2 nodes: ", "slurm.yaml:3 cpus_per_nod: unknown key; did you mean 'cpus_per_node'?",
-                 "slurm.yaml:5 time: ", "slurm.yaml store: required, but missing"):  # fmt: skip
+                 "slurm.yaml:5 time: duplicate key", "slurm.yaml store: required, but missing"):  # fmt: skip
         assert part in found.stderr
 
 
