@@ -107,7 +107,7 @@ def measure(rows: int, model: Path, report: bool) -> dict[str, Any]:
             plan = rounds.plan(load.load(str(folder / "spec.json")).spec, folder)
             wanted = ("materialise", "ingest", "curate", "encode", "prepare")
             steps = [step for step in plan.steps if step.stage.name in wanted]
-            local.start(local.load())
+            local.start(local.default())
         runner = Runner(ArtifactStore(str(folder / "store")), _Quiet(), lambda: None)
         with watching() as seen:
             started = time.perf_counter()

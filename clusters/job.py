@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+State = Literal["pending", "running", "done", "failed", "stopped", "gone"]
+"""``gone``: the cluster does not know the job any more."""
+_ENDED: frozenset[State] = frozenset({"done", "failed", "stopped", "gone"})
+
+
+def known_jobs() -> Path:
+    """Where this user's jobs are remembered."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "rondo" / "jobs"
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One ``rondo`` command to be run on a cluster.
+    """One ``rondo run`` to be done on a cluster."""
 
-    ``command`` is an argument vector, never a shell line; paths in it are relative to ``folder``.
-    """
-
+    id: str
+    """``name`` with a random ending: what the job is called where Rondo may choose."""
     name: str
     """The pipeline's name: lower-case letters, digits and hyphens, at most 63."""
-    command: tuple[str, ...]
+    spec: str
+    """The spec as it was named: a file, relative to ``folder``, or a bundled recipe."""
+    options: tuple[str, ...]
+    """Of ``rondo run``."""
     folder: Path
+    """Where the job was submitted."""
+    travels: Path | None
+    """The spec's folder, for clusters that do not see it; None for a bundled recipe."""
+
+    @property
+    def here(self) -> tuple[str, ...]:
+        """The command in ``folder``, as an argument vector and never a shell line."""
+        return ("rondo", "run", self.spec, *self.options)
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The command in a copy of the spec's folder."""
+        spec = self.spec if self.travels is None else f"./{Path(self.spec).name}"
+        return ("rondo", "run", spec, *self.options)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    state: State
+    detail: str = ""
+    """Why it is pending or has failed, in one line, where the cluster says so."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in _ENDED

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
-from clusters.job import JobSpec
+from clusters.background import Background
+from clusters.job import JobSpec, JobStatus
+from clusters.local import LocalCluster
+from clusters.ray_jobs import RayCluster, RayJobs
 from clusters.slurm import Slurm, SlurmCluster
+from stages.io.nodes import Node
 
-Cluster = SlurmCluster
-KINDS: dict[str, type[Cluster]] = {"slurm": SlurmCluster}
+Cluster = LocalCluster | RayCluster | SlurmCluster
+KINDS: dict[str, type[Cluster]] = {"local": LocalCluster, "ray": RayCluster, "slurm": SlurmCluster}
 
 
 class Launcher(Protocol):
-    """How jobs reach one kind of cluster."""
+    """How jobs reach one kind of cluster. Every method may raise ``StageError``: it does not answer, or refuses."""
 
-    def show(self, job: JobSpec) -> str: ...
-    def submit(self, job: JobSpec) -> str: ...
+    knows_all: bool
+    """Whether ``machines`` says everything of them, the GPUs' type and labels too."""
+
+    def machines(self) -> list[Node]:
+        """What a job's workers can be placed on."""
+
+    def show(self, job: JobSpec) -> str:
+        """What ``submit`` would send, as text. Sends nothing."""
+
+    def submit(self, job: JobSpec) -> str:
+        """Send a job; returns the name that the other methods know it by."""
+
+    def status(self, job: str) -> JobStatus: ...
+
+    def logs(self, job: str) -> str:
+        """All that the driver has printed so far."""
+
+    def stop(self, job: str) -> None:
+        """Ask for a job's end; it may take a while to come."""
 
 
-def launcher(cluster: Cluster) -> Launcher:
-    return Slurm(cluster)
+def launcher(cluster: Cluster, folder: Path) -> Launcher:
+    """The launcher for a cluster, for jobs that were or will be submitted in ``folder``."""
+    if isinstance(cluster, SlurmCluster):
+        return Slurm(cluster, folder)
+    if isinstance(cluster, RayCluster):
+        return RayJobs(cluster)
+    return Background(cluster)

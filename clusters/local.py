@@ -23,6 +23,8 @@ class LocalCluster(Config):
     kind: Literal["local"]
     cpus: PositiveInt | None = None
     object_store_mib: PositiveInt = 512
+    store: str | None = None
+    """Where results are kept, for jobs; by default ``.rondo`` in the folder where they are submitted."""
 
     @property
     def total_cpus(self) -> int:
@@ -30,17 +32,22 @@ class LocalCluster(Config):
         return self.cpus or usable_cpus()
 
 
-def load() -> LocalCluster:
+def default() -> LocalCluster:
     """The settings in ``clusters/local.yaml``."""
     text = importlib.resources.files("clusters").joinpath("local.yaml").read_text(encoding="utf-8")
     return LocalCluster.model_validate(yaml.safe_load(text))
 
 
+def machine(cluster: LocalCluster) -> nodes.Node:
+    """What of this machine Ray may hand out."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": gpus})
+
+
 def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    machine = nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": gpus})
-    return nodes.unplaceable({name: _known(wanted) for name, wanted in resources.items()}, [machine])
+    known = {name: _known(wanted) for name, wanted in resources.items()}
+    return nodes.unplaceable(known, [machine(cluster)])
 
 
 def _known(wanted: Resources) -> Resources:

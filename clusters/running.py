@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import socket
@@ -52,7 +53,7 @@ def _nobody(address: str, error: Exception) -> str:
 
 def join(address: str, code: Sequence[Path] = ()) -> None:
     """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and send it the files and
-    packages of the user's own ``code``.
+    packages of the user's own ``code``, unless this is a job whose folder all workers get.
 
     Raises:
         StageError: no cluster answers there.
@@ -61,13 +62,20 @@ def join(address: str, code: Sequence[Path] = ()) -> None:
     import ray
 
     try:
-        environment = {"py_modules": [str(path) for path in code]} if code else None
+        travels = code and "working_dir" not in _job_environment()
+        environment = {"py_modules": [str(path) for path in code]} if travels else None
         ray.init(address=address, configure_logging=False, log_to_driver=True, runtime_env=environment)
     except ray.exceptions.RuntimeEnvSetupError as error:
         names = ", ".join(path.name for path in code)
         raise StageError(f"{names} cannot be sent to the cluster: {str(error).strip()}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(_nobody(address, error)) from None
+
+
+def _job_environment() -> dict[str, Any]:
+    """What Ray prepares for this process's workers, if this is a job of its job server."""
+    environment: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    return environment
 
 
 def require(resources: Mapping[str, Resources], store: Store | None = None, modules: Sequence[str] = ()) -> None:

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from clusters.job import JobSpec
+from clusters.fields import StorePlace, matching
+from clusters.job import JobSpec, JobStatus, State
 from stages.base import Config, StageError
 from stages.io.nodes import Node
 
-
-def _matching(pattern: str, expected: str) -> AfterValidator:
-    """Text of a form, which is told in words if it is another."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"expected {expected}, got {text!r}")
-        return text
-
-    return AfterValidator(check)
-
-
-Word = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an option's long name without hyphens before it")]
-Value = Annotated[str, _matching(r"[^\s#'\"\\]+", "a value without white space, quotes, # and backslashes")]
+Word = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an option's long name without hyphens before it")]
+Value = Annotated[str, matching(r"[^\s#'\"\\]+", "a value without white space, quotes, # and backslashes")]
 """What can stand in a line of sbatch options: nothing that ends it or begins another."""
 _OWN = ("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition",
-        "account", "qos", "export")  # fmt: skip
+        "account", "qos", "export", "output", "error")  # fmt: skip
 _OF_MEMORY = 0.7
 """Of a machine's memory what Ray lends to workers; the rest is for its object store."""
 
 
+_SECONDS = 60
+"""For which Slurm may think."""
+
+
 class SlurmCluster(Config):
     kind: Literal["slurm"]
-    store: Annotated[str, _matching(r"(/|[a-z0-9]+://).+", "an absolute path, or a bucket such as s3://bucket/prefix")]
-    """Where results are kept: a folder that all nodes see, as an absolute path, or a bucket."""
+    store: StorePlace
     nodes: PositiveInt = 1
     """Whole nodes: of a node only one Ray can be started this way."""
     cpus_per_node: PositiveInt
     gpus_per_node: NonNegativeInt = 0
     memory_gib: PositiveInt | None = None
     """Memory per node; by default what the partition gives."""
-    time: Annotated[str, _matching(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", "[days-]hours:minutes:seconds")]
+    time: Annotated[str, matching(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", "[days-]hours:minutes:seconds")]
     """The most that the job may take, as ``[days-]hours:minutes:seconds``; the same command continues where one that
     ran out of time has stopped."""
     partition: Value | None = None
@@ -72,13 +66,6 @@ class SlurmCluster(Config):
         if own := [name for name in value if name in _OWN]:
             raise ValueError(f"{own[0]} is set by a key of its own, or by Rondo")
         return value
-
-    def machines(self) -> list[Node]:
-        """What the job gets."""
-        has: dict[str, float] = {"CPU": self.cpus_per_node, "GPU": self.gpus_per_node}
-        if self.memory_gib:
-            has["memory"] = int(self.memory_gib * _OF_MEMORY * 2**30)
-        return [Node(f"node {number}", has) for number in range(1, self.nodes + 1)]
 
 
 def script(cluster: SlurmCluster, job: JobSpec) -> str:
@@ -115,7 +102,7 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
         "trap 'rm -f \"$started\"' EXIT",
         f'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task={cluster.cpus_per_node} '
         f'ray symmetric-run --address "$head:{cluster.port}" --min-nodes "$SLURM_JOB_NUM_NODES" {shlex.join(ray)} -- '
-        f"""bash -c 'touch "$0"; exec "$@"' "$started" {shlex.join(job.command)}""",
+        f"""bash -c 'touch "$0"; exec "$@"' "$started" {shlex.join(job.here)}""",
         "# It ends well too when Ray could not be started.",
         '[ -e "$started" ] || { echo "Ray was not started, see above" >&2; exit 1; }',
     ]
@@ -125,11 +112,21 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
 class Slurm:
     """Hands jobs to Slurm on this machine."""
 
-    def __init__(self, cluster: SlurmCluster) -> None:
+    knows_all = False
+
+    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self._cluster = cluster
+        self._folder = folder
+
+    def machines(self) -> list[Node]:
+        """What the job gets."""
+        cluster = self._cluster
+        has: dict[str, float] = {"CPU": cluster.cpus_per_node, "GPU": cluster.gpus_per_node}
+        if cluster.memory_gib:
+            has["memory"] = int(cluster.memory_gib * _OF_MEMORY * 2**30)
+        return [Node(f"node {number}", has) for number in range(1, cluster.nodes + 1)]
 
     def show(self, job: JobSpec) -> str:
-        """What ``submit`` would send."""
         return script(self._cluster, job)
 
     def submit(self, job: JobSpec) -> str:
@@ -138,15 +135,70 @@ class Slurm:
         Raises:
             StageError: there is no Slurm here, or it refused the job.
         """
+        said = self._ask("sbatch", "--parsable", script=script(self._cluster, job)).strip()
+        if not re.match(r"\d+", said):
+            raise StageError(f"Slurm refused the job: {said}")
+        return said.partition(";")[0]
+
+    def status(self, job: str) -> JobStatus:
+        """Of a job that ended long ago only Slurm's accounting knows."""
+        for question in (
+            ("squeue", "--noheader", "--states=all", f"--jobs={_number(job)}", "--format=%T|%r"),
+            (
+                "sacct",
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                f"--jobs={_number(job)}",
+                "--format=State,ExitCode",
+            ),
+        ):
+            with contextlib.suppress(StageError):
+                if answer := self._ask(*question).strip():
+                    state, _, detail = answer.splitlines()[0].partition("|")
+                    return _status(state.split()[0].rstrip("+"), detail)
+        self._ask("squeue", "--noheader")  # says why Slurm did not answer, if it did not
+        return JobStatus("gone", "Slurm does not know it (any more)")
+
+    def logs(self, job: str) -> str:
+        found = sorted(self._folder.glob(f"*-{_number(job)}.log"))
+        return found[0].read_text(encoding="utf-8", errors="replace") if found else ""
+
+    def stop(self, job: str) -> None:
+        self._ask("scancel", _number(job))
+
+    def _ask(self, *command: str, script: str | None = None) -> str:
+        """What a program of Slurm answers.
+
+        Raises:
+            StageError: there is no Slurm here, or it refuses.
+        """
         try:
             done = subprocess.run(
-                ["sbatch", "--parsable"], input=script(self._cluster, job), capture_output=True, text=True, check=False,
-                cwd=job.folder,
-            )  # fmt: skip
+                command, input=script, capture_output=True, text=True, check=False, cwd=self._folder, timeout=_SECONDS
+            )
         except FileNotFoundError:
-            raise StageError(
-                "sbatch is not installed here; submit from a machine that belongs to the Slurm cluster"
-            ) from None
-        if done.returncode or not re.match(r"\d+", done.stdout):
-            raise StageError(f"Slurm refused the job: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout.strip().partition(";")[0]
+            raise StageError(f"{command[0]} is not installed here; do this on a machine of the Slurm cluster") from None
+        except subprocess.TimeoutExpired:
+            raise StageError(f"{command[0]} did not answer within {_SECONDS} s") from None
+        if done.returncode:
+            raise StageError(f"Slurm refused ({command[0]}): {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+
+def _number(job: str) -> str:
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        raise StageError(f"{job}: a job of Slurm has a number")
+    return job
+
+
+def _status(said: str, detail: str) -> JobStatus:
+    """Slurm's state in Rondo's words; what has failed in another way than by itself says how."""
+    states: dict[str, State] = {
+        "PENDING": "pending", "CONFIGURING": "pending", "REQUEUED": "pending", "RESIZING": "running",
+        "RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "running", "STOPPED": "running",
+        "COMPLETED": "done", "CANCELLED": "stopped",
+    }  # fmt: skip
+    state = states.get(said, "failed")
+    shown = detail if state == "pending" else said.lower().replace("_", " ") if said not in states else ""
+    return JobStatus(state, shown)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands import jobs
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -27,6 +28,7 @@ from pipelines.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from clusters.local import LocalCluster
     from pipelines.run.store import ArtifactStore
     from pipelines.spec.load import Loaded
 
@@ -136,6 +138,10 @@ def run(
     overrides: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     address: AddressOption = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="Settings of this machine's Ray: a file of kind local."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -146,42 +152,39 @@ def run(
     from pipelines.run.execute import execute
     from pipelines.run.runner import Committed
 
-    loaded, planned = plan_of(spec, overrides, address)
+    ray = _ray(address, cluster)
+    loaded, planned = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster)
     opened = open_store(store)
     committed = Committed(opened)
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
-    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, address))
+    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray))
 
 
-@app.command()
-def submit(
-    spec: SpecArgument,
-    cluster: Annotated[Path, typer.Option("--cluster", metavar="FILE", help="The cluster's file (docs/clusters.md).")],
-    overrides: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
-) -> None:
-    """Send a run to a cluster as a job. It does there what rondo run does here.
-
-    Exit codes: 0 sent, 1 the cluster refused it, 2 the spec, the cluster file or the usage is wrong.
-    """
-    from clusters.kinds import launcher
-    from pipelines.commands import submit as jobs
+def _ray(address: str | None, cluster: Path | None) -> str | LocalCluster:
+    """Where a run finds its Ray: at an address, or here; or say why that cannot be and exit with 2."""
+    from clusters.local import LocalCluster, default
     from pipelines.spec import clusterfile
-    from stages.base import StageError
+    from pipelines.spec.problems import SpecError
 
-    loaded, _ = plan_of(spec, overrides, cluster=cluster)
-    settings = clusterfile.load(cluster)
-    job, send = jobs.job(loaded, overrides or (), settings), launcher(settings)
-    if dry_run:
-        typer.echo(send.show(job), nl=False)
-        return
+    if cluster is None:
+        return address or default()
     try:
-        typer.echo(send.submit(job))
-    except StageError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        settings = clusterfile.load(cluster)
+    except SpecError as error:
+        refuse_all(error)
+    if not isinstance(settings, LocalCluster):
+        refuse(f"{cluster} is of kind {settings.kind}: rondo submit sends runs there; rondo run is for this machine")
+    if address is not None and address != os.environ.get("RAY_ADDRESS"):
+        refuse("--address and --cluster are two clusters; give one")
+    return settings
+
+
+app.command()(jobs.submit)
+app.command()(jobs.jobs)
+app.command()(jobs.logs)
+app.command()(jobs.stop)
 
 
 @app.command()

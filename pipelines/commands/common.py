@@ -40,10 +40,15 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what 
 
 
 def plan_of(
-    spec: str, overrides: list[str] | None, address: str | None = None, cluster: Path | None = None
+    spec: str,
+    overrides: list[str] | None,
+    address: str | None = None,
+    cluster: Path | None = None,
+    ask: bool = True,
 ) -> tuple[Loaded, Plan]:
     """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
-    machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file."""
+    machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file, which is asked what
+    it has if it is running already (``ask``)."""
     from clusters import local, running
     from pipelines.commands import submit
     from pipelines.plan import rounds
@@ -56,8 +61,8 @@ def plan_of(
         if address is not None:
             running.reach(address)
         if cluster is not None:
-            submit.check_places(loaded, cluster)
-        found = [] if address or cluster else list(local.unplaceable(dict(loaded.spec.resources), local.load()))
+            submit.check_places(loaded, cluster, ask)
+        found = [] if address or cluster else list(local.unplaceable(dict(loaded.spec.resources), local.default()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)

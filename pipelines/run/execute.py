@@ -21,6 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
+from clusters import local, running
+from clusters.local import LocalCluster
 from pipelines import plugins
 from pipelines.plan.rounds import Plan
 from pipelines.run import console, summary
@@ -89,12 +91,15 @@ class _Recorder(console.Lines):
 
 
 def execute(
-    loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool, address: str | None = None
+    loaded: Loaded,
+    plan: Plan,
+    store: ArtifactStore,
+    as_json: bool,
+    verbose: bool,
+    ray: str | LocalCluster | None = None,
 ) -> int:
-    """Run a plan, on the Ray cluster at ``address`` or on one of this machine, and show it. Returns the exit code: 0
-    done, 1 a stage failed, 130 interrupted."""
-    from clusters import local, running
-
+    """Run a plan on the Ray cluster at an address, or on one of this machine with its own or the given settings, and
+    show it. Returns the exit code: 0 done, 1 a stage failed, 130 interrupted."""
     run = Run.begin(loaded, plan, store)
     clock = time.monotonic()
     connected: list[bool] = []
@@ -102,12 +107,12 @@ def execute(
 
     def connect() -> None:
         connected.append(True)
-        if address is None:
-            local.start(local.load())
+        if not isinstance(ray, str):
+            local.start(ray or local.default())
             running.require(resources)
         else:
             named = plugins.module_names(loaded.spec.model_dump())
-            running.join(address, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
+            running.join(ray, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
             running.require(resources, store.store, named)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:

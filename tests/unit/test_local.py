@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from clusters.cpus import usable_cpus
-from clusters.local import LocalCluster, load, unplaceable
+from clusters.local import LocalCluster, default, unplaceable
 from stages.base import Resources, TrainResources
 
 FOUR = LocalCluster(kind="local", cpus=4)
@@ -22,8 +22,8 @@ def faults(**resources: Resources) -> dict[str, str]:
 
 
 def test_the_settings_that_come_with_it_are_valid() -> None:
-    assert load().kind == "local"
-    assert load().total_cpus == usable_cpus() >= 1
+    assert default().kind == "local"
+    assert default().total_cpus == usable_cpus() >= 1
 
 
 def test_the_number_of_cores_can_be_given() -> None:
@@ -66,7 +66,7 @@ import ray  # as the module of a user's judge may
 from ray._private.worker import _maybe_modify_runtime_env
 from clusters import local
 ray.init = lambda **options: print(sorted(_maybe_modify_runtime_env(options.get("runtime_env"), False) or []))
-local.start(local.load())
+local.start(local.default())
 """
 
 

@@ -1,0 +1,200 @@
+"""The commands about jobs on clusters: submit, jobs, logs, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from pipelines.commands.common import JsonOption, SetOption, SpecArgument, plan_of, refuse, refuse_all
+
+if TYPE_CHECKING:
+    from clusters.job import JobStatus
+    from pipelines.commands.sent import Sent
+
+_EVERY = 1.0
+"""Seconds between two looks at a job that is followed."""
+_PATIENCE = 60.0
+"""Seconds for which a cluster that does not answer is asked again while a job is followed."""
+_STOPPING = 60.0
+"""Seconds for which the end of a job that was stopped is waited for."""
+
+ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="FILE", help="The cluster's file (docs/clusters.md).")]
+OtherCluster = Annotated[
+    Path | None, typer.Option("--cluster", metavar="FILE", help="Of a job that was sent from another machine.")
+]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's name, as rondo submit printed it, or enough of it.")
+]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")]
+
+
+def submit(
+    spec: SpecArgument,
+    cluster: ClusterFile,
+    overrides: SetOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what it prints until it has ended.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+) -> None:
+    """Send a run to a cluster as a job. It does there what rondo run does here.
+
+    The job's name is printed; rondo jobs, logs and stop take it. A job that was cut off goes on from the last finished
+    step when the same command is given again.
+
+    Exit codes: 0 sent (with --follow: done), 1 the cluster refused it (it failed), 2 the spec, the cluster file or the
+    usage is wrong.
+    """
+    from clusters.kinds import launcher
+    from pipelines.commands import sent
+    from pipelines.commands import submit as jobs
+    from pipelines.spec import clusterfile
+    from pipelines.spec.problems import SpecError
+    from stages.base import StageError
+
+    if dry_run and follow:
+        refuse("--dry-run sends nothing that --follow could follow; give one of them")
+    try:
+        settings = clusterfile.load(cluster)
+        loaded, _ = plan_of(spec, overrides, cluster=cluster, ask=not dry_run)
+        file = cluster.absolute()
+        job, send = jobs.job(loaded, overrides or (), settings, file), launcher(settings, Path.cwd())
+        if settings.kind == "ray":
+            jobs.check_travels(loaded)
+    except SpecError as error:
+        refuse_all(error)
+    try:
+        if dry_run:
+            typer.echo(send.show(job), nl=False)
+            return
+        known = sent.of_job(job, send.submit(job), settings, file)
+        sent.remember(known)
+    except StageError as error:
+        _fail(error)
+    typer.echo(known.job)
+    if follow:
+        _follow(known)
+
+
+def jobs(as_json: JsonOption = False) -> None:
+    """List the jobs that were sent from here, the newest first, and how they are now."""
+    from pipelines.commands import sent
+
+    known = list(reversed(sent.known()))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_status, known))
+    if as_json:
+        rows = [
+            {"job": each.job, "name": each.name, "state": status.state, "detail": status.detail, "spec": each.spec,
+             "cluster": each.cluster, "kind": each.settings["kind"], "submitted": each.submitted}
+            for each, status in zip(known, found, strict=True)
+        ]  # fmt: skip
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    if not known:
+        typer.echo("no jobs were sent from here; send one with: rondo submit SPEC --cluster FILE")
+    for each, status in zip(known, found, strict=True):
+        detail = f"  ({status.detail})" if status.detail else ""
+        typer.echo(f"{each.job:<48} {status.state:<8} {each.submitted[:16]}  {Path(each.cluster).name}{detail}")
+
+
+def logs(job: JobArgument, cluster: OtherCluster = None, follow: FollowOption = False) -> None:
+    """Show what a job has printed: the same lines as a run on this machine.
+
+    Exit codes: 0 shown (with --follow: the job is done), 1 the cluster does not answer (the job failed or was stopped),
+    2 there is no such job.
+    """
+    from stages.base import StageError
+
+    known = _find(job, cluster)
+    if follow:
+        _follow(known)
+        return
+    try:
+        typer.echo(known.launcher.logs(known.job), nl=False)
+    except StageError as error:
+        _fail(error)
+
+
+def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
+    """End a job. What it has finished is kept; the same rondo submit continues there.
+
+    Exit codes: 0 it has ended, 1 the cluster does not answer or the job goes on, 2 there is no such job.
+    """
+    from pipelines.commands import sent
+    from stages.base import StageError
+
+    known = _find(job, cluster)
+    try:
+        if (status := known.status()).ended:
+            typer.echo(f"{known.job} had ended before: {status.state}")
+            return
+        known.launcher.stop(known.job)
+        status = _ended(known)
+    except StageError as error:
+        _fail(error)
+    if not status.ended:
+        typer.echo(f"{known.job} was asked to end, and is still {status.state} after {_STOPPING:.0f} s", err=True)
+        raise typer.Exit(1)
+    if status.state == "gone":  # some clusters forget a job that was stopped
+        sent.remember(dataclasses.replace(known, state="stopped"))
+    typer.echo(f"{known.job}: {'stopped' if status.state == 'gone' else status.state}")
+
+
+def _find(job: str, cluster: Path | None) -> Sent:
+    from pipelines.commands import sent
+    from pipelines.spec.problems import SpecError
+    from stages.base import StageError
+
+    try:
+        return sent.find(job, cluster)
+    except SpecError as error:
+        refuse_all(error)
+    except StageError as error:
+        refuse(str(error))
+
+
+def _status(known: Sent) -> JobStatus:
+    """How a job is, as far as its cluster says."""
+    from clusters.job import JobStatus
+    from stages.base import StageError
+
+    try:
+        return known.status()
+    except StageError as error:
+        return JobStatus("gone", str(error))
+
+
+def _ended(known: Sent) -> JobStatus:
+    """The status of a job that is about to end, when it has, or after a while."""
+    until = time.monotonic() + _STOPPING
+    while not (status := known.status()).ended and time.monotonic() < until:
+        time.sleep(_EVERY)
+    return status
+
+
+def _follow(known: Sent) -> None:
+    """Print what a job prints until it ends, and exit with 1 if it does not end well. Ctrl-C leaves the job alone."""
+    from pipelines.commands.follow import follow
+    from stages.base import StageError
+
+    try:
+        status = follow(known.launcher, known.job, _EVERY, _PATIENCE)
+    except KeyboardInterrupt:
+        typer.echo(f"\nthe job goes on; follow it again with: rondo logs {known.job} --follow", err=True)
+        raise typer.Exit(130) from None
+    except StageError as error:
+        _fail(error)
+    detail = f": {status.detail}" if status.detail else ""
+    typer.echo(f"job {known.job} {status.state}{detail}", err=True)
+    if status.state != "done":
+        raise typer.Exit(1)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(str(error), err=True)
+    raise typer.Exit(1) from None

@@ -1,0 +1,108 @@
+"""The jobs that this user has sent, each in a file of its own, with what its cluster file said: no secret is in one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from clusters.job import JobSpec, JobStatus, State, known_jobs
+from clusters.kinds import KINDS, Cluster, Launcher, launcher
+from pipelines.spec import clusterfile
+from stages.base import StageError
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A job that was sent to a cluster."""
+
+    job: str
+    """Its name on the cluster."""
+    name: str
+    spec: str
+    cluster: str
+    """The cluster's file."""
+    settings: dict[str, Any]
+    """What the file said."""
+    folder: str
+    """Where it was submitted."""
+    submitted: str
+    state: str = ""
+    """How it ended, once that is known; the cluster may forget it, or be gone itself."""
+    detail: str = ""
+
+    @property
+    def launcher(self) -> Launcher:
+        settings = KINDS[self.settings["kind"]].model_validate(self.settings)
+        return launcher(settings, Path(self.folder))
+
+    @property
+    def file(self) -> Path:
+        return known_jobs() / f"{self.settings['kind']}-{self.job}.json"
+
+    def status(self) -> JobStatus:
+        """How the job is now.
+
+        Raises:
+            StageError: its cluster does not answer.
+        """
+        if self.state:
+            return JobStatus(cast(State, self.state), self.detail)
+        status = self.launcher.status(self.job)
+        if status.ended:
+            remember(replace(self, state=status.state, detail=status.detail))
+        return status
+
+
+def remember(sent: Sent) -> None:
+    sent.file.parent.mkdir(parents=True, exist_ok=True)
+    part = sent.file.with_suffix(".part")
+    part.write_text(json.dumps(asdict(sent)), encoding="utf-8")
+    part.replace(sent.file)
+
+
+def of_job(job: JobSpec, name: str, cluster: Cluster, file: Path) -> Sent:
+    """The record of a job that the cluster calls ``name``."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    settings = cluster.model_dump(mode="json")
+    return Sent(name, job.name, job.spec, str(file), settings, str(job.folder), now)
+
+
+def known() -> list[Sent]:
+    """The jobs that were sent, the oldest first; a file of another version of Rondo is left out."""
+    found = []
+    for file in known_jobs().glob("*.json"):
+        try:
+            found.append(Sent(**json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            continue
+    return sorted(found, key=lambda sent: sent.submitted)
+
+
+def find(job: str, cluster: Path | None) -> Sent:
+    """The job of a name, or the one whose name contains it; with a ``cluster`` file also one that was sent from
+    elsewhere.
+
+    Raises:
+        StageError: there is none, or there are several.
+        SpecError: the cluster file is wrong.
+    """
+    if cluster is not None:
+        settings = clusterfile.load(cluster).model_dump(mode="json")
+        for sent in known():
+            if sent.job == job and sent.settings == settings:
+                return sent
+        return Sent(job, job, "", str(cluster), settings, str(Path.cwd()), "")
+    jobs = known()
+    found = [sent for sent in jobs if sent.job == job] or [sent for sent in jobs if job in sent.job]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise StageError(
+            f"{job}: no such job was sent from here; rondo jobs lists those that were. For one of elsewhere give "
+            "the cluster: --cluster FILE"
+        )
+    places = ", ".join(f"{sent.job} ({sent.cluster})" for sent in found)
+    raise StageError(f"{job}: {len(found)} jobs match: {places}; give the whole name, or --cluster FILE")
