@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shlex
 import tempfile
@@ -102,6 +103,7 @@ class RayJobs:
     def _client(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # else it tells of every upload
         return JobSubmissionClient(self._address)
 
 

@@ -39,10 +39,12 @@ def fit(arguments: Arguments) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The worker's own words, out of Ray's wrapping."""
+    """The worker's own words, out of Ray's wrapping; of an error that is not a stage's own with its type."""
     inner = getattr(error, "cause", None) or error
-    lines = str(inner).strip().splitlines()
-    return lines[-1] if lines else repr(inner)
+    if isinstance(inner, StageError):
+        return str(inner)
+    lines = str(inner).strip().splitlines() or [""]
+    return lines[-1] if isinstance(inner, ray.exceptions.RayError) else f"{type(inner).__name__}: {lines[-1]}"
 
 
 def single_worker(arguments: Arguments) -> None:
