@@ -22,7 +22,8 @@ class JobSpec:
     """One ``rondo run`` to be done on a cluster."""
 
     id: str
-    """``name`` with a random ending: what the job is called where Rondo may choose."""
+    """The pipeline's name with a random ending, at most 47, a letter first: what the job is called where Rondo may
+    choose."""
     name: str
     """The pipeline's name: lower-case letters, digits and hyphens, at most 63."""
     spec: str

@@ -7,13 +7,20 @@ from typing import Protocol
 
 from clusters.background import Background
 from clusters.job import JobSpec, JobStatus
+from clusters.kubectl import Kubectl
+from clusters.kuberay import KubeRayCluster
 from clusters.local import LocalCluster
 from clusters.ray_jobs import RayCluster, RayJobs
 from clusters.slurm import Slurm, SlurmCluster
 from stages.io.nodes import Node
 
-Cluster = LocalCluster | RayCluster | SlurmCluster
-KINDS: dict[str, type[Cluster]] = {"local": LocalCluster, "ray": RayCluster, "slurm": SlurmCluster}
+Cluster = LocalCluster | RayCluster | SlurmCluster | KubeRayCluster
+KINDS: dict[str, type[Cluster]] = {
+    "local": LocalCluster,
+    "ray": RayCluster,
+    "slurm": SlurmCluster,
+    "kuberay": KubeRayCluster,
+}
 
 
 class Launcher(Protocol):
@@ -46,4 +53,6 @@ def launcher(cluster: Cluster, folder: Path) -> Launcher:
         return Slurm(cluster, folder)
     if isinstance(cluster, RayCluster):
         return RayJobs(cluster)
+    if isinstance(cluster, KubeRayCluster):
+        return Kubectl(cluster)
     return Background(cluster)

@@ -69,7 +69,26 @@ def join(address: str, code: Sequence[Path] = ()) -> None:
         names = ", ".join(path.name for path in code)
         raise StageError(f"{names} cannot be sent to the cluster: {str(error).strip()}") from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise StageError(_nobody(address, error)) from None
+        raise StageError(_without_token(address) or _nobody(address, error)) from None
+
+
+def _without_token(address: str) -> str | None:
+    """What is wrong with the token: Ray speaks of it only in its log. Clusters of Ray 2.60 and newer want one if they
+    are not told otherwise."""
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        ray._raylet.GcsClient(address=canonicalize_bootstrap_address(address))
+    except ray.exceptions.AuthenticationError as error:
+        reason = str(error).partition(". ")[0].rpartition(": ")[2]
+        return (
+            f"the Ray cluster at {address} wants a token: {reason}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH; on the machine where the cluster was started, Ray finds it in ~/.ray/auth_token"
+        )
+    except (ray.exceptions.RaySystemError, OSError, RuntimeError, ValueError):
+        return None
+    return None
 
 
 def _job_environment() -> dict[str, Any]:
@@ -78,15 +97,20 @@ def _job_environment() -> dict[str, Any]:
     return environment
 
 
-def require(resources: Mapping[str, Resources], store: Store | None = None, modules: Sequence[str] = ()) -> None:
+def require(
+    resources: Mapping[str, Resources], store: Store | None = None, modules: Sequence[str] = (), wait: float = 0
+) -> None:
     """See that the cluster can do what it is asked for: that the nodes have what a run needs, with the user's own
-    ``modules``, if they work on a ``store``, and that every worker has a place.
+    ``modules``, if they work on a ``store``, and that every worker has a place, or will have one within ``wait``
+    seconds of being asked for.
 
     Raises:
         StageError: says on a line each what is lacking where.
     """
     found = [] if store is None else faults(store, modules)
-    found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
+    nodes.wait_for(wait)
+    if not wait:
+        found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
     if found:
         raise StageError("the cluster cannot run this:\n" + "\n".join(found))
 

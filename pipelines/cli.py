@@ -142,6 +142,14 @@ def run(
         Path | None,
         typer.Option("--cluster", metavar="FILE", help="Settings of this machine's Ray: a file of kind local."),
     ] = None,
+    wait: Annotated[
+        int,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long a stage waits for machines that the cluster adds on demand; 0: it has all it will have.",
+        ),
+    ] = 0,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -159,7 +167,7 @@ def run(
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
-    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray))
+    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray, wait))
 
 
 def _ray(address: str | None, cluster: Path | None) -> str | LocalCluster:

@@ -48,14 +48,15 @@ def _known(wanted: Resources) -> Resources:
 def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) -> JobSpec:
     """The run as a job. On this machine it starts a Ray of its own, elsewhere it joins the one it finds."""
     name = loaded.spec.name
+    wait = getattr(cluster, "wait", 0) if getattr(cluster, "autoscaling", True) else 0
     options = [part for text in overrides for part in ("--set", text)]
     options += ["--store", cluster.store] if cluster.store else []
     options += ["--cluster", str(file)] if isinstance(cluster, LocalCluster) else ["--address", "auto"]
-    if isinstance(cluster, RayCluster) and cluster.wait:
-        options += ["--wait", str(cluster.wait)]
+    options += ["--wait", str(wait)] if wait else []
     bundled = loaded.path in recipes().values()
+    called = (name if name[0].isalpha() else f"run-{name}")[:_NAME_LENGTH].rstrip("-")
     return JobSpec(
-        f"{name[:_NAME_LENGTH].rstrip('-')}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
+        f"{called}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
         None if bundled else loaded.path.parent,
     )  # fmt: skip
 

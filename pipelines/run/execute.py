@@ -97,9 +97,11 @@ def execute(
     as_json: bool,
     verbose: bool,
     ray: str | LocalCluster | None = None,
+    wait: float = 0,
 ) -> int:
     """Run a plan on the Ray cluster at an address, or on one of this machine with its own or the given settings, and
-    show it. Returns the exit code: 0 done, 1 a stage failed, 130 interrupted."""
+    show it. For machines that the cluster adds on demand a stage waits ``wait`` seconds. Returns the exit code: 0 done,
+    1 a stage failed, 130 interrupted."""
     run = Run.begin(loaded, plan, store)
     clock = time.monotonic()
     connected: list[bool] = []
@@ -113,7 +115,7 @@ def execute(
         else:
             named = plugins.module_names(loaded.spec.model_dump())
             running.join(ray, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
-            running.require(resources, store.store, named)
+            running.require(resources, store.store, named, wait)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))
@@ -129,7 +131,8 @@ def execute(
             document, code = run.record("done", runner, time.monotonic() - clock), 0
         except Exception as failure:
             traceback.print_exception(failure)  # into the log
-            terminal.print(f"failed at {reason(failure)}", highlight=False, markup=False, soft_wrap=True)
+            where = "failed at" if isinstance(failure, StepFailed) else "failed:"
+            terminal.print(f"{where} {reason(failure)}", highlight=False, markup=False, soft_wrap=True)
             document, code = run.record("failed", runner, time.monotonic() - clock, reason(failure)), 1
         except (KeyboardInterrupt, SystemExit):
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130

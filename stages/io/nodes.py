@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stages.base import Resources
+from stages.base import Resources, StageError
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,55 @@ def of_cluster() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+_patience = 0.0
+"""Seconds for which a cluster that adds machines on demand is waited for."""
+_EVERY = 2.0
+
+
+def wait_for(seconds: float) -> None:
+    """Say that the cluster adds machines on demand, and how long that may take."""
+    global _patience
+    _patience = seconds
+
+
+def for_workers(wanted: Resources) -> list[Node]:
+    """The machines of the running cluster, as soon as the fewest workers have a place on them. If there are too few,
+    Ray's autoscaler is asked for more.
+
+    Raises:
+        StageError: they have not come in time.
+    """
+    machines = of_cluster()
+    if not _patience or not (lacking := list(unplaceable({"": wanted}, machines))):
+        return machines
+    from ray.autoscaler.sdk import request_resources
+
+    fewest = wanted.worker_range[0]
+    print(f"waiting for machines: {lacking[0][1]}", flush=True)
+    until = time.monotonic() + _patience
+    request_resources(bundles=[_bundle(wanted)] * fewest, bundle_label_selectors=[wanted.label_selector] * fewest)
+    try:
+        while lacking := list(unplaceable({"": wanted}, machines := of_cluster())):
+            if time.monotonic() > until:
+                raise StageError(f"no machines came within {_patience:.0f} s (rondo run --wait): {lacking[0][1]}")
+            time.sleep(_EVERY)
+    finally:
+        request_resources(bundles=[])  # the workers keep them, and let them go when they have ended
+    return machines
+
+
+def _bundle(wanted: Resources) -> dict[str, float]:
+    """What one worker takes, as the autoscaler counts."""
+    found: dict[str, float] = {"CPU": wanted.cpus or 1}
+    if wanted.gpus:
+        found["GPU"] = wanted.gpus
+    if wanted.memory_bytes:
+        found["memory"] = wanted.memory_bytes
+    if wanted.accelerator_type:
+        found[f"accelerator_type:{wanted.accelerator_type}"] = 0.001
+    return found
 
 
 def cpus_per_worker(wanted: Resources, nodes: Sequence[Node]) -> int:

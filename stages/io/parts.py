@@ -149,7 +149,7 @@ def _made(
     if not _started():
         yield from _mapped(worker, arguments, output, tasks, ())
         return
-    machines = nodes.of_cluster()
+    machines = nodes.for_workers(resources)
     cpus = nodes.cpus_per_worker(resources, machines)
     options = {**resources.options(cpus), "runtime_env": {"env_vars": dict(env or {})}}
     workers = min(resources.worker_range[1], len(tasks), max(1, nodes.room(resources, cpus, machines)))

@@ -36,7 +36,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     output, resources = context.output, context.resources
     assert isinstance(resources, TrainResources)
     if POLICY not in output.done():
-        cpus = nodes.cpus_per_worker(resources, nodes.of_cluster())
+        cpus = nodes.cpus_per_worker(resources, nodes.for_workers(resources))
         with board(context.progress) as progress:
             arguments = Arguments(config, resources, cpus, dict(inputs), output, progress, tuple(sys.path))
             _fit(arguments, progress)

@@ -137,7 +137,7 @@ def test_a_run_ends_as_it_did_when_its_record_cannot_be_written(
     monkeypatch.setattr(local, "start", start)
     assert execute(loaded, sound(), store, as_json=False, verbose=False) == code
     said = capfd.readouterr().out
-    assert ("failed at store x is away" if code == 1 else "the same command continues") in said.replace(
+    assert ("failed: store x is away" if code == 1 else "the same command continues") in said.replace(
         "StoreError: ", ""
     )
 

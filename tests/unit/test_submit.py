@@ -148,7 +148,7 @@ def test_every_mistake_in_a_cluster_file_is_named_at_its_key(folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [("kind: slurn\n", "slurm.yaml:1 kind: unknown kind 'slurn'; did you mean 'slurm'?"),
-     ("nodes: 2\n", "slurm.yaml kind: required, but missing (local, ray, slurm)"),
+     ("nodes: 2\n", "slurm.yaml kind: required, but missing (local, ray, slurm, kuberay)"),
      ("kind: [slurm]\n", "unknown kind ['slurm']"),
      ("- a\n", "slurm.yaml"), (None, "no such cluster file")],
 )  # fmt: skip

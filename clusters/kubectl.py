@@ -1,0 +1,140 @@
+"""Jobs on Kubernetes, by way of kubectl and what it is allowed to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import yaml
+
+from clusters import folder, rayjob
+from clusters.job import JobSpec, JobStatus, State
+from clusters.kuberay import Group, KubeRayCluster
+from stages.base import StageError
+from stages.io.nodes import Node
+
+_BOUND = 750 << 10
+"""Bytes of the spec's folder: a ConfigMap takes 1 MiB, and what is no text grows by a third in it."""
+_SECONDS = 120
+"""For which kubectl may take."""
+_OF_MEMORY = 0.7
+"""Of a pod's memory what Ray lends to workers; the rest is for its object store."""
+_STATES: dict[str, State] = {
+    "Complete": "done", "Failed": "failed", "ValidationFailed": "failed", "Running": "running", "Retrying": "running",
+}  # fmt: skip
+
+
+class Kubectl:
+    """Makes a RayJob, asks for it, and deletes it."""
+
+    knows_all = False
+
+    def __init__(self, cluster: KubeRayCluster) -> None:
+        self._cluster = cluster
+
+    def machines(self) -> list[Node]:
+        """The pods of a job, as many of each group as there may be."""
+        cluster = self._cluster
+        if not cluster.workers:
+            return [_node("head", cluster.head)]
+        return [_node(name, group) for name, group in cluster.workers.items() for _ in range(group.range[1])]
+
+    def show(self, job: JobSpec) -> str:
+        return yaml.dump(self._manifest(job), Dumper=_Readable, sort_keys=False, width=120)
+
+    def submit(self, job: JobSpec) -> str:
+        """Make the RayJob, and let its ConfigMap go when it goes.
+
+        Raises:
+            StageError: the spec's folder is too large, or kubectl is missing or is refused.
+        """
+        made = json.loads(self._ask("create", "-f", "-", "-o", "json", given=json.dumps(self._manifest(job))))
+        uid = next(item["metadata"]["uid"] for item in made["items"] if item["kind"] == "RayJob")
+        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": job.id, "uid": uid}
+        patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
+        self._ask("patch", "configmap", job.id, "--type", "merge", "-p", patch)
+        return job.id
+
+    def status(self, job: str) -> JobStatus:
+        answer = self._ask("get", "rayjob", job, "-o", "json", "--ignore-not-found")
+        if not answer.strip():
+            return JobStatus("gone", "Kubernetes does not know it (any more)")
+        found = json.loads(answer)
+        status = found.get("status", {})
+        state = status.get("jobDeploymentStatus", "")
+        if status.get("jobStatus") == "STOPPED":
+            return JobStatus("stopped")
+        detail = ": ".join(text for text in (status.get("reason"), status.get("message")) if text).partition("\n")[0]
+        if state not in _STATES:
+            return JobStatus("pending", detail or _waiting(found, status))
+        return JobStatus(_STATES[state], detail if _STATES[state] == "failed" else "")
+
+    def logs(self, job: str) -> str:
+        try:
+            return self._ask("logs", f"job/{job}", "--tail=-1")
+        except StageError:
+            if self.status(job).state == "gone":
+                raise StageError(f"{job}: Kubernetes has no such RayJob; rondo jobs lists those sent") from None
+            return ""  # its pod is not there yet
+
+    def stop(self, job: str) -> None:
+        self._ask("delete", "rayjob", job, "--wait=false")
+
+    def _manifest(self, job: JobSpec) -> dict[str, Any]:
+        files: dict[str, bytes] = {}
+        if job.travels and not self._cluster.folder:
+            found = folder.files(job.travels, _BOUND)
+            files = {file.relative_to(job.travels).as_posix(): file.read_bytes() for file in found}
+        return rayjob.manifest(self._cluster, job, files)
+
+    def _ask(self, *arguments: str, given: str | None = None) -> str:
+        """What kubectl answers.
+
+        Raises:
+            StageError: it is not here, or is refused.
+        """
+        where = ["--context", self._cluster.context] if self._cluster.context else []
+        where += ["--namespace", self._cluster.namespace] if self._cluster.namespace else []
+        try:
+            done = subprocess.run(
+                ["kubectl", *where, *arguments], input=given, capture_output=True, text=True, check=False,
+                timeout=_SECONDS,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise StageError("kubectl is not installed here; jobs reach Kubernetes by way of it") from None
+        except subprocess.TimeoutExpired:
+            raise StageError(f"kubectl had no answer within {_SECONDS} s; is the cluster reachable?") from None
+        if done.returncode:
+            # What matters stands last, behind kubectl's own log.
+            said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or [""]
+            raise StageError(f"Kubernetes refused (kubectl {arguments[0]}): {said[-1].strip()}")
+        return done.stdout
+
+
+class _Readable(yaml.SafeDumper):
+    """Without references to what stands elsewhere, and with scripts as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _node(name: str, group: Group) -> Node:
+    return Node(name, {"CPU": group.cpus, "GPU": group.gpus, "memory": int(group.memory_gib * _OF_MEMORY * 2**30)})
+
+
+def _waiting(found: dict[str, Any], status: dict[str, Any]) -> str:
+    """What a job that has not begun waits for."""
+    queue = found["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+    if found["spec"].get("suspend") and queue:
+        return f"in the queue {queue}"
+    pods = status.get("rayClusterStatus", {})
+    if "desiredWorkerReplicas" in pods:
+        return f"{pods.get('readyWorkerReplicas', 0)} of {pods['desiredWorkerReplicas']} workers are ready"
+    return "its Ray cluster is being made"

@@ -1,0 +1,121 @@
+"""What a cluster file of kind ``kuberay`` says: a Ray cluster on Kubernetes, made for one job and gone with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from clusters.fields import StorePlace, matching
+from stages.base import Config
+
+_SECRET = re.compile(r"(?i)token|secret|passw|credential|(^|_)key($|_)|api_?key|access_?key")
+
+Name = Annotated[
+    str, matching(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens, a letter first")
+]
+Path = Annotated[str, matching(r"/[^\s:]+", "an absolute path")]
+Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
+Text = Annotated[str, matching(r"\S+", "text without white space")]
+
+
+class Toleration(Config):
+    """A taint of nodes, such as that of spot machines, that pods may stand on nevertheless."""
+
+    key: Text
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Group(Config):
+    """Pods of one size."""
+
+    cpus: PositiveInt = 2
+    memory_gib: PositiveInt = 8
+    gpus: NonNegativeInt = 0
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of Kubernetes that the nodes have to have."""
+    tolerations: tuple[Toleration, ...] = ()
+
+
+class WorkerGroup(Group):
+    workers: NonNegativeInt | tuple[NonNegativeInt, PositiveInt] = 1
+    """How many; ``[fewest, most]``: as many as the run's stages need."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
+
+    @field_validator("workers")
+    @classmethod
+    def _rising(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"expected [fewest, most], got {list(value)}")
+        return value
+
+    @property
+    def range(self) -> tuple[int, int]:
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+
+class Volume(Config):
+    """A persistent volume claim that all pods mount, which has to allow that."""
+
+    claim: Name
+    path: Path
+
+
+class KubeRayCluster(Config):
+    kind: Literal["kuberay"]
+    image: Annotated[str, matching(r"[A-Za-z0-9][\w.:/@-]*", "an image's name")]
+    """With Rondo in it, in the version of this machine (``clusters/docker``)."""
+    store: StorePlace
+    """A bucket, or a folder on the ``volume``."""
+    namespace: Name | None = None
+    context: Text | None = None
+    """Of kubectl's configuration; by default its current one."""
+    head: Group = Group()
+    """The driver runs here; the workers too, if there are no groups of them."""
+    workers: dict[Name, WorkerGroup] = Field(default_factory=dict)
+    folder: Path | None = None
+    """The spec's folder in the image or on the volume; by default it travels in a ConfigMap, which holds 1 MiB."""
+    volume: Volume | None = None
+    secrets: tuple[Name, ...] = ()
+    """Secrets of Kubernetes whose entries become environment variables: a bucket's credentials, a hub's token."""
+    env: dict[Variable, str] = Field(default_factory=dict)
+    service_account: Name | None = None
+    image_pull_secrets: tuple[Name, ...] = ()
+    queue: Name | None = None
+    """A LocalQueue of Kueue."""
+    retries: NonNegativeInt = 2
+    """How often a run that failed is started again, on a new cluster; it goes on from the last finished step."""
+    keep_seconds: NonNegativeInt = 0
+    """For which the Ray cluster is kept after the run, to be looked at."""
+    time_limit_seconds: PositiveInt | None = None
+    wait: PositiveInt = 1800
+    """Seconds for which a stage waits for pods that are added on demand."""
+    cache_gib: PositiveInt = 100
+    """Disk of each pod for copies of what is in the bucket."""
+    run_as: PositiveInt = 1000
+    """The user's number in the image; not root."""
+    token_auth: bool = True
+    """Ray asks for a token that KubeRay makes and keeps in a Secret; KubeRay 1.5 or newer."""
+
+    @property
+    def autoscaling(self) -> bool:
+        return any(group.range[0] < group.range[1] for group in self.workers.values())
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        if named := [name for name in value if _SECRET.search(name)]:
+            raise ValueError(f"{named[0]} looks like a secret; put it into a Secret and name that under secrets")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.queue and self.autoscaling:
+            raise ValueError("a queue of Kueue takes jobs of a fixed size: give every group of workers one number")
+        if "://" not in self.store and not (self.volume and self.store.startswith(self.volume.path.rstrip("/") + "/")):
+            raise ValueError(f"the store {self.store} is on no volume: use a bucket, or a folder below volume.path")
+        return self
