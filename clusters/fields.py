@@ -23,3 +23,8 @@ StorePlace = Annotated[
     str, matching(r"(/|[a-z0-9]+://)[^\s]+", "an absolute path, or a bucket such as s3://bucket/prefix")
 ]
 """Where results are kept: a folder that all machines see, as an absolute path, or a bucket."""
+
+Name = Annotated[
+    str, matching(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens, a letter first")
+]
+Text = Annotated[str, matching(r"\S+", "text without white space")]

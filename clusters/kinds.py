@@ -11,13 +11,15 @@ from clusters.kubectl import Kubectl
 from clusters.kuberay import KubeRayCluster
 from clusters.local import LocalCluster
 from clusters.ray_jobs import RayCluster, RayJobs
+from clusters.ray_up import RayUp, RayUpCluster
 from clusters.slurm import Slurm, SlurmCluster
 from stages.io.nodes import Node
 
-Cluster = LocalCluster | RayCluster | SlurmCluster | KubeRayCluster
+Cluster = LocalCluster | RayCluster | SlurmCluster | KubeRayCluster | RayUpCluster
 KINDS: dict[str, type[Cluster]] = {
     "local": LocalCluster,
     "ray": RayCluster,
+    "ray-up": RayUpCluster,
     "slurm": SlurmCluster,
     "kuberay": KubeRayCluster,
 }
@@ -53,6 +55,8 @@ def launcher(cluster: Cluster, folder: Path) -> Launcher:
         return Slurm(cluster, folder)
     if isinstance(cluster, RayCluster):
         return RayJobs(cluster)
+    if isinstance(cluster, RayUpCluster):
+        return RayUp(cluster)
     if isinstance(cluster, KubeRayCluster):
         return Kubectl(cluster)
     return Background(cluster)

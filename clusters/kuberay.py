@@ -7,17 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from clusters.fields import StorePlace, matching
+from clusters.fields import Name, StorePlace, Text, matching
 from stages.base import Config
 
 _SECRET = re.compile(r"(?i)token|secret|passw|credential|(^|_)key($|_)|api_?key|access_?key")
 
-Name = Annotated[
-    str, matching(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens, a letter first")
-]
 Path = Annotated[str, matching(r"/[^\s:]+", "an absolute path")]
 Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
-Text = Annotated[str, matching(r"\S+", "text without white space")]
 
 
 class Toleration(Config):
@@ -99,7 +95,7 @@ class KubeRayCluster(Config):
     run_as: PositiveInt = 1000
     """The user's number in the image; not root."""
     token_auth: bool = True
-    """Ray asks for a token that KubeRay makes and keeps in a Secret; KubeRay 1.5 or newer."""
+    """Ray asks for a token that KubeRay makes and keeps in a Secret; KubeRay 1.5.1 or newer."""
 
     @property
     def autoscaling(self) -> bool:

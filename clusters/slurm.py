@@ -95,16 +95,21 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
         *cluster.setup,
         "unset RAY_ADDRESS  # that of another cluster",
         "export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300",
+        "# Others work on these machines too: Ray asks for a token that only this job's processes know.",
+        "RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
+        "export RAY_AUTH_TOKEN RAY_AUTH_MODE=token",
         "# Ray is started on every node, the command runs on the first, and Ray ends with it.",
         'nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "head=${nodes%%$'\\n'*}",
-        'started="$PWD/.started-$SLURM_JOB_ID"',
-        "trap 'rm -f \"$started\"' EXIT",
+        'code="$PWD/.exit-code-$SLURM_JOB_ID"',
+        "trap 'rm -f \"$code\"' EXIT",
+        "# shellcheck disable=SC2016  # the quoted words are for the bash that srun starts",
         f'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task={cluster.cpus_per_node} '
         f'ray symmetric-run --address "$head:{cluster.port}" --min-nodes "$SLURM_JOB_NUM_NODES" {shlex.join(ray)} -- '
-        f"""bash -c 'touch "$0"; exec "$@"' "$started" {shlex.join(job.here)}""",
-        "# It ends well too when Ray could not be started.",
-        '[ -e "$started" ] || { echo "Ray was not started, see above" >&2; exit 1; }',
+        f"""bash -c '"$@"; echo $? > "$0"' "$code" {shlex.join(job.here)} || true""",
+        "# Ray's exit code is not the run's: 0 if Ray could not be started, 1 when several nodes were stopped.",
+        '[ -s "$code" ] || { echo "the run was not started or was cut off, see above" >&2; exit 1; }',
+        'exit "$(cat "$code")"',
     ]
     return "\n".join(lines) + "\n"
 

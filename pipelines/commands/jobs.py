@@ -63,7 +63,7 @@ def submit(
         loaded, _ = plan_of(spec, overrides, cluster=cluster, ask=not dry_run)
         file = cluster.absolute()
         job, send = jobs.job(loaded, overrides or (), settings, file), launcher(settings, Path.cwd())
-        if settings.kind == "ray" or (settings.kind == "kuberay" and not settings.folder):
+        if jobs.takes_along(settings):
             jobs.check_travels(loaded)
     except SpecError as error:
         refuse_all(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ class Sent:
     """How it ended, once that is known; the cluster may forget it, or be gone itself."""
     detail: str = ""
 
-    @property
+    @cached_property
     def launcher(self) -> Launcher:
         settings = KINDS[self.settings["kind"]].model_validate(self.settings)
         return launcher(settings, Path(self.folder))

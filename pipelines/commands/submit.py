@@ -9,8 +9,10 @@ from pathlib import Path
 
 from clusters.job import JobSpec
 from clusters.kinds import Cluster, launcher
+from clusters.kuberay import KubeRayCluster
 from clusters.local import LocalCluster
 from clusters.ray_jobs import RayCluster
+from clusters.slurm import SlurmCluster
 from pipelines import plugins
 from pipelines.spec import clusterfile
 from pipelines.spec.load import Loaded, recipes
@@ -59,6 +61,12 @@ def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) 
         f"{called}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
         None if bundled else loaded.path.parent,
     )  # fmt: skip
+
+
+def takes_along(cluster: Cluster) -> bool:
+    """Whether the spec's folder travels with a job."""
+    in_image = isinstance(cluster, KubeRayCluster) and cluster.folder is not None
+    return not (in_image or isinstance(cluster, LocalCluster | SlurmCluster))
 
 
 def check_travels(loaded: Loaded) -> None:

@@ -68,7 +68,7 @@ def test_a_batch_script_starts_ray_on_every_node_and_the_run_on_the_first(folder
     assert runs_in_bash(printed.stdout, folder).stdout.splitlines() == [
         "--nodes=2", "--ntasks=2", "--cpus-per-task=8", "ray", "symmetric-run", "--address", "one:6379",
         "--min-nodes", "2", "--num-cpus",
-        "8", "--num-gpus", "1", "--", "bash", "-c", 'touch "$0"; exec "$@"', f"{folder}/.started-4711", "rondo", "run",
+        "8", "--num-gpus", "1", "--", "bash", "-c", '"$@"; echo $? > "$0"', f"{folder}/.exit-code-4711", "rondo", "run",
         "spec.yaml", "--set", "train.beta=0.2", "--store", "/shared/store", "--address", "auto",
         f"rondo was run in {folder}, RAY_ADDRESS ",
     ]  # fmt: skip
@@ -82,8 +82,8 @@ def test_a_job_ends_as_its_run_does_and_badly_if_there_was_none(folder: Path) ->
     assert good.stdout.endswith("RAY_ADDRESS \n")
     assert runs_in_bash(text, folder, RONDO_EXIT="3").returncode == 3
     none = runs_in_bash(text, folder, srun="exit 0")
-    assert (none.returncode, none.stderr) == (1, "Ray was not started, see above\n")
-    assert not list(folder.glob(".started*"))
+    assert (none.returncode, none.stderr) == (1, "the run was not started or was cut off, see above\n")
+    assert not list(folder.glob(".exit*"))
 
 
 def test_all_settings_stand_in_the_script(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_every_mistake_in_a_cluster_file_is_named_at_its_key(folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [("kind: slurn\n", "slurm.yaml:1 kind: unknown kind 'slurn'; did you mean 'slurm'?"),
-     ("nodes: 2\n", "slurm.yaml kind: required, but missing (local, ray, slurm, kuberay)"),
+     ("nodes: 2\n", "slurm.yaml kind: required, but missing (local, ray, ray-up, slurm, kuberay)"),
      ("kind: [slurm]\n", "unknown kind ['slurm']"),
      ("- a\n", "slurm.yaml"), (None, "no such cluster file")],
 )  # fmt: skip
