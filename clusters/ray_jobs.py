@@ -67,7 +67,7 @@ class RayJobs:
     def show(self, job: JobSpec) -> str:
         import yaml
 
-        return yaml.safe_dump({"POST": f"{self._address}/api/jobs/", **body(job)}, sort_keys=False)
+        return yaml.safe_dump({"POST": f"{self._address}/api/jobs/", **body(job)}, sort_keys=False, width=1000)
 
     def submit(self, job: JobSpec) -> str:
         """Send the spec's folder and the job; returns its id.

@@ -66,7 +66,7 @@ def remember(sent: Sent) -> None:
 
 def of_job(job: JobSpec, name: str, cluster: Cluster, file: Path) -> Sent:
     """The record of a job that the cluster calls ``name``."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     settings = cluster.model_dump(mode="json")
     return Sent(name, job.name, job.spec, str(file), settings, str(job.folder), now)
 

@@ -1,0 +1,296 @@
+"""Jobs that were sent: how they are, what they print, how they end; and what a job takes along. Without a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clusters import folder as travelling
+from clusters.job import JobSpec, JobStatus
+from clusters.kinds import KINDS, launcher
+from clusters.ray_jobs import RayCluster, RayJobs, body
+from clusters.slurm import Slurm, SlurmCluster
+from pipelines.commands import sent
+from pipelines.commands.follow import follow
+from stages.base import StageError
+from tests.unit import workspace
+from tests.unit.test_cli import rondo
+from tests.unit.workspace import SPEC
+
+SLURM = SlurmCluster(kind="slurm", store="s3://bucket/runs", cpus_per_node=8, time="1:00:00")
+RAY = "kind: ray\naddress: http://127.0.0.1:1\nstore: /shared/store\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent").mkdir()
+    workspace.make(tmp_path / "sent")
+    (tmp_path / "sent" / "spec.yaml").write_text(SPEC)
+    (tmp_path / "ray.yaml").write_text(RAY)
+    return tmp_path
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a stand-in of a program on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+    def make(name: str, body: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+
+    return make
+
+
+class Told:
+    """A cluster that says what it is told to: a status and all of the log, or an error, at each look."""
+
+    knows_all = True
+
+    def __init__(self, *looks: tuple[str, str] | StageError) -> None:
+        self.looks = list(looks)
+        self.text = ""
+
+    def status(self, job: str) -> JobStatus:
+        look = self.looks.pop(0)
+        if isinstance(look, StageError):
+            raise look
+        state, self.text = look
+        return JobStatus(state, "why" if state == "pending" else "")  # type: ignore[arg-type]
+
+    def logs(self, job: str) -> str:
+        return self.text
+
+
+def test_what_a_job_prints_is_shown_once_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    away = StageError("away")
+    told = Told(("pending", ""), ("pending", ""), ("running", "a\n"), away, ("running", "a\nb"), ("done", "a\nb\nc\n"))
+    assert follow(told, "job", 0.0, 60.0).state == "done"  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert printed.out == "a\nb\nc\n"
+    assert printed.err == "pending: why\n"
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for_at_first_and_not_for_ever() -> None:
+    with pytest.raises(StageError, match="away"):
+        follow(Told(StageError("away")), "job", 0.0, 60.0)  # type: ignore[arg-type]
+    with pytest.raises(StageError, match="away"):
+        follow(Told(("running", ""), *[StageError("away")] * 1000), "job", 0.01, 0.05)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "expected"),
+    [("PENDING|Resources", "", JobStatus("pending", "Resources")), ("RUNNING|None", "", JobStatus("running")),
+     ("", "COMPLETED", JobStatus("done")), ("", "CANCELLED by 1000", JobStatus("stopped")),
+     ("OUT_OF_MEMORY|x", "", JobStatus("failed", "out of memory")), ("", "TIMEOUT", JobStatus("failed", "timeout")),
+     ("", "FAILED", JobStatus("failed", "failed")), ("", "", JobStatus("gone", "Slurm does not know it (any more)"))],
+)  # fmt: skip
+def test_how_a_job_of_slurm_is(
+    program: Callable[[str, str], None], tmp_path: Path, squeue: str, sacct: str, expected: JobStatus
+) -> None:
+    # Of a job that it has forgotten squeue says that its number is wrong.
+    known = f'echo "{squeue}"' if squeue else 'case "$*" in *--jobs*) echo "Invalid job id" >&2; exit 1;; esac'
+    program("squeue", known)
+    program("sacct", f'echo "{sacct}"')
+    assert Slurm(SLURM, tmp_path).status("4711") == expected
+
+
+def test_a_job_of_slurm_is_read_and_stopped(program: Callable[[str, str], None], tmp_path: Path) -> None:
+    to = Slurm(SLURM, tmp_path)
+    assert to.logs("4711") == ""
+    (tmp_path / "tiny-4711.log").write_text("a line\n")
+    assert to.logs("4711") == "a line\n"
+    program("scancel", f'echo "$@" > {tmp_path}/stopped')
+    to.stop("4711")
+    assert (tmp_path / "stopped").read_text() == "4711\n"
+    program("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    program("sacct", "exit 1")
+    with pytest.raises(StageError, match=r"Slurm refused \(squeue\): slurm_load_jobs error: Unable to contact"):
+        to.status("4711")
+    for call in (to.status, to.logs, to.stop):
+        with pytest.raises(StageError, match="a job of Slurm has a number"):
+            call("*; rm -rf x")
+
+
+def test_the_scripts_words_are_good_shell(folder: Path) -> None:
+    (folder / "slurm.yaml").write_text(
+        'kind: slurm\nstore: /shared/store\nnodes: 2\ncpus_per_node: 8\ngpus_per_node: 1\ntime: "4:00:00"\n'
+    )
+    options = ["--set", "train.loss={use: simpo}", "--set", "judge.must_contain=['$(x)']"]
+    text = rondo("submit", "sent/spec.yaml", "--cluster", "slurm.yaml", "--dry-run", *options[:2]).stdout
+    assert text.startswith("#!/bin/bash")
+    shellcheck = Path(os.sys.executable).parent / "shellcheck"  # type: ignore[attr-defined]
+    done = subprocess.run([shellcheck, "-"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+def wait_for(job: str, state: str) -> None:
+    until = time.monotonic() + 60
+    while state != (now := {row["job"]: row["state"] for row in json.loads(rondo("jobs", "--json").stdout)}[job]):
+        assert time.monotonic() < until, f"{job} is {now}"
+        time.sleep(0.1)
+
+
+def test_a_job_in_the_background_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = folder / "refuses"
+    refuses.write_text("#!/bin/sh\necho 2 problems in $PWD >&2\nexit 2\n")
+    refuses.chmod(0o755)
+    monkeypatch.setattr("clusters.background.sys.executable", str(refuses))
+    (folder / "local.yaml").write_text("kind: local\ncpus: 1\nstore: kept\n")
+    submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
+    shown = rondo(*submit, "--dry-run").stdout
+    assert f"rondo run sent/spec.yaml --store kept --cluster {folder}/local.yaml &" in shown
+    first = rondo(*submit, "--follow")
+    assert first.exit_code == 1
+    job = first.stdout.splitlines()[0]
+    assert first.stdout == f"{job}\n2 problems in {folder}\n"
+    assert first.stderr.endswith(f"job {job} failed: exit code 2\n")
+    assert rondo("logs", job).stdout in first.stdout
+    (row,) = json.loads(rondo("jobs", "--json").stdout)
+    assert (row["state"], row["kind"], row["detail"]) == ("failed", "local", "exit code 2")
+    assert "had ended before: failed" in rondo("stop", job).stdout
+
+
+def test_a_job_in_the_background_is_stopped_or_seen_to_be_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = folder / "slow"
+    slow.write_text("#!/bin/sh\ntrap 'exit 130' INT\necho begun\nwhile :; do sleep 0.05; done\n")
+    slow.chmod(0o755)
+    (folder / "local.yaml").write_text("kind: local\n")
+    monkeypatch.setattr("clusters.background.sys.executable", str(slow))
+    submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
+    job = rondo(*submit).stdout.strip()
+    wait_for(job, "running")
+    assert rondo("stop", job).stdout == f"{job}: stopped\n"
+    other = rondo(*submit).stdout.strip()
+    wait_for(other, "running")
+    (process,) = (folder / "state").rglob(f"{other}/process.json")
+    os.killpg(json.loads(process.read_text())["group"], 9)
+    wait_for(other, "failed")
+    assert [row["detail"] for row in json.loads(rondo("jobs", "--json").stdout)] == ["its process was killed", ""]
+
+
+def test_a_job_is_found_by_enough_of_its_name(folder: Path) -> None:
+    for name in ("tiny-aaa", "tiny-aab"):
+        job = JobSpec(name, "tiny", "spec.yaml", (), folder, None)
+        cluster = RayCluster(kind="ray", address="http://127.0.0.1:1", store="/shared/store")
+        sent.remember(sent.of_job(job, name, cluster, folder / "ray.yaml"))
+    assert sent.find("aab", None).job == "tiny-aab"
+    for command in ("logs", "stop"):
+        many, none = rondo(command, "tiny"), rondo(command, "other")
+        assert (many.exit_code, none.exit_code) == (2, 2)
+        assert "2 jobs match: tiny-aaa (" in many.stderr
+        assert "other: no such job was sent from here; rondo jobs lists those that were" in none.stderr
+    assert sent.find("tiny-aaa", folder / "ray.yaml").spec == "spec.yaml"
+    assert sent.find("elsewhere", folder / "ray.yaml").spec == ""
+    (Path(os.environ["XDG_STATE_HOME"]) / "rondo" / "jobs" / "ray-broken.json").write_text("{")
+    listed = json.loads(rondo("jobs", "--json").stdout)
+    assert [(row["job"], row["state"]) for row in listed] == [("tiny-aab", "gone"), ("tiny-aaa", "gone")]
+    assert "no Ray cluster answers at http://127.0.0.1:1." in listed[0]["detail"]
+
+
+def test_an_address_that_does_not_answer_says_which_and_how_to_start_one(folder: Path) -> None:
+    for command in ("check", "submit"):
+        found = rondo(command, "sent/spec.yaml", "--cluster", "ray.yaml")
+        assert found.exit_code == 2
+        assert "no Ray cluster answers at http://127.0.0.1:1. " in found.stderr
+        assert "ray start --head" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("kind: ray\nadress: x\nstore: /x\n", "ray.yaml:2 adress: unknown key; did you mean 'address'?"),
+     ("kind: ray\naddress: 127.0.0.1:8265\nstore: /x\n", "ray.yaml:2 address: expected http://HOST:PORT"),
+     ("kind: ray\naddress: http://me:secret@host\nstore: /x\n", "ray.yaml:2 address: expected http://HOST:PORT"),
+     ("kind: ray\naddress: http://host\nstore: runs\n", "ray.yaml:3 store: expected an absolute path, or a bucket")],
+)  # fmt: skip
+def test_mistakes_in_a_file_of_kind_ray(folder: Path, text: str, message: str) -> None:
+    (folder / "ray.yaml").write_text(text)
+    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+def test_a_dry_run_asks_nobody_and_shows_what_would_be_sent(folder: Path) -> None:
+    shown = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", "--set", "train.beta=0.2")
+    assert shown.exit_code == 0, shown.output
+    assert "POST: http://127.0.0.1:1/api/jobs/" in shown.stdout
+    assert "rondo run ./spec.yaml --set train.beta=0.2 --store /shared/store --address auto" in shown.stdout
+    assert not list((folder / "state").rglob("*"))
+    both = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", "--follow")
+    assert both.exit_code == 2
+
+
+def test_the_entry_point_reaches_the_job_word_by_word(tmp_path: Path) -> None:
+    words = ("--set", "a='; touch stolen; $(touch stolen) \"", "--set", "`touch stolen`\n#")
+    job = JobSpec("tiny-1", "tiny", "in/-x '$(touch stolen).yaml", words, tmp_path, tmp_path / "in")
+    line = body(job)["entrypoint"]
+    assert shlex.split(line) == ["rondo", "run", "./-x '$(touch stolen).yaml", *words]
+
+
+def test_what_stands_outside_of_the_folder_is_named_before_anything_is_sent(folder: Path) -> None:
+    for name in ("train.jsonl", "judges.py"):
+        (folder / name).write_text('{"prompt": "Hi"}\n' if name == "train.jsonl" else "class Judge:\n    pass\n")
+    (folder / "sent" / "spec.yaml").write_text(
+        SPEC.replace("train: train.jsonl", "train: ../train.jsonl").replace("sentiment", '"judges:Judge"')
+    )
+    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
+    assert found.exit_code == 2
+    assert "2 problems" in found.stderr
+    assert "spec.yaml:3 prompts.train: ../train.jsonl is outside of the spec's folder" in found.stderr
+    assert "judges.py stands in the current folder; put it beside the spec" in found.stderr
+
+
+def test_the_same_folder_is_packed_into_the_same_bytes_without_what_is_hidden(folder: Path) -> None:
+    place = folder / "sent"
+    for name in (".env", "__pycache__/x.pyc", "venv/lib.py", "deep/er/a.txt", ".git/config"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("x")
+    for name in ("one.zip", "two.zip"):
+        travelling.pack(place, folder / name, 1 << 20)
+        os.utime(place / "deep" / "er" / "a.txt", (0, 0))
+    assert (folder / "one.zip").read_bytes() == (folder / "two.zip").read_bytes()
+    with zipfile.ZipFile(folder / "one.zip") as archive:
+        names = archive.namelist()
+    assert "deep/er/a.txt" in names
+    assert "spec.yaml" in names
+    assert not [name for name in names if name.startswith((".", "venv", "__pyc"))]
+    (place / "large").write_bytes(b"x" * (1 << 20))
+    with pytest.raises(StageError, match=r"holds more than 1.0 MiB: large \(1.0 MiB\), "):
+        travelling.pack(place, folder / "three.zip", 1 << 20)
+
+
+def test_a_run_takes_this_machines_settings_and_no_other_clusters(folder: Path) -> None:
+    other = rondo("run", "sent/spec.yaml", "--cluster", "ray.yaml")
+    assert other.exit_code == 2
+    assert "ray.yaml is of kind ray: rondo submit sends runs there; rondo run is for this machine" in other.stderr
+    (folder / "local.yaml").write_text("kind: local\ncpus: 3\n")
+    wide = rondo("run", "sent/spec.yaml", "--cluster", "local.yaml", "--set", "resources.train.cpus=4")
+    assert wide.exit_code == 2
+    assert "resources.train: 1 workers with 4 CPUs each; there is room for 0 on nodes with: 3 CPUs" in wide.stderr
+    two = rondo("run", "sent/spec.yaml", "--cluster", "local.yaml", "--address", "127.0.0.1:1")
+    assert "two clusters" in two.stderr
+
+
+def test_every_kind_has_a_launcher_that_can_do_the_same(tmp_path: Path) -> None:
+    import yaml
+
+    import clusters
+
+    for kind, model in KINDS.items():
+        text = (Path(clusters.__file__).parent / f"{kind}.yaml").read_text()
+        made = launcher(model.model_validate(yaml.safe_load(text)), tmp_path)
+        for method in ("machines", "show", "submit", "status", "logs", "stop"):
+            assert callable(getattr(made, method)), (kind, method)
+    assert isinstance(launcher(RayCluster(kind="ray", address="http://h", store="/x"), tmp_path), RayJobs)
