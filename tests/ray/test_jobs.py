@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -15,7 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from clusters import rayjob
+from clusters.job import JobSpec
+from clusters.kuberay import KubeRayCluster
+from pipelines.spec import clusterfile
 from tests.ray import processes
 
 PENALTY = """
@@ -23,6 +29,13 @@ def penalty(x, rewards, pairs, *, broken):
     if broken:
         raise ValueError("the penalty is broken")
     return 0 * x.chosen
+"""
+KUBERAY = """\
+kind: kuberay
+image: rondo
+volume: {{claim: disk, path: {folder}}}
+store: {folder}/store
+env: {{RONDO_STORE_PATIENCE: '5'}}
 """
 
 
@@ -57,6 +70,15 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def head_container(file: Path) -> dict[str, str]:
+    """The environment that a manifest gives to Ray's head, and through it to the job."""
+    cluster = clusterfile.load(file)
+    assert isinstance(cluster, KubeRayCluster)
+    job = rayjob.manifest(cluster, JobSpec("x-0", "x", "quickstart", (), file.parent, None), {})["items"][1]
+    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    return {each["name"]: each["value"].replace("/rondo", str(file.parent / "pod")) for each in container["env"]}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("jobs")
@@ -66,8 +88,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         command = [str(programs / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
         command += [f"--{name}={port}" for name, port in ports.items()]
         command += [f"--object-store-memory={200 << 20}", f"--temp-dir={short}", "--node-ip-address=127.0.0.1"]
+        (folder / "k.yaml").write_text(KUBERAY.format(folder=folder))
         environment = {
-            **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+            **head_container(folder / "k.yaml"),
+            "PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder), "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef", "XDG_STATE_HOME": str(folder / "state"),
         }  # fmt: skip
         head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True, cwd=short)
@@ -112,9 +137,9 @@ def test_a_job_is_stopped_then_killed_and_goes_on_each_time(cluster: Cluster) ->
     assert cluster.jobs()[first] == "stopped"
     assert alive(cluster) == "[]"
 
+    before = set(processes.checkpoints(store))
     second = cluster.rondo("submit", *SENT).stdout.strip()
-    before = len(processes.checkpoints(store))
-    processes.wait_for(lambda: len(processes.checkpoints(store)) > before, cluster.head)  # type: ignore[arg-type]
+    processes.wait_for(lambda: set(processes.checkpoints(store)) - before, cluster.head)  # type: ignore[arg-type]
     for driver in cluster.drivers():
         driver.kill()
     ended = cluster.rondo("logs", second[:-1], "--follow")
@@ -128,6 +153,38 @@ def test_a_job_is_stopped_then_killed_and_goes_on_each_time(cluster: Cluster) ->
     assert any(line.startswith("  7/7 round-1/train ") for line in lines)
     assert "continued from step" in "".join(file.read_text() for file in store.glob("logs/*.log"))
     assert list(cluster.jobs().values())[:3] == ["done", "failed", "stopped"]
+
+
+def test_a_rayjobs_entry_point_runs_in_what_its_manifest_gives(cluster: Cluster) -> None:
+    """In a folder as the kubelet makes it from the ConfigMap, by the command that KubeRay makes of the entry point."""
+    short = ["--set", "train.epochs=1", "--set", "train.loss={use: simpo}"]
+    shown = cluster.rondo("submit", "sent/spec.yaml", "--cluster", "k.yaml", "--dry-run", *short)
+    assert shown.returncode == 0, shown.stderr
+    pod = cluster.folder / "pod"
+    config, job = yaml.safe_load(shown.stdout.replace("/rondo/", f"{pod}/"))["items"]
+    spec = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (volume,) = (each["configMap"] for each in spec["volumes"] if each["name"] == "job")
+    mounted = pod / "job"
+    for item in volume["items"]:
+        file = mounted / "..2026" / item["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text, other = config["data"].get(item["key"]), config.get("binaryData", {}).get(item["key"], "")
+        file.write_bytes(base64.b64decode(other) if text is None else text.encode())
+    (mounted / "..data").symlink_to("..2026")
+    for name in {Path(item["path"]).parts[0] for item in volume["items"]}:
+        (mounted / name).symlink_to(Path("..data", name))
+    where = f"--address {cluster.dashboard}"
+    line = (
+        f"if ! ray job status {where} it >/dev/null 2>&1 ; then ray job submit {where} --no-wait --submission-id it -- "
+        f"{job['spec']['entrypoint']} ; fi ; ray job logs {where} --follow it"
+    )
+    environment = {name: cluster.environment[name] for name in ("PATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert " round-1/train " in done.stdout
+    assert "found committed" in done.stdout
 
 
 def alive(cluster: Cluster) -> str:
