@@ -44,7 +44,7 @@ def small() -> list[str]:
 
 @pytest.fixture(scope="module")
 def summary(spec: Path, small: list[str]) -> dict[str, Any]:
-    """Rollout, training, rollout, training in one run on two CPUs, of which each asks for both: it goes on only if every
+    """Rollout, training, rollout, training in one run on two CPUs, of which each takes both: it goes on only if every
     engine and every training has let them go (Ray issue 64035: vLLM's placement groups may outlive their stage)."""
     (spec.parent / "local.yaml").write_text("kind: local\ncpus: 2\n")
     all_cpus = [f"--set=resources.{stage}.cpus=2" for stage in ("rollout", "reference", "train")]
