@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import jobs
+from pipelines.commands import connect, jobs
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -28,9 +28,7 @@ from pipelines.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from clusters.local import LocalCluster
     from pipelines.run.store import ArtifactStore
-    from pipelines.spec.load import Loaded
 
 app = typer.Typer(
     name="rondo",
@@ -75,29 +73,13 @@ def check(
         refuse("--address and --cluster are two clusters; give one")
     loaded, plan = plan_of(spec, overrides, address, cluster)
     if address is not None:
-        _asked(loaded, store, address)
+        connect.ask(loaded, store, address)
     loaded, shown = looked_at(loaded, show)
     for text in shown:
         typer.echo(text)
     for note in loaded.notes:
         typer.echo(printable(f"note: {note}"))
     typer.echo(f"{loaded.path}: good; rounds: {len(plan.rounds)}, steps: {len(plan.steps)}")
-
-
-def _asked(loaded: Loaded, store: str, address: str) -> None:
-    """What the cluster at ``address`` says to a spec; or say what it lacks and exit with 2."""
-    from clusters import local, running
-    from pipelines import plugins
-    from stages.base import StageError
-
-    opened, named = open_store(store), plugins.module_names(loaded.spec.model_dump())
-    try:
-        running.join(address, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
-        running.require(dict(loaded.spec.resources), opened.store, named)
-    except StageError as error:
-        refuse(str(error))
-    finally:
-        local.stop()
 
 
 @app.command()
@@ -160,7 +142,7 @@ def run(
     from pipelines.run.execute import execute
     from pipelines.run.runner import Committed
 
-    ray = _ray(address, cluster)
+    ray = connect.ray_for(address, cluster)
     loaded, planned = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster)
     opened = open_store(store)
     committed = Committed(opened)
@@ -168,25 +150,6 @@ def run(
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
     raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray, wait))
-
-
-def _ray(address: str | None, cluster: Path | None) -> str | LocalCluster:
-    """Where a run finds its Ray: at an address, or here; or say why that cannot be and exit with 2."""
-    from clusters.local import LocalCluster, default
-    from pipelines.spec import clusterfile
-    from pipelines.spec.problems import SpecError
-
-    if cluster is None:
-        return address or default()
-    try:
-        settings = clusterfile.load(cluster)
-    except SpecError as error:
-        refuse_all(error)
-    if not isinstance(settings, LocalCluster):
-        refuse(f"{cluster} is of kind {settings.kind}: rondo submit sends runs there; rondo run is for this machine")
-    if address is not None and address != os.environ.get("RAY_ADDRESS"):
-        refuse("--address and --cluster are two clusters; give one")
-    return settings
 
 
 app.command()(jobs.submit)
