@@ -6,10 +6,12 @@ import contextlib
 import logging
 import re
 import shlex
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -21,6 +23,8 @@ from stages.io.nodes import Node
 
 _BOUND = 200 << 20
 """Bytes of the spec's folder: it passes through the memory of Ray's head."""
+_SECONDS = 10
+"""For which a connection may take."""
 _STATES: dict[str, State] = {
     "PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped",
 }  # fmt: skip
@@ -76,13 +80,13 @@ class RayJobs:
             StageError: the folder is too large, or the cluster does not answer, or refuses.
         """
         sent = body(job)
-        with tempfile.TemporaryDirectory() as scratch, _asking(self._address):
-            client = self._client()
+        with tempfile.TemporaryDirectory() as scratch:
             if job.travels is not None:
                 archive = Path(scratch, "spec.zip")
                 folder.pack(job.travels, archive, _BOUND)
                 sent["runtime_env"] = {"working_dir": str(archive)}
-            return str(client.submit_job(**sent))
+            with _asking(self._address):
+                return str(self._client().submit_job(**sent))
 
     def status(self, job: str) -> JobStatus:
         with _asking(self._address, job):
@@ -103,6 +107,10 @@ class RayJobs:
     def _client(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
+        # Ray would wait for minutes for a machine that is not there.
+        place = urlsplit(self._address)
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=_SECONDS).close()
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # else it tells of every upload
         return JobSubmissionClient(self._address)
 
@@ -122,7 +130,7 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise StageError(_refused(address, str(error))) from None
-    except (ConnectionError, requests.RequestException) as error:
+    except (OSError, requests.RequestException) as error:
         inner = error.__cause__ or error.__context__
         if isinstance(inner, AuthenticationError):
             raise StageError(_refused(address, str(inner))) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +124,7 @@ def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
 
     Exit codes: 0 it has ended, 1 the cluster does not answer or the job goes on, 2 there is no such job.
     """
-    from pipelines.commands import sent
+    from clusters.job import JobStatus
     from stages.base import StageError
 
     known = _find(job, cluster)
@@ -141,8 +140,9 @@ def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
         typer.echo(f"{known.job} was asked to end, and is still {status.state} after {_STOPPING:.0f} s", err=True)
         raise typer.Exit(1)
     if status.state == "gone":  # some clusters forget a job that was stopped
-        sent.remember(dataclasses.replace(known, state="stopped"))
-    typer.echo(f"{known.job}: {'stopped' if status.state == 'gone' else status.state}")
+        status = JobStatus("stopped")
+        known.end(status)
+    typer.echo(f"{known.job}: {status.state}")
 
 
 def _find(job: str, cluster: Path | None) -> Sent:

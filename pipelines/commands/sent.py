@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from clusters.job import JobSpec, JobStatus, State, known_jobs
 from clusters.kinds import KINDS, Cluster, Launcher, launcher
 from pipelines.spec import clusterfile
@@ -36,7 +38,10 @@ class Sent:
 
     @cached_property
     def launcher(self) -> Launcher:
-        settings = KINDS[self.settings["kind"]].model_validate(self.settings)
+        try:
+            settings = KINDS[self.settings["kind"]].model_validate(self.settings)
+        except (KeyError, ValidationError):
+            raise StageError(f"{self.job} was sent by another version of Rondo, to {self.cluster}") from None
         return launcher(settings, Path(self.folder))
 
     @property
@@ -53,8 +58,13 @@ class Sent:
             return JobStatus(cast(State, self.state), self.detail)
         status = self.launcher.status(self.job)
         if status.ended:
-            remember(replace(self, state=status.state, detail=status.detail))
+            self.end(status)
         return status
+
+    def end(self, status: JobStatus) -> None:
+        """Note how it ended, if it was sent from here."""
+        if self.submitted:
+            remember(replace(self, state=status.state, detail=status.detail))
 
 
 def remember(sent: Sent) -> None:

@@ -39,12 +39,20 @@ class Machines:
     second: subprocess.Popen[bytes]
     bucket: s3.Bucket
 
-    def remove(self) -> None:
-        """Take the second machine away, at once."""
+    def processes(self, machine: str = "") -> list[psutil.Process]:
+        """Those of one of the machines, or of both."""
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RONDO_CACHE") == str(self.caches / "two"):
-                    process.kill()
+                if process.environ().get("RONDO_CACHE", "").startswith(str(self.caches / machine)):
+                    found.append(process)
+        return found
+
+    def remove(self) -> None:
+        """Take the second machine away, at once."""
+        for process in self.processes("two"):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +200,11 @@ def test_a_run_goes_on_after_ctrl_c_and_when_a_machine_is_taken_away(
     cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both in the middle of answering prompts. The last test: the machine does not come back."""
+    (tmp_path / "lengths.py").write_text(JUDGE)
+    (tmp_path / "measures.py").write_text("length = len\n")
     monkeypatch.setenv("RONDO_CACHE", str(cluster.caches / "one"))
     spec = specs.offline(
-        tmp_path, tiny.save(tmp_path / "model"), prompts={"train": "prompts.jsonl"}, judge={"use": "sentiment"},
+        tmp_path, tiny.save(tmp_path / "model"), prompts={"train": "prompts.jsonl"}, judge={"use": "lengths:Lengths"},
         rollout={"samples": 4, "max_tokens": 32, "max_length": 256, "engine": "transformers"},
         resources={"rollout": {"workers": 2, "cpus": 1}},
     )  # fmt: skip
@@ -212,7 +222,7 @@ def test_a_run_goes_on_after_ctrl_c_and_when_a_machine_is_taken_away(
         return process
 
     def working() -> list[psutil.Process]:
-        return [each for each in psutil.process_iter() if each.name().startswith(("ray::MapWorker", "ray::Board"))]
+        return [each for each in cluster.processes() if each.name().startswith(("ray::MapWorker", "ray::Board"))]
 
     process = begin(2)
     assert working()
