@@ -61,12 +61,15 @@ class RayJobs:
 
     def machines(self) -> list[Node]:
         """The cluster's nodes, as they are now."""
-        from ray.util.state import list_nodes
-
+        # Ray's own list_nodes would ask the cluster that RAY_ADDRESS names, whatever address it is given.
         with _asking(self._address):
-            self._client()
-            found = list_nodes(address=self._address, detail=True, limit=10_000)
-        return [Node(node.node_ip, node.resources_total, node.labels or {}) for node in found if node.state == "ALIVE"]
+            answer = self._client()._do_request("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000})
+            answer.raise_for_status()
+        return [
+            Node(node["node_ip"], node["resources_total"], node.get("labels") or {})
+            for node in answer.json()["data"]["result"]["result"]
+            if node["state"] == "ALIVE"
+        ]
 
     def show(self, job: JobSpec) -> str:
         import yaml
@@ -124,7 +127,6 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
     """
     import requests
     from ray.exceptions import AuthenticationError
-    from ray.util.state.exception import RayStateApiException
 
     try:
         yield
@@ -138,7 +140,7 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
             f"no Ray cluster answers at {address}. Is this its dashboard's address? `ray start --head` starts one at "
             "http://127.0.0.1:8265; to one elsewhere, a tunnel such as `ssh -L 8265:127.0.0.1:8265 HEAD` leads"
         ) from None
-    except (RuntimeError, RayStateApiException) as error:
+    except RuntimeError as error:
         if job is not None and "does not exist" in str(error):
             raise StageError(f"{job}: the cluster at {address} has no such job; rondo jobs lists those sent") from None
         said = re.sub(r"(?s)^Request failed with status code (\d+): .*?(\S[^\n]*)\s*$", r"\1, \2", str(error))

@@ -212,7 +212,7 @@ def test_a_wrong_token_is_one_sentence(cluster: Cluster, environment: dict[str, 
 
 
 def test_what_has_no_place_and_a_job_that_is_not_there(cluster: Cluster) -> None:
-    wide = cluster.rondo("submit", *SENT, "--set", "resources.train.gpus=1")
+    wide = cluster.rondo("submit", *SENT, "--set", "resources.train.gpus=1", RAY_ADDRESS="127.0.0.1:1")
     assert wide.returncode == 2
     assert "resources.train: 1 workers with 1 CPUs, 1 GPUs each; there is room for 0 on nodes with: 2 C" in wide.stderr
     for command in ("logs", "stop"):
