@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from clusters.job import JobSpec, JobStatus, State, known_jobs
@@ -17,6 +19,9 @@ from stages.base import StageError
 from stages.io.nodes import Node
 
 _STATES: dict[int, State] = {0: "done", 130: "stopped"}
+_TRIES = 3
+_SECONDS = 10.0
+"""For which an interrupted run may take to end before it is interrupted again."""
 _WRAPPER = 'trap : INT TERM; "$@"; echo $? > "$0.part"; mv "$0.part" "$0"'
 """Runs a command and leaves its exit code in a file; an interrupt reaches the command, not the shell around it."""
 
@@ -24,7 +29,7 @@ _WRAPPER = 'trap : INT TERM; "$@"; echo $? > "$0.part"; mv "$0.part" "$0"'
 class Background:
     """Runs jobs as processes of this machine. Each has a lock that its processes hold as long as one of them lives."""
 
-    knows_all = False
+    knows: frozenset[str] = frozenset()
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
@@ -38,7 +43,7 @@ class Background:
     def submit(self, job: JobSpec) -> str:
         place = self._place(job.id)
         place.mkdir(parents=True)
-        command = [sys.executable, "-m", "pipelines", *job.here[1:]]
+        command = [sys.executable, "-P", "-m", "pipelines", *job.here[1:]]
         with (place / "log").open("wb") as log, (place / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(
@@ -52,19 +57,33 @@ class Background:
         place = self._known(job)
         alive = self._alive(place)
         if (code := place / "code").exists():
-            number = int(code.read_text())
+            number = int(code.read_text() or -1)  # empty: the disk was full
             return JobStatus(_STATES.get(number, "failed"), "" if number in _STATES else f"exit code {number}")
         if alive:
             return JobStatus("running")
+        if (place / "stopped").exists():  # before it had begun
+            return JobStatus("stopped")
         return JobStatus("failed", "its process was killed")
 
     def logs(self, job: str) -> str:
         return (self._known(job) / "log").read_text(encoding="utf-8", errors="replace")
 
     def stop(self, job: str) -> None:
+        """Interrupt it as Ctrl-C would, and again if nothing comes of it: a signal may be lost in the moment in which a
+        process starts, or in a destructor."""
         place = self._known(job)
-        if self._alive(place):
-            os.killpg(json.loads((place / "process.json").read_text())["group"], signal.SIGINT)
+        if not self._alive(place):
+            return
+        group = json.loads((place / "process.json").read_text())["group"]
+        (place / "stopped").touch()
+        for _ in range(_TRIES):
+            until = time.monotonic() + _SECONDS
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGINT)
+            while self._alive(place) and time.monotonic() < until:
+                time.sleep(0.1)
+            if not self._alive(place):
+                return
 
     def _place(self, job: str) -> Path:
         return known_jobs() / "local" / job

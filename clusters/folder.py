@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -9,20 +10,26 @@ from pathlib import Path
 
 from stages.base import StageError
 
-_NOT_SENT = {"__pycache__", "node_modules", "venv", "env"}
+_NOT_SENT = {"__pycache__"}
 
 
-def files(folder: Path, bound: int) -> list[Path]:
-    """The files that travel, in order: all but those whose name, or whose folder's, begins with a dot, and caches of
-    Python. So no ``.env``, ``.git``, ``.venv`` or ``.rondo`` does.
+def files(folder: Path, bound: float = math.inf) -> list[Path]:
+    """The files that travel, in order: all but those with a name, or in a folder with one, that begins with a dot,
+    caches of Python, virtual environments, and links that lead out of the folder. So no ``.env`` or ``.git`` does.
 
     Raises:
-        StageError: together they have more than ``bound`` bytes.
+        StageError: together they have more than ``bound`` bytes, or one cannot be read, or its name is no text.
     """
     found: list[tuple[int, Path]] = []
     total = 0
     for file in _walk(folder):
-        size = file.stat().st_size
+        try:
+            str(file).encode()
+            size = file.stat().st_size
+        except UnicodeEncodeError:
+            raise StageError(f"the spec's folder travels with the job, but the name of {file!r} is no text") from None
+        if not os.access(file, os.R_OK):
+            raise StageError(f"the spec's folder travels with the job, but {file} cannot be read")
         found.append((size, file))
         total += size
         if total > bound:
@@ -34,7 +41,7 @@ def files(folder: Path, bound: int) -> list[Path]:
     return [file for _, file in found]
 
 
-def pack(folder: Path, archive: Path, bound: int) -> None:
+def pack(folder: Path, archive: Path, bound: float) -> None:
     """Write the files that travel into a zip archive, the same files into the same bytes.
 
     Raises:
@@ -50,13 +57,15 @@ def pack(folder: Path, archive: Path, bound: int) -> None:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NOT_SENT)
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith(".") and _is_file(place, name))
+        folders[:] = sorted(name for name in folders if _is_sent(name) and not Path(place, name, "pyvenv.cfg").exists())
+        for file in (Path(place, name) for name in sorted(names) if _is_sent(name)):
+            if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+                yield file
 
 
-def _is_file(place: str, name: str) -> bool:
-    return Path(place, name).is_file()
+def _is_sent(name: str) -> bool:
+    return not name.startswith(".") and name not in _NOT_SENT
 
 
-def _mib(size: int) -> str:
+def _mib(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"

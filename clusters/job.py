@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-State = Literal["pending", "running", "done", "failed", "stopped", "gone"]
-"""``gone``: the cluster does not know the job any more."""
+State = Literal["pending", "running", "done", "failed", "stopped", "gone", "unknown"]
+"""``gone``: the cluster does not know the job (any more); ``unknown``: it could not be asked."""
 _ENDED: frozenset[State] = frozenset({"done", "failed", "stopped", "gone"})
 
 
@@ -32,18 +32,23 @@ class JobSpec:
     """Of ``rondo run``."""
     folder: Path
     """Where the job was submitted."""
-    travels: Path | None
-    """The spec's folder, for clusters that do not see it; None for a bundled recipe."""
+    file: Path | None
+    """The spec's file, whose folder travels to clusters that do not see it; None for a bundled recipe."""
+
+    @property
+    def travels(self) -> Path | None:
+        return self.file and self.file.parent
 
     @property
     def here(self) -> tuple[str, ...]:
         """The command in ``folder``, as an argument vector and never a shell line."""
-        return ("rondo", "run", self.spec, *self.options)
+        spec = f"./{self.spec}" if self.spec.startswith("-") else self.spec
+        return ("rondo", "run", spec, *self.options)
 
     @property
     def away(self) -> tuple[str, ...]:
         """The command in a copy of the spec's folder."""
-        spec = self.spec if self.travels is None else f"./{Path(self.spec).name}"
+        spec = self.spec if self.file is None else f"./{self.file.name}"
         return ("rondo", "run", spec, *self.options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from clusters import kubectl
 from clusters.background import Background
 from clusters.job import JobSpec, JobStatus
 from clusters.kubectl import Kubectl
@@ -28,8 +29,8 @@ KINDS: dict[str, type[Cluster]] = {
 class Launcher(Protocol):
     """How jobs reach one kind of cluster. Every method may raise ``StageError``: it does not answer, or refuses."""
 
-    knows_all: bool
-    """Whether ``machines`` says everything of them, the GPUs' type and labels too."""
+    knows: frozenset[str]
+    """What ``machines`` says of them besides CPUs, GPUs and memory: their GPUs' ``types``, their ``labels``."""
 
     def machines(self) -> list[Node]:
         """What a job's workers can be placed on."""
@@ -47,6 +48,11 @@ class Launcher(Protocol):
 
     def stop(self, job: str) -> None:
         """Ask for a job's end; it may take a while to come."""
+
+
+def pinned(cluster: Cluster) -> Cluster:
+    """The settings with what they leave to this shell, so that they mean the same later, and elsewhere."""
+    return kubectl.pinned(cluster) if isinstance(cluster, KubeRayCluster) else cluster
 
 
 def launcher(cluster: Cluster, folder: Path) -> Launcher:

@@ -10,7 +10,7 @@ import yaml
 
 from clusters import folder, rayjob
 from clusters.job import JobSpec, JobStatus, State
-from clusters.kuberay import Group, KubeRayCluster
+from clusters.kuberay import Group, KubeRayCluster, WorkerGroup
 from stages.base import StageError
 from stages.io.nodes import Node
 
@@ -20,6 +20,8 @@ _SECONDS = 120
 """For which kubectl may take."""
 _OF_MEMORY = 0.7
 """Of a pod's memory what Ray lends to workers; the rest is for its object store."""
+_NOT_YET = ("not found", "waiting to start", "ContainerCreating", "PodInitializing", "timed out waiting")
+"""What kubectl says of the log of a pod that has not begun."""
 _STATES: dict[str, State] = {
     "Complete": "done", "Failed": "failed", "ValidationFailed": "failed", "Running": "running", "Retrying": "running",
 }  # fmt: skip
@@ -28,7 +30,7 @@ _STATES: dict[str, State] = {
 class Kubectl:
     """Makes a RayJob, asks for it, and deletes it."""
 
-    knows_all = False
+    knows = frozenset({"labels"})
 
     def __init__(self, cluster: KubeRayCluster) -> None:
         self._cluster = cluster
@@ -44,16 +46,20 @@ class Kubectl:
         return yaml.dump(self._manifest(job), Dumper=_Readable, sort_keys=False, width=120)
 
     def submit(self, job: JobSpec) -> str:
-        """Make the RayJob, and let its ConfigMap go when it goes.
+        """Make the RayJob, and its ConfigMap, which goes when it goes. Its pods wait for the ConfigMap.
 
         Raises:
             StageError: the spec's folder is too large, or kubectl is missing or is refused.
         """
-        made = json.loads(self._ask("create", "-f", "-", "-o", "json", given=json.dumps(self._manifest(job))))
-        uid = next(item["metadata"]["uid"] for item in made["items"] if item["kind"] == "RayJob")
-        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": job.id, "uid": uid}
-        patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
-        self._ask("patch", "configmap", job.id, "--type", "merge", "-p", patch)
+        files, ray_job = self._manifest(job)["items"]
+        made = json.loads(self._ask("create", "-f", "-", "-o", "json", given=json.dumps(ray_job)))
+        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": job.id, "uid": made["metadata"]["uid"]}
+        files["metadata"]["ownerReferences"] = [owner]
+        try:
+            self._ask("create", "-f", "-", given=json.dumps(files))
+        except StageError:
+            self.stop(job.id)
+            raise
         return job.id
 
     def status(self, job: str) -> JobStatus:
@@ -73,10 +79,12 @@ class Kubectl:
     def logs(self, job: str) -> str:
         try:
             return self._ask("logs", f"job/{job}", "--tail=-1")
-        except StageError:
+        except StageError as error:
+            if not any(words in str(error) for words in _NOT_YET):
+                raise
             if self.status(job).state == "gone":
                 raise StageError(f"{job}: Kubernetes has no such RayJob; rondo jobs lists those sent") from None
-            return ""  # its pod is not there yet
+            return ""
 
     def stop(self, job: str) -> None:
         self._ask("delete", "rayjob", job, "--wait=false")
@@ -99,7 +107,7 @@ class Kubectl:
         try:
             done = subprocess.run(
                 ["kubectl", *where, *arguments], input=given, capture_output=True, text=True, check=False,
-                timeout=_SECONDS,
+                encoding="utf-8", errors="replace", timeout=_SECONDS,
             )  # fmt: skip
         except FileNotFoundError:
             raise StageError("kubectl is not installed here; jobs reach Kubernetes by way of it") from None
@@ -125,8 +133,18 @@ _Readable.add_representer(
 )
 
 
+def pinned(cluster: KubeRayCluster) -> KubeRayCluster:
+    """The settings with kubectl's context and namespace of now, which may be others tomorrow."""
+    asked = Kubectl(cluster)
+    context = cluster.context or asked._ask("config", "current-context").strip()
+    where = Kubectl(cluster.model_copy(update={"context": context}))
+    namespace = cluster.namespace or where._ask("config", "view", "--minify", "-o", "jsonpath={..namespace}").strip()
+    return cluster.model_copy(update={"context": context, "namespace": namespace or "default"})
+
+
 def _node(name: str, group: Group) -> Node:
-    return Node(name, {"CPU": group.cpus, "GPU": group.gpus, "memory": int(group.memory_gib * _OF_MEMORY * 2**30)})
+    has = {"CPU": group.cpus, "GPU": group.gpus, "memory": int(group.memory_gib * _OF_MEMORY * 2**30)}
+    return Node(name, has, group.labels if isinstance(group, WorkerGroup) else {})
 
 
 def _waiting(found: dict[str, Any], status: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from clusters.fields import Name, StorePlace, Text, matching
+from clusters.fields import Count, Name, StorePlace, Text, both_ends, matching
 from stages.base import Config
 
-_SECRET = re.compile(r"(?i)token|secret|passw|credential|(^|_)key($|_)|api_?key|access_?key")
+_SECRET_NAME = re.compile(r"(?i)(^|_)(token|secret|key|credentials?)($|_)|passw|apikey")
+_SECRET_VALUE = re.compile(r"(?:hf_|sk-|ghp_|AKIA)[A-Za-z0-9_-]{16,}|//[^/\s]*:[^/\s]*@")
 
 Path = Annotated[str, matching(r"/[^\s:]+", "an absolute path")]
 Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
@@ -37,21 +38,13 @@ class Group(Config):
 
 
 class WorkerGroup(Group):
-    workers: NonNegativeInt | tuple[NonNegativeInt, PositiveInt] = 1
-    """How many; ``[fewest, most]``: as many as the run's stages need."""
+    workers: Count = 1
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
 
-    @field_validator("workers")
-    @classmethod
-    def _rising(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        if isinstance(value, tuple) and value[0] > value[1]:
-            raise ValueError(f"expected [fewest, most], got {list(value)}")
-        return value
-
     @property
     def range(self) -> tuple[int, int]:
-        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        return both_ends(self.workers)
 
 
 class Volume(Config):
@@ -104,12 +97,14 @@ class KubeRayCluster(Config):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
-        if named := [name for name in value if _SECRET.search(name)]:
+        if named := [name for name, text in value.items() if _SECRET_NAME.search(name) or _SECRET_VALUE.search(text)]:
             raise ValueError(f"{named[0]} looks like a secret; put it into a Secret and name that under secrets")
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "headgroup" in self.workers:
+            raise ValueError("headgroup is what KubeRay calls the head; give the workers another name")
         if self.queue and self.autoscaling:
             raise ValueError("a queue of Kueue takes jobs of a fixed size: give every group of workers one number")
         if "://" not in self.store and not (self.volume and self.store.startswith(self.volume.path.rstrip("/") + "/")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shlex
 import socket
@@ -54,14 +55,13 @@ def body(job: JobSpec) -> dict[str, Any]:
 class RayJobs:
     """Talks to the job server of a running cluster."""
 
-    knows_all = True
+    knows = frozenset({"types", "labels"})
 
     def __init__(self, cluster: RayCluster) -> None:
         self._address = cluster.address
 
     def machines(self) -> list[Node]:
         """The cluster's nodes, as they are now."""
-        # Ray's own list_nodes would ask the cluster that RAY_ADDRESS names, whatever address it is given.
         with _asking(self._address):
             answer = self._client()._do_request("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000})
             answer.raise_for_status()
@@ -110,12 +110,21 @@ class RayJobs:
     def _client(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
+        class Client(JobSubmissionClient):  # type: ignore[misc]
+            """Does not wait for ever for an answer."""
+
+            def _do_request(self, *words: Any, **options: Any) -> Any:
+                return super()._do_request(*words, **{"timeout": _SECONDS * 6, **options})
+
+        # With these Ray would ask the cluster that they name, whatever address it is given.
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)
         # Ray would wait for minutes for a machine that is not there.
         place = urlsplit(self._address)
         port = place.port or (443 if place.scheme == "https" else 80)
         socket.create_connection((place.hostname or "", port), timeout=_SECONDS).close()
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # else it tells of every upload
-        return JobSubmissionClient(self._address)
+        return Client(self._address)
 
 
 @contextlib.contextmanager
@@ -140,6 +149,8 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
             f"no Ray cluster answers at {address}. Is this its dashboard's address? `ray start --head` starts one at "
             "http://127.0.0.1:8265; to one elsewhere, a tunnel such as `ssh -L 8265:127.0.0.1:8265 HEAD` leads"
         ) from None
+    except (KeyError, ValueError):
+        raise StageError(f"what answers at {address} is no Ray dashboard") from None
     except RuntimeError as error:
         if job is not None and "does not exist" in str(error):
             raise StageError(f"{job}: the cluster at {address} has no such job; rondo jobs lists those sent") from None

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from clusters.fields import Name, StorePlace, Text, matching
+from clusters.fields import Count, Name, StorePlace, Text, both_ends, matching
 from clusters.job import JobSpec, JobStatus, known_jobs
 from clusters.ray_jobs import RayCluster, RayJobs, body
 from stages.base import Config, StageError
@@ -40,13 +40,14 @@ class Workers(Machine):
     gpus: NonNegativeInt = 0
     gpu_type: Text | None = None
     """GCP: what is attached, such as ``nvidia-l4``."""
-    workers: NonNegativeInt | tuple[NonNegativeInt, PositiveInt] = 1
-    """How many; ``[fewest, most]``: as many as the run's stages need."""
+    workers: Count = 1
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
     spot: bool = False
 
     @property
     def range(self) -> tuple[int, int]:
-        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        return both_ends(self.workers)
 
 
 class RayUpCluster(Config):
@@ -65,7 +66,8 @@ class RayUpCluster(Config):
     setup: tuple[str, ...] = ()
     """Lines of shell, run on every machine, that make ``rondo`` and ``ray`` available."""
     instance_profile: Text | None = None
-    """Lets the machines use the bucket. AWS: the ARN of an instance profile; GCP: the address of a service account."""
+    """Lets the workers use the bucket. AWS: the ARN of an instance profile; GCP: the address of a service account. The
+    head has the one that ``ray up`` makes for it, with which it starts the others."""
     head: Machine
     workers: dict[Name, Workers]
     idle_minutes: PositiveInt = 10
@@ -73,8 +75,14 @@ class RayUpCluster(Config):
     wait: PositiveInt = 1800
     """Seconds for which a stage waits for machines."""
 
+    @property
+    def autoscaling(self) -> bool:
+        return any(kind.range[0] < kind.range[1] for kind in self.workers.values())
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "head" in self.workers:
+            raise ValueError("head is what the head is called; give the workers another name")
         if self.provider == "gcp" and not (self.zone and self.project):
             raise ValueError("GCP needs a zone and a project")
         if self.provider == "gcp" and any(kind.gpus and not kind.gpu_type for kind in self.workers.values()):
@@ -94,6 +102,7 @@ def launcher_config(cluster: RayUpCluster) -> dict[str, Any]:
         has = {"CPU": kind.cpus, **({"GPU": kind.gpus} if kind.gpus else {})}
         kinds[name] = {
             "resources": has, "node_config": _machine(cluster, kind), "min_workers": fewest, "max_workers": most,
+            **({"labels": dict(kind.labels)} if kind.labels else {}),
         }  # fmt: skip
     return {
         "cluster_name": cluster.name,
@@ -122,22 +131,23 @@ def _provider(cluster: RayUpCluster) -> dict[str, Any]:
 def _machine(cluster: RayUpCluster, kind: Machine) -> dict[str, Any]:
     """A machine in its cloud's own words."""
     spot = isinstance(kind, Workers) and kind.spot
+    profile = cluster.instance_profile if isinstance(kind, Workers) else None
     if cluster.provider == "aws":
         disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": kind.disk_gib, "VolumeType": "gp3"}}
         found: dict[str, Any] = {
             "InstanceType": kind.instance, "ImageId": cluster.image, "BlockDeviceMappings": [disk],
         }  # fmt: skip
-        if cluster.instance_profile:
-            found["IamInstanceProfile"] = {"Arn": cluster.instance_profile}
+        if profile:
+            found["IamInstanceProfile"] = {"Arn": profile}
         return found | ({"InstanceMarketOptions": {"MarketType": "spot"}} if spot else {})
     boot = {"diskSizeGb": kind.disk_gib, "sourceImage": cluster.image}
     found = {
         "machineType": kind.instance,
         "disks": [{"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": boot}],
     }
-    if cluster.instance_profile:
+    if profile:
         scope = "https://www.googleapis.com/auth/cloud-platform"
-        found["serviceAccounts"] = [{"email": cluster.instance_profile, "scopes": [scope]}]
+        found["serviceAccounts"] = [{"email": profile, "scopes": [scope]}]
     if isinstance(kind, Workers) and kind.gpus:
         where = f"projects/{cluster.project}/zones/{cluster.zone}/acceleratorTypes/{kind.gpu_type}"
         found["guestAccelerators"] = [{"acceleratorType": where, "acceleratorCount": kind.gpus}]
@@ -151,7 +161,7 @@ class RayUp:
     """Brings the machines up if they are not, and talks to their head's job server through a tunnel of ssh, which is
     closed when this process ends."""
 
-    knows_all = False
+    knows = frozenset({"labels"})
 
     def __init__(self, cluster: RayUpCluster) -> None:
         self._cluster = cluster
@@ -159,7 +169,7 @@ class RayUp:
     def machines(self) -> list[Node]:
         """All that there may be."""
         return [
-            Node(name, {"CPU": kind.cpus, "GPU": kind.gpus})
+            Node(name, {"CPU": kind.cpus, "GPU": kind.gpus}, kind.labels)
             for name, kind in self._cluster.workers.items()
             for _ in range(kind.range[1])
         ]

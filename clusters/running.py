@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,11 @@ def _job_environment() -> dict[str, Any]:
 
 
 def require(
-    resources: Mapping[str, Resources], store: Store | None = None, modules: Sequence[str] = (), wait: float = 0
+    resources: Mapping[str, Resources],
+    store: Store | None = None,
+    modules: Sequence[str] = (),
+    wait: float = 0,
+    say: Callable[[str], object] = print,
 ) -> None:
     """See that the cluster can do what it is asked for: that the nodes have what a run needs, with the user's own
     ``modules``, if they work on a ``store``, and that every worker has a place, or will have one within ``wait``
@@ -108,7 +112,7 @@ def require(
         StageError: says on a line each what is lacking where.
     """
     found = [] if store is None else faults(store, modules)
-    nodes.wait_for(wait)
+    nodes.wait_for(wait, say)
     if not wait:
         found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
     if found:

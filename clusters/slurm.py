@@ -20,7 +20,7 @@ Word = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an option's long 
 Value = Annotated[str, matching(r"[^\s#'\"\\]+", "a value without white space, quotes, # and backslashes")]
 """What can stand in a line of sbatch options: nothing that ends it or begins another."""
 _OWN = ("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition",
-        "account", "qos", "export", "output", "error")  # fmt: skip
+        "account", "qos", "export", "output", "error", "chdir", "array", "parsable")  # fmt: skip
 _OF_MEMORY = 0.7
 """Of a machine's memory what Ray lends to workers; the rest is for its object store."""
 
@@ -60,9 +60,13 @@ class SlurmCluster(Config):
             raise ValueError(f"{wanted}; without them YAML reads a number, got {value}")
         return value
 
-    @field_validator("options")
+    @field_validator("options", mode="before")
     @classmethod
-    def _others(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _others(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if switches := [name for name, given in value.items() if isinstance(given, bool)]:
+            raise ValueError(f"{switches[0]}: an option that takes no value is written {switches[0]}: null")
         if own := [name for name in value if name in _OWN]:
             raise ValueError(f"{own[0]} is set by a key of its own, or by Rondo")
         return value
@@ -84,7 +88,7 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
         "qos": cluster.qos,
     }
     given = {name: value for name, value in own.items() if value is not None}
-    others: dict[str, Any] = {"output": f"{job.name}-%j.log", "exclusive": None, **cluster.options}
+    others: dict[str, Any] = {"output": "rondo-%j.log", "exclusive": None, **cluster.options}
     ray = ["--num-cpus", str(cluster.cpus_per_node)]
     ray += ["--num-gpus", str(cluster.gpus_per_node)] if cluster.gpus_per_node else []
     lines = [
@@ -117,7 +121,7 @@ def script(cluster: SlurmCluster, job: JobSpec) -> str:
 class Slurm:
     """Hands jobs to Slurm on this machine."""
 
-    knows_all = False
+    knows: frozenset[str] = frozenset()
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self._cluster = cluster
@@ -147,27 +151,24 @@ class Slurm:
 
     def status(self, job: str) -> JobStatus:
         """Of a job that ended long ago only Slurm's accounting knows."""
-        for question in (
-            ("squeue", "--noheader", "--states=all", f"--jobs={_number(job)}", "--format=%T|%r"),
-            (
-                "sacct",
-                "--noheader",
-                "--parsable2",
-                "--allocations",
-                f"--jobs={_number(job)}",
-                "--format=State,ExitCode",
-            ),
-        ):
-            with contextlib.suppress(StageError):
-                if answer := self._ask(*question).strip():
-                    state, _, detail = answer.splitlines()[0].partition("|")
-                    return _status(state.split()[0].rstrip("+"), detail)
-        self._ask("squeue", "--noheader")  # says why Slurm did not answer, if it did not
-        return JobStatus("gone", "Slurm does not know it (any more)")
+        which = f"--jobs={_number(job)}"
+        try:
+            answer = self._ask("squeue", "--noheader", "--states=all", which, "--format=%T|%r").strip()
+        except StageError as error:
+            if "Invalid job id" not in str(error):
+                raise
+            answer = ""
+        if not answer:
+            with contextlib.suppress(StageError):  # not every Slurm keeps accounts
+                answer = self._ask("sacct", "--noheader", "--parsable2", "--allocations", which, "--format=State")
+        if not answer.strip():
+            return JobStatus("gone", "Slurm does not know it (any more)")
+        state, _, detail = answer.strip().splitlines()[0].partition("|")
+        return _status(state.split()[0].rstrip("+"), detail)
 
     def logs(self, job: str) -> str:
-        found = sorted(self._folder.glob(f"*-{_number(job)}.log"))
-        return found[0].read_text(encoding="utf-8", errors="replace") if found else ""
+        file = self._folder / f"rondo-{_number(job)}.log"
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def stop(self, job: str) -> None:
         self._ask("scancel", _number(job))
@@ -180,8 +181,9 @@ class Slurm:
         """
         try:
             done = subprocess.run(
-                command, input=script, capture_output=True, text=True, check=False, cwd=self._folder, timeout=_SECONDS
-            )
+                command, input=script, capture_output=True, encoding="utf-8", errors="replace", check=False,
+                cwd=self._folder, timeout=_SECONDS,
+            )  # fmt: skip
         except FileNotFoundError:
             raise StageError(f"{command[0]} is not installed here; do this on a machine of the Slurm cluster") from None
         except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ def follow(launcher: Launcher, job: str, every: float, patience: float) -> JobSt
     Raises:
         StageError: the cluster has not answered for ``patience`` seconds.
     """
-    shown, waited = 0, ""
+    shown, waited = "", ""
     answered: float | None = None
     while True:
         try:
@@ -32,9 +32,12 @@ def follow(launcher: Launcher, job: str, every: float, patience: float) -> JobSt
         if status.state == "pending" and (reason := f"pending: {status.detail}") != waited:
             print(reason.rstrip(": "), file=sys.stderr, flush=True)
             waited = reason
-        if len(text) > shown:
-            print(text[shown:], end="", flush=True)
-            shown = len(text)
+        if not text.startswith(shown) and text:  # a job that was started again has a log of its own
+            print("\nthe job was started again", file=sys.stderr, flush=True)
+            shown = ""
+        if len(text) > len(shown):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
         if status.ended:
             return status
         time.sleep(every)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -20,6 +23,8 @@ _EVERY = 1.0
 """Seconds between two looks at a job that is followed."""
 _PATIENCE = 60.0
 """Seconds for which a cluster that does not answer is asked again while a job is followed."""
+_ANSWER = 20.0
+"""Seconds for which clusters may think about how their jobs are."""
 _STOPPING = 60.0
 """Seconds for which the end of a job that was stopped is waited for."""
 
@@ -48,7 +53,7 @@ def submit(
     Exit codes: 0 sent (with --follow: done), 1 the cluster refused it (it failed), 2 the spec, the cluster file or the
     usage is wrong.
     """
-    from clusters.kinds import launcher
+    from clusters.kinds import launcher, pinned
     from pipelines.commands import sent
     from pipelines.commands import submit as jobs
     from pipelines.spec import clusterfile
@@ -66,15 +71,22 @@ def submit(
             jobs.check_travels(loaded)
     except SpecError as error:
         refuse_all(error)
+    except StageError as error:
+        _fail(error)
     try:
         if dry_run:
             typer.echo(send.show(job), nl=False)
             return
-        known = sent.of_job(job, send.submit(job), settings, file)
-        sent.remember(known)
+        sent.prepare()
+        settings = pinned(settings)
+        known = sent.of_job(job, launcher(settings, Path.cwd()).submit(job), settings, file)
     except StageError as error:
         _fail(error)
     typer.echo(known.job)
+    try:
+        sent.remember(known)
+    except (OSError, StageError) as error:
+        typer.echo(f"the job is sent, but not remembered here ({error}): give rondo logs its --cluster", err=True)
     if follow:
         _follow(known)
 
@@ -84,8 +96,7 @@ def jobs(as_json: JsonOption = False) -> None:
     from pipelines.commands import sent
 
     known = list(reversed(sent.known()))
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(_status, known))
+    found = _statuses(known)
     if as_json:
         rows = [
             {"job": each.job, "name": each.name, "state": status.state, "detail": status.detail, "spec": each.spec,
@@ -114,9 +125,12 @@ def logs(job: JobArgument, cluster: OtherCluster = None, follow: FollowOption = 
         _follow(known)
         return
     try:
-        typer.echo(known.launcher.logs(known.job), nl=False)
+        text = known.launcher.logs(known.job)
     except StageError as error:
         _fail(error)
+    typer.echo(text, nl=False)
+    if not text:
+        typer.echo("it has printed nothing yet", err=True)
 
 
 def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
@@ -127,11 +141,13 @@ def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
     from clusters.job import JobStatus
     from stages.base import StageError
 
-    known = _find(job, cluster)
+    known = _find(job, cluster, whole=True)
     try:
-        if (status := known.status()).ended:
+        if (status := known.status()).ended and status.state != "gone":
             typer.echo(f"{known.job} had ended before: {status.state}")
             return
+        if status.state == "gone":
+            refuse(f"{known.job}: {status.detail}")
         known.launcher.stop(known.job)
         status = _ended(known)
     except StageError as error:
@@ -145,28 +161,45 @@ def stop(job: JobArgument, cluster: OtherCluster = None) -> None:
     typer.echo(f"{known.job}: {status.state}")
 
 
-def _find(job: str, cluster: Path | None) -> Sent:
+def _find(job: str, cluster: Path | None, whole: bool = False) -> Sent:
     from pipelines.commands import sent
     from pipelines.spec.problems import SpecError
     from stages.base import StageError
 
     try:
-        return sent.find(job, cluster)
+        return sent.find(job, cluster, whole)
     except SpecError as error:
         refuse_all(error)
     except StageError as error:
         refuse(str(error))
 
 
-def _status(known: Sent) -> JobStatus:
-    """How a job is, as far as its cluster says."""
+def _statuses(known: Sequence[Sent]) -> list[JobStatus]:
+    """How each job is, as far as its cluster says in time. Clusters that do not answer keep nobody waiting."""
     from clusters.job import JobStatus
     from stages.base import StageError
 
-    try:
-        return known.status()
-    except StageError as error:
-        return JobStatus("gone", str(error))
+    found = [JobStatus("unknown", f"no answer within {_ANSWER:.0f} s")] * len(known)
+    left = queue.SimpleQueue[int]()
+
+    def ask() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                index = left.get_nowait()
+                try:
+                    found[index] = known[index].status()
+                except StageError as error:
+                    found[index] = JobStatus("unknown", str(error))
+
+    for index in range(len(known)):
+        left.put(index)
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(min(16, len(known)))]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + _ANSWER
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return list(found)
 
 
 def _ended(known: Sent) -> JobStatus:
@@ -192,7 +225,7 @@ def _follow(known: Sent) -> None:
     detail = f": {status.detail}" if status.detail else ""
     typer.echo(f"job {known.job} {status.state}{detail}", err=True)
     if status.state != "done":
-        raise typer.Exit(1)
+        raise typer.Exit(2 if status.state == "gone" else 1)
 
 
 def _fail(error: Exception) -> NoReturn:

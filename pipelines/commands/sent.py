@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -46,7 +48,9 @@ class Sent:
 
     @property
     def file(self) -> Path:
-        return known_jobs() / f"{self.settings['kind']}-{self.job}.json"
+        # Two clusters may give the same number.
+        which = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return known_jobs() / f"{self.settings['kind']}-{self.job}-{which}.json"
 
     def status(self) -> JobStatus:
         """How the job is now.
@@ -57,7 +61,7 @@ class Sent:
         if self.state:
             return JobStatus(cast(State, self.state), self.detail)
         status = self.launcher.status(self.job)
-        if status.ended:
+        if status.ended and status.state != "gone":  # it may be another context of kubectl that does not know it
             self.end(status)
         return status
 
@@ -67,9 +71,23 @@ class Sent:
             remember(replace(self, state=status.state, detail=status.detail))
 
 
+def prepare() -> None:
+    """Make the folder of the records, for this user alone.
+
+    Raises:
+        StageError: it cannot be.
+    """
+    try:
+        known_jobs().mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=known_jobs()).close()
+    except OSError as error:
+        raise StageError(f"jobs are remembered in {known_jobs()}, which cannot be written: {error.strerror}") from None
+
+
 def remember(sent: Sent) -> None:
-    sent.file.parent.mkdir(parents=True, exist_ok=True)
+    prepare()
     part = sent.file.with_suffix(".part")
+    part.touch(mode=0o600)
     part.write_text(json.dumps(asdict(sent)), encoding="utf-8")
     part.replace(sent.file)
 
@@ -92,9 +110,9 @@ def known() -> list[Sent]:
     return sorted(found, key=lambda sent: sent.submitted)
 
 
-def find(job: str, cluster: Path | None) -> Sent:
-    """The job of a name, or the one whose name contains it; with a ``cluster`` file also one that was sent from
-    elsewhere.
+def find(job: str, cluster: Path | None, whole: bool = False) -> Sent:
+    """The job of a name, or, unless it has to be the ``whole`` name, the one whose name contains it; with a ``cluster``
+    file also one that was sent from elsewhere. A job's number is always given whole.
 
     Raises:
         StageError: there is none, or there are several.
@@ -107,7 +125,9 @@ def find(job: str, cluster: Path | None) -> Sent:
                 return sent
         return Sent(job, job, "", str(cluster), settings, str(Path.cwd()), "")
     jobs = known()
-    found = [sent for sent in jobs if sent.job == job] or [sent for sent in jobs if job in sent.job]
+    found = [sent for sent in jobs if sent.job == job]
+    if not found and not whole:
+        found = [sent for sent in jobs if job in sent.job and not sent.job.isdigit()]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clusters import folder as travelling
 from clusters.job import JobSpec
 from clusters.kinds import Cluster, launcher
 from clusters.kuberay import KubeRayCluster
 from clusters.local import LocalCluster
 from clusters.ray_jobs import RayCluster
+from clusters.ray_up import RayUpCluster
 from clusters.slurm import SlurmCluster
 from pipelines import plugins
 from pipelines.spec import clusterfile
-from pipelines.spec.load import Loaded, recipes
+from pipelines.spec.load import Loaded
 from pipelines.spec.problems import Problem, SpecError
 from stages.base import Resources
 from stages.io import nodes
@@ -36,15 +39,25 @@ def check_places(loaded: Loaded, file: Path, ask: bool) -> None:
     if isinstance(cluster, RayCluster) and (cluster.wait or not ask):
         return  # of machines that are added on demand nobody knows before
     to = launcher(cluster, Path.cwd())
-    wanted = {key: each if to.knows_all else _known(each) for key, each in dict(loaded.spec.resources).items()}
-    if found := list(nodes.unplaceable(wanted, to.machines())):
+    wanted = {key: _known(each, to.knows) for key, each in dict(loaded.spec.resources).items()}
+    found = list(nodes.unplaceable(wanted, to.machines()))
+    if isinstance(cluster, KubeRayCluster | RayUpCluster) and cluster.autoscaling:
+        found += [
+            (key, f"accelerator_type {each.accelerator_type}: Ray does not know the type of machines that are not "
+             "there yet, and would add none; give workers labels and choose by label_selector")
+            for key, each in dict(loaded.spec.resources).items() if each.accelerator_type
+        ]  # fmt: skip
+    if found:
         where = f"{loaded.path.name} resources"
         raise SpecError([Problem(f"{where}.{key}", f"{text} ({file.name})") for key, text in found])
 
 
-def _known(wanted: Resources) -> Resources:
-    """Without what a cluster file does not say: the GPUs' type and the machines' labels."""
-    return wanted.model_copy(update={"accelerator_type": None, "label_selector": {}})
+def _known(wanted: Resources, knows: frozenset[str]) -> Resources:
+    """Without what nobody knows before: of some clusters the GPUs' type, labels, or those that Ray gives."""
+    if "types" in knows:
+        return wanted
+    labels = {key: value for key, value in wanted.label_selector.items() if not key.startswith("ray.io/")}
+    return wanted.model_copy(update={"accelerator_type": None, "label_selector": labels if "labels" in knows else {}})
 
 
 def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) -> JobSpec:
@@ -55,11 +68,11 @@ def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) 
     options += ["--store", cluster.store] if cluster.store else []
     options += ["--cluster", str(file)] if isinstance(cluster, LocalCluster) else ["--address", "auto"]
     options += ["--wait", str(wait)] if wait else []
-    bundled = loaded.path in recipes().values()
+    bundled = not Path(loaded.argument).is_file()
     called = (name if name[0].isalpha() else f"run-{name}")[:_NAME_LENGTH].rstrip("-")
     return JobSpec(
         f"{called}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
-        None if bundled else loaded.path.parent,
+        None if bundled else loaded.path,
     )  # fmt: skip
 
 
@@ -70,24 +83,31 @@ def takes_along(cluster: Cluster) -> bool:
 
 
 def check_travels(loaded: Loaded) -> None:
-    """See that what the spec names by a relative path stands in its folder, which is what a job takes along.
+    """See that what the spec names by a relative path is among what a job takes along of the spec's folder.
 
     Raises:
-        SpecError: with everything that does not.
+        SpecError: with everything that is not.
+        StageError: the folder cannot be taken along.
     """
     folder = loaded.path.parent
-    outside = [
-        Problem(loaded.where(key), f"{text} is outside of the spec's folder, which is all that travels with the job; "
-                "move it there, or name it by its full path if the cluster's machines have it there")
-        for key, text in _locations(loaded)
-        if not text.startswith(("/", "~")) and "://" not in text and not _is_inside(folder / text, folder)
-    ]  # fmt: skip
+    taken = [str(file) for file in travelling.files(folder)]
+    found = []
+    for key, text in _locations(loaded):
+        path = os.path.abspath(folder / text)
+        if text.startswith(("/", "~")) or "://" in text or (key == ("policy", "model") and not os.path.exists(path)):
+            continue
+        if not any(file.startswith(f"{path}{os.sep}") or fnmatch.fnmatch(file, path) for file in taken):
+            message = (
+                f"{text} does not travel with the job: only the spec's folder does, without names that begin with a "
+                "dot and links that lead out of it. Move it there, or put it into a bucket"
+            )
+            found.append(Problem(loaded.where(key), message))
     for name in plugins.travelling(plugins.module_names(loaded.spec.model_dump()), [folder, Path.cwd()]):
         if not _is_inside(name, folder):
             text = f"{name.name} stands in the current folder; put it beside the spec: that folder travels with the job"
-            outside.append(Problem(loaded.path.name, text))
-    if outside:
-        raise SpecError(outside)
+            found.append(Problem(loaded.path.name, text))
+    if found:
+        raise SpecError(found)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

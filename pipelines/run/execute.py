@@ -115,15 +115,18 @@ def execute(
         else:
             named = plugins.module_names(loaded.spec.model_dump())
             running.join(ray, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
-            running.require(resources, store.store, named, wait)
+            running.require(resources, store.store, named, wait, lambda text: say(f"      {text}"))
+
+    def say(text: str) -> None:
+        terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))
         runner = Runner(store, lines, connect)
         lines.after = lambda: run.record("running", runner, time.monotonic() - clock)
-        terminal.print(f"run {run.name}, log {run.log}", highlight=False, markup=False, soft_wrap=True)
+        say(f"run {run.name}, log {run.log}")
         for note in loaded.notes:
-            terminal.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+            say(f"note: {note}")
         run.record("running", runner, 0.0)
         try:
             with lines:
@@ -132,7 +135,7 @@ def execute(
         except Exception as failure:
             traceback.print_exception(failure)  # into the log
             where = "failed at" if isinstance(failure, StepFailed) else "failed:"
-            terminal.print(f"{where} {reason(failure)}", highlight=False, markup=False, soft_wrap=True)
+            say(f"{where} {reason(failure)}")
             document, code = run.record("failed", runner, time.monotonic() - clock, reason(failure)), 1
         except (KeyboardInterrupt, SystemExit):
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130

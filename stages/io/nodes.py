@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stages.base import Resources, StageError
@@ -29,8 +28,8 @@ class Node:
         if not self.fits(wanted):
             return 0
         places = [int(self.has.get("CPU", 0) // cpus)]
-        if wanted.memory_bytes:
-            places.append(int(self.has.get("memory", 0) // wanted.memory_bytes))
+        if wanted.memory_bytes and "memory" in self.has:  # of a machine that is not there yet nobody may know it
+            places.append(int(self.has["memory"] // wanted.memory_bytes))
         if wanted.gpus:
             whole = int(self.has.get("GPU", 0))
             places.append(int(whole / wanted.gpus) if wanted.gpus >= 1 else whole * int(1 / wanted.gpus))
@@ -65,18 +64,18 @@ def of_cluster() -> list[Node]:
 
 _patience = 0.0
 """Seconds for which a cluster that adds machines on demand is waited for."""
-_EVERY = 2.0
+_say: Callable[[str], object] = print
 
 
-def wait_for(seconds: float) -> None:
-    """Say that the cluster adds machines on demand, and how long that may take."""
-    global _patience
-    _patience = seconds
+def wait_for(seconds: float, say: Callable[[str], object] = print) -> None:
+    """Note that the cluster adds machines on demand, how long that may take, and how people are told of it."""
+    global _patience, _say
+    _patience, _say = seconds, say
 
 
 def for_workers(wanted: Resources) -> list[Node]:
     """The machines of the running cluster, as soon as the fewest workers have a place on them. If there are too few,
-    Ray's autoscaler is asked for more.
+    Ray's autoscaler is asked for more, by a placement group: unlike a request it goes when this process does.
 
     Raises:
         StageError: they have not come in time.
@@ -84,24 +83,22 @@ def for_workers(wanted: Resources) -> list[Node]:
     machines = of_cluster()
     if not _patience or not (lacking := list(unplaceable({"": wanted}, machines))):
         return machines
-    from ray.autoscaler.sdk import request_resources
+    from ray.util import placement_group, remove_placement_group
 
     fewest = wanted.worker_range[0]
-    print(f"waiting for machines: {lacking[0][1]}", flush=True)
-    until = time.monotonic() + _patience
-    request_resources(bundles=[_bundle(wanted)] * fewest, bundle_label_selectors=[wanted.label_selector] * fewest)
+    _say(f"waiting for machines: {lacking[0][1]}")
+    selectors = [dict(wanted.label_selector)] * fewest if wanted.label_selector else None
+    group = placement_group([_bundle(wanted)] * fewest, bundle_label_selector=selectors)
     try:
-        while lacking := list(unplaceable({"": wanted}, machines := of_cluster())):
-            if time.monotonic() > until:
-                raise StageError(f"no machines came within {_patience:.0f} s (rondo run --wait): {lacking[0][1]}")
-            time.sleep(_EVERY)
+        if not group.wait(_patience):
+            raise StageError(f"no machines came within {_patience:.0f} s (rondo run --wait): {lacking[0][1]}")
     finally:
-        request_resources(bundles=[])  # the workers keep them, and let them go when they have ended
-    return machines
+        remove_placement_group(group)  # the workers take its place
+    return of_cluster()
 
 
 def _bundle(wanted: Resources) -> dict[str, float]:
-    """What one worker takes, as the autoscaler counts."""
+    """What one worker takes."""
     found: dict[str, float] = {"CPU": wanted.cpus or 1}
     if wanted.gpus:
         found["GPU"] = wanted.gpus

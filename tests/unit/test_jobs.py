@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shlex
+import socket
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -56,7 +59,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 class Told:
     """A cluster that says what it is told to: a status and all of the log, or an error, at each look."""
 
-    knows_all = True
+    knows = frozenset({"labels"})
 
     def __init__(self, *looks: tuple[str, str] | StageError) -> None:
         self.looks = list(looks)
@@ -108,8 +111,9 @@ def test_how_a_job_of_slurm_is(
 
 def test_a_job_of_slurm_is_read_and_stopped(program: Callable[[str, str], None], tmp_path: Path) -> None:
     to = Slurm(SLURM, tmp_path)
+    (tmp_path / "other-4711.log").write_text("of another job")
     assert to.logs("4711") == ""
-    (tmp_path / "tiny-4711.log").write_text("a line\n")
+    (tmp_path / "rondo-4711.log").write_text("a line\n")
     assert to.logs("4711") == "a line\n"
     program("scancel", f'echo "$@" > {tmp_path}/stopped')
     to.stop("4711")
@@ -171,7 +175,8 @@ def test_a_job_in_the_background_is_stopped_or_seen_to_be_killed(folder: Path, m
     monkeypatch.setattr("clusters.background.sys.executable", str(slow))
     submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
     job = rondo(*submit).stdout.strip()
-    wait_for(job, "running")
+    while "begun" not in rondo("logs", job).stdout:
+        time.sleep(0.05)
     assert rondo("stop", job).stdout == f"{job}: stopped\n"
     other = rondo(*submit).stdout.strip()
     wait_for(other, "running")
@@ -187,16 +192,18 @@ def test_a_job_is_found_by_enough_of_its_name(folder: Path) -> None:
         cluster = RayCluster(kind="ray", address="http://127.0.0.1:1", store="/shared/store")
         sent.remember(sent.of_job(job, name, cluster, folder / "ray.yaml"))
     assert sent.find("aab", None).job == "tiny-aab"
-    for command in ("logs", "stop"):
-        many, none = rondo(command, "tiny"), rondo(command, "other")
-        assert (many.exit_code, none.exit_code) == (2, 2)
-        assert "2 jobs match: tiny-aaa (" in many.stderr
-        assert "other: no such job was sent from here; rondo jobs lists those that were" in none.stderr
+    many = rondo("logs", "tiny")
+    assert many.exit_code == 2
+    assert "2 jobs match: tiny-aaa (" in many.stderr
+    for command, name in (("logs", "other"), ("stop", "other"), ("stop", "tiny-aa")):
+        none = rondo(command, name)
+        assert none.exit_code == 2
+        assert f"{name}: no such job was sent from here; rondo jobs lists those that were" in none.stderr
     assert sent.find("tiny-aaa", folder / "ray.yaml").spec == "spec.yaml"
     assert sent.find("elsewhere", folder / "ray.yaml").spec == ""
     (Path(os.environ["XDG_STATE_HOME"]) / "rondo" / "jobs" / "ray-broken.json").write_text("{")
     listed = json.loads(rondo("jobs", "--json").stdout)
-    assert [(row["job"], row["state"]) for row in listed] == [("tiny-aab", "gone"), ("tiny-aaa", "gone")]
+    assert [(row["job"], row["state"]) for row in listed] == [("tiny-aab", "unknown"), ("tiny-aaa", "unknown")]
     assert "no Ray cluster answers at http://127.0.0.1:1." in listed[0]["detail"]
 
 
@@ -234,7 +241,7 @@ def test_a_dry_run_asks_nobody_and_shows_what_would_be_sent(folder: Path) -> Non
 
 def test_the_entry_point_reaches_the_job_word_by_word(tmp_path: Path) -> None:
     words = ("--set", "a='; touch stolen; $(touch stolen) \"", "--set", "`touch stolen`\n#")
-    job = JobSpec("tiny-1", "tiny", "in/-x '$(touch stolen).yaml", words, tmp_path, tmp_path / "in")
+    job = JobSpec("tiny-1", "tiny", "in/x", words, tmp_path, tmp_path / "in" / "-x '$(touch stolen).yaml")
     line = body(job)["entrypoint"]
     assert shlex.split(line) == ["rondo", "run", "./-x '$(touch stolen).yaml", *words]
 
@@ -248,15 +255,16 @@ def test_what_stands_outside_of_the_folder_is_named_before_anything_is_sent(fold
     found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
     assert found.exit_code == 2
     assert "2 problems" in found.stderr
-    assert "spec.yaml:3 prompts.train: ../train.jsonl is outside of the spec's folder" in found.stderr
+    assert "spec.yaml:3 prompts.train: ../train.jsonl does not travel with the job" in found.stderr
     assert "judges.py stands in the current folder; put it beside the spec" in found.stderr
 
 
 def test_the_same_folder_is_packed_into_the_same_bytes_without_what_is_hidden(folder: Path) -> None:
     place = folder / "sent"
-    for name in (".env", "__pycache__/x.pyc", "venv/lib.py", "deep/er/a.txt", ".git/config"):
+    for name in (".env", "__pycache__/x.pyc", "venv/pyvenv.cfg", "venv/lib.py", "deep/er/a.txt", ".git/config"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("x")
+    (place / "link").symlink_to(folder / "ray.yaml")
     for name in ("one.zip", "two.zip"):
         travelling.pack(place, folder / name, 1 << 20)
         os.utime(place / "deep" / "er" / "a.txt", (0, 0))
@@ -265,7 +273,7 @@ def test_the_same_folder_is_packed_into_the_same_bytes_without_what_is_hidden(fo
         names = archive.namelist()
     assert "deep/er/a.txt" in names
     assert "spec.yaml" in names
-    assert not [name for name in names if name.startswith((".", "venv", "__pyc"))]
+    assert not [name for name in names if name.startswith((".", "venv", "__pyc", "link"))]
     (place / "large").write_bytes(b"x" * (1 << 20))
     with pytest.raises(StageError, match=r"holds more than 1.0 MiB: large \(1.0 MiB\), "):
         travelling.pack(place, folder / "three.zip", 1 << 20)
@@ -294,3 +302,101 @@ def test_every_kind_has_a_launcher_that_can_do_the_same(tmp_path: Path) -> None:
         for method in ("machines", "show", "submit", "status", "logs", "stop"):
             assert callable(getattr(made, method)), (kind, method)
     assert isinstance(launcher(RayCluster(kind="ray", address="http://h", store="/x"), tmp_path), RayJobs)
+
+
+def test_what_is_named_goes_along_or_is_said(folder: Path) -> None:
+    """A link out of the folder, a folder that is one, a recipe by its path, a spec that is a link."""
+    (folder / "elsewhere").mkdir()
+    (folder / "sent" / "heldout.jsonl").rename(folder / "elsewhere" / "heldout.jsonl")
+    (folder / "sent" / "heldout.jsonl").symlink_to(folder / "elsewhere" / "heldout.jsonl")
+    (folder / "sent" / "data").symlink_to(folder / "elsewhere")
+    for options in ([], ["--set", "prompts.heldout=data/*.jsonl"]):
+        found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", *options)
+        assert found.exit_code == 2
+        assert "prompts.heldout: " in found.stderr
+        assert "does not travel with the job" in found.stderr
+    (folder / "sent" / "heldout.jsonl").unlink()
+    (folder / "elsewhere" / "heldout.jsonl").rename(folder / "sent" / "heldout.jsonl")
+    (folder / "link.yaml").symlink_to("sent/spec.yaml")
+    for name in ("link.yaml", "sent/spec.yaml"):
+        shown = rondo("submit", name, "--cluster", "ray.yaml", "--dry-run", "--set", "prompts.train=tr*.jsonl").stdout
+        assert "entrypoint: rondo run ./spec.yaml " in shown
+        assert f"working_dir: {folder}/sent\n" in shown
+    shown = rondo("submit", "quickstart", "--cluster", "ray.yaml", "--dry-run").stdout
+    assert "entrypoint: rondo run quickstart " in shown
+    assert "working_dir" not in shown
+
+
+def test_a_job_that_was_sent_is_named_though_it_cannot_be_remembered(
+    folder: Path, program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "slurm.yaml").write_text('kind: slurm\nstore: /shared/x\ncpus_per_node: 8\ntime: "1:00:00"\n')
+    program("sbatch", f"cat > {folder}/asked; echo 4711")
+    submit = ["submit", "sent/spec.yaml", "--cluster", "slurm.yaml"]
+    (folder / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "file"))
+    refused = rondo(*submit)
+    assert refused.exit_code == 1
+    assert "which cannot be written" in refused.stderr
+    assert not (folder / "asked").exists()
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    monkeypatch.setattr(sent, "remember", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    known = rondo(*submit)
+    assert (known.exit_code, known.stdout) == (0, "4711\n")
+    assert "the job is sent, but not remembered here (disk full)" in known.stderr
+
+
+def test_a_job_that_is_gone_may_come_back_and_is_asked_for_again(
+    folder: Path, program: Callable[[str, str], None]
+) -> None:
+    job = JobSpec("tiny-1", "tiny", "spec.yaml", (), folder, None)
+    for name in ("one", "two"):  # of two clusters that give the same number
+        settings = SLURM.model_copy(update={"partition": name})
+        sent.remember(sent.of_job(job, "4711", settings, folder / f"{name}.yaml"))
+    program("sacct", "true")
+    for answer, state in (("", "gone"), ("RUNNING|None", "running"), ("COMPLETED|None", "done")):
+        program("squeue", f'echo "{answer}"')
+        assert [row["state"] for row in json.loads(rondo("jobs", "--json").stdout)] == [state, state]
+    program("squeue", "echo 'Socket timed out' >&2; exit 1")
+    assert [row["state"] for row in json.loads(rondo("jobs", "--json").stdout)] == ["done", "done"]
+    for file in (folder / "state" / "rondo" / "jobs").iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_job_that_is_started_again_is_shown_from_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told(("running", "first\nfailed\n"), ("running", ""), ("running", "fir"), ("done", "first\nall is well\n"))
+    assert follow(told, "job", 0.0, 60.0).state == "done"  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert printed.out == "first\nfailed\nfirst\nall is well\n"
+    assert printed.err == "\nthe job was started again\n"
+
+
+def test_clusters_that_do_not_answer_keep_nobody_waiting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes connections and says nothing."""
+    monkeypatch.setattr("pipelines.commands.jobs._ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        cluster = RayCluster(kind="ray", address=f"http://127.0.0.1:{server.getsockname()[1]}", store="/x")
+        for number in range(20):
+            job = JobSpec(f"tiny-{number}", "tiny", "spec.yaml", (), folder, None)
+            sent.remember(sent.of_job(job, job.id, cluster, folder / "ray.yaml"))
+        rows = json.loads(rondo("jobs", "--json").stdout)
+    assert {(row["state"], row["detail"]) for row in rows} == {("unknown", "no answer within 0 s")}
+
+
+def test_what_answers_may_be_no_ray(folder: Path) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (folder / "ray.yaml").write_text(RAY.replace(":1\n", f":{server.server_port}\n"))
+        found = rondo("check", "sent/spec.yaml", "--cluster", "ray.yaml")
+        server.shutdown()
+    assert found.exit_code == 2
+    assert "is no Ray dashboard" in found.stderr

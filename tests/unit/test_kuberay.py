@@ -35,6 +35,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in that notes its arguments and what it is given, and answers with the file ``answer``."""
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
+        f'case "$*" in *" -f "*) cat >> {tmp_path}/given; echo >> {tmp_path}/given;; esac\n'
+        f"test -e {tmp_path}/refuse && {{ cat {tmp_path}/refuse >&2; exit 1; }}\ncat {tmp_path}/answer\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
+    return tmp_path
+
+
 def kuberay(**settings: object) -> KubeRayCluster:
     return KubeRayCluster.model_validate(
         {"kind": "kuberay", "image": "rondo:cpu", "store": "s3://bucket/runs", **settings}
@@ -42,7 +57,7 @@ def kuberay(**settings: object) -> KubeRayCluster:
 
 
 def job(folder: Path = Path("/work"), *options: str, spec: str = "sent/spec.yaml") -> JobSpec:
-    return JobSpec("tiny-0a1b2c", "tiny", spec, options, folder, (folder / spec).parent)
+    return JobSpec("tiny-0a1b2c", "tiny", spec, options, folder, folder / spec)
 
 
 def ray_job(cluster: KubeRayCluster, files: dict[str, bytes] | None = None) -> dict[str, Any]:
@@ -59,8 +74,6 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_manifest_of_the_file_to_copy_is_as_it_was(folder: Path) -> None:
     shutil.copy(Path(clusters.__file__).parent / "kuberay.yaml", folder / "copied.yaml")
-    shutil.rmtree(folder / "sent" / "model")
-    (folder / "sent" / "model").symlink_to(workspace.make(folder) / "model")
     printed = rondo("submit", "sent/spec.yaml", "--cluster", "copied.yaml", "--dry-run", "--set", "train.beta=0.2")
     assert printed.exit_code == 0, printed.output
     made = yaml.safe_load(printed.stdout)
@@ -122,7 +135,8 @@ def test_settings_stand_where_kuberay_looks_for_them() -> None:
            "tolerations": [taint], "labels": {"zone": "far"}}  # fmt: skip
     spec = ray_job(
         kuberay(
-            workers={"gpu": gpu}, queue="team", service_account="robot", secrets=["one", "two"], env={"A": "$(B)"},
+            workers={"gpu": gpu}, queue="team", service_account="robot", secrets=["one", "two"],
+            env={"A": "$(B)", "TOKENIZERS_PARALLELISM": "false"},
             volume={"claim": "disk", "path": "/data"}, store="/data/runs", retries=5, keep_seconds=60,
             time_limit_seconds=99, image_pull_secrets=["pull"], token_auth=False,
         )
@@ -176,7 +190,8 @@ def test_a_recipe_is_in_the_image() -> None:
     assert entry(kuberay(), made) == "#!/bin/sh\ncd /rondo/job && exec rondo run quickstart\n"
 
 
-def test_a_folder_that_is_too_large_says_what_is_large(folder: Path) -> None:
+def test_a_folder_that_is_too_large_says_what_is_large(folder: Path, kubectl: Path) -> None:
+    (kubectl / "answer").write_text("here\n")
     (folder / "sent" / "big.jsonl").write_bytes(b"x" * (800 << 10))
     for options in ([], ["--dry-run"]):
         found = rondo("submit", "sent/spec.yaml", "--cluster", "k.yaml", *options)
@@ -187,6 +202,9 @@ def test_a_folder_that_is_too_large_says_what_is_large(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [("env: {HF_TOKEN: x}", "k.yaml:4 env: HF_TOKEN looks like a secret; put it into a Secret"),
+     ("env: {HUB: hf_abcdefghijklmnopqrst}", "HUB looks like a secret"),
+     ("env: {URL: 'postgres://u:pw@h/db'}", "URL looks like a secret"),
+     ("workers: {headgroup: {}}", "headgroup is what KubeRay calls the head"),
      ("queue: team\nworkers: {a: {workers: [0, 1]}}", "a queue of Kueue takes jobs of a fixed size"),
      ("workers: {a: {workers: [2, 1]}}", "k.yaml:4 workers.a.workers: expected [fewest, most], got [2, 1]"),
      ("workers: {A: {}}", "lower-case letters, digits and hyphens, a letter first"),
@@ -209,35 +227,21 @@ def test_a_store_on_no_volume_is_refused() -> None:
         kuberay(store="/database/runs", volume={"claim": "disk", "path": "/data"})
 
 
-@pytest.fixture
-def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in that notes its arguments and what it is given, and answers with the file ``answer``."""
-    program = tmp_path / "bin" / "kubectl"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
-        f'case "$*" in *" -f "*) cat >> {tmp_path}/given;; esac\n'
-        f"test -e {tmp_path}/refuse && {{ cat {tmp_path}/refuse >&2; exit 1; }}\ncat {tmp_path}/answer\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    return tmp_path
-
-
 def test_a_job_is_made_and_its_files_belong_to_it(folder: Path, kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    made = {"items": [{"kind": "ConfigMap", "metadata": {"uid": "1"}}, {"kind": "RayJob", "metadata": {"uid": "2"}}]}
-    (kubectl / "answer").write_text(json.dumps(made))
+    (kubectl / "answer").write_text(json.dumps({"kind": "RayJob", "metadata": {"uid": "2"}}))
     (folder / "k.yaml").write_text(SMALL + "namespace: ml\ncontext: far\n")
     sent = rondo("submit", "sent/spec.yaml", "--cluster", "k.yaml")
     assert sent.exit_code == 0, sent.output
     name = sent.stdout.strip()
-    first, second = (kubectl / "asked").read_text().splitlines()
-    assert first == "--context far --namespace ml create -f - -o json"
-    assert second.startswith(f"--context far --namespace ml patch configmap {name} --type merge -p ")
-    assert '"uid": "2"' in second
+    where = "--context far --namespace ml"
+    assert (kubectl / "asked").read_text().splitlines() == [f"{where} create -f - -o json", f"{where} create -f -"]
     given = (kubectl / "given").read_text()
-    assert [item["metadata"]["name"] for item in json.loads(given)["items"]] == [name, name]
+    job, config = (json.loads(line) for line in given.splitlines())
+    assert (job["kind"], config["kind"]) == ("RayJob", "ConfigMap")
+    assert (job["metadata"]["name"], config["metadata"]["name"]) == (name, name)
+    (owner,) = config["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("RayJob", name, "2")
     records = "".join(path.read_text() for path in (kubectl / "state").rglob("*.json"))
     assert "very_secret" not in given + records
     (kubectl / "answer").write_text("")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.base import Resources, RolloutResources, TrainResources
+from stages.base import Resources, RolloutResources, StageError, TrainResources
+from stages.io import nodes
 from stages.io.nodes import Node, cpus_per_worker, unplaceable
 
 
@@ -70,3 +71,58 @@ def test_what_has_no_place_is_said_with_what_there_is() -> None:
         "rollout": "1 workers with 2 CPUs, 2 GPUs, 9 GiB, accelerator_type T4, label zone: b each; there is room for 0 "
         "on nodes with: 16 CPUs, 8 GPUs H100, 64.0 GiB, zone=a; 4 CPUs, 1 GPUs T4, 8.0 GiB, zone=b"
     }
+
+
+class Group:
+    """A placement group that is ready, with another machine, or never."""
+
+    def __init__(self, ready: bool) -> None:
+        self.ready = ready
+        self.removed = False
+        self.bundles: list[dict[str, float]] = []
+        self.selectors: list[dict[str, str]] | None = None
+
+    def make(self, bundles: list[dict[str, float]], bundle_label_selector: list[dict[str, str]] | None) -> Group:
+        self.bundles, self.selectors = bundles, bundle_label_selector
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        assert seconds == 5
+        return self.ready
+
+    def remove(self, group: Group) -> None:
+        assert group is self
+        self.removed = True
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_machines_that_come_on_demand_are_asked_for_and_waited_for(
+    ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, said = Group(ready), list[str]()
+    monkeypatch.setattr("ray.util.placement_group", group.make)
+    monkeypatch.setattr("ray.util.remove_placement_group", group.remove)
+    head, big = nodes.Node("head", {"CPU": 0}), nodes.Node("big", {"CPU": 8, "GPU": 4}, {"zone": "far"})
+    machines = [head]
+    monkeypatch.setattr(nodes, "of_cluster", lambda: [head, big] if group.removed and ready else machines)
+    monkeypatch.setattr(nodes, "_patience", 0.0)
+    monkeypatch.setattr(nodes, "_say", print)
+    wanted = Resources(workers=2, gpus=2, memory_gib=1, accelerator_type="H100", label_selector={"zone": "far"})
+    assert nodes.for_workers(wanted) == [head]  # nothing is waited for
+    assert not said
+    nodes.wait_for(5, said.append)
+    if ready:
+        assert nodes.for_workers(wanted) == [head, big]
+    else:
+        with pytest.raises(StageError, match=r"no machines came within 5 s .*2 workers with 1 CPUs, 2 GPUs, 1 GiB"):
+            nodes.for_workers(wanted)
+    assert group.removed
+    assert group.bundles == [{"CPU": 1, "GPU": 2, "memory": 2**30, "accelerator_type:H100": 0.001}] * 2
+    assert group.selectors == [{"zone": "far"}] * 2
+    assert said == ["waiting for machines: 2 workers with 1 CPUs, 2 GPUs, 1 GiB, accelerator_type H100, "
+                    "label zone: far each; there is room for 0 on nodes with: 0 CPUs, 0 GPUs"]  # fmt: skip
+
+
+def test_what_a_machine_does_not_tell_of_its_memory_is_no_reason_to_refuse() -> None:
+    assert not dict(nodes.unplaceable({"train": Resources(memory_gib=64)}, [nodes.Node("one", {"CPU": 1})]))
+    assert dict(nodes.unplaceable({"train": Resources(memory_gib=64)}, [nodes.Node("one", {"CPU": 1, "memory": 1})]))

@@ -33,7 +33,7 @@ def made(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def job() -> JobSpec:
-    return JobSpec("tiny-0a1b2c", "tiny", "spec.yaml", ("--address", "auto"), Path("/work"), Path("/work"))
+    return JobSpec("tiny-0a1b2c", "tiny", "spec.yaml", ("--address", "auto"), Path("/work"), Path("/work/spec.yaml"))
 
 
 @pytest.mark.parametrize("settings", [AWS, GCP])
@@ -59,6 +59,8 @@ def test_machines_are_asked_for_in_the_words_of_their_cloud() -> None:
     ]
     assert node["scheduling"] == [{"onHostMaintenance": "TERMINATE"}, {"preemptible": True}]
     assert node["serviceAccounts"][0]["email"] == "robot@ours.iam.gserviceaccount.com"
+    # The head keeps the rights that Ray gives it to start machines.
+    assert "IamInstanceProfile" not in made(AWS)["available_node_types"]["head"]["node_config"]
 
 
 def test_nothing_listens_for_others_and_a_token_is_asked_for() -> None:
@@ -84,7 +86,9 @@ def test_a_dry_run_prints_the_file_and_what_is_asked_then(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"zone": None}, "GCP needs a zone and a project"), ({"store": "/shared"}, "store"),
+    [({"workers": {"head": {"instance": "x", "cpus": 1}}}, "head is what the head is called"),
+     ({"workers": {"cpu": {"instance": "x", "cpus": 1, "workers": [4, 1]}}}, "fewest, most"),
+     ({"zone": None}, "GCP needs a zone and a project"), ({"store": "/shared"}, "store"),
      ({"workers": {"gpu": {"instance": "x", "cpus": 1, "gpus": 1}}}, "gpu_type"), ({"name": "A b"}, "name")],
 )  # fmt: skip
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:

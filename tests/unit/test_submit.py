@@ -35,7 +35,7 @@ def slurm(**settings: object) -> SlurmCluster:
 
 
 def job(folder: Path, spec: str = "spec.yaml", *options: str) -> JobSpec:
-    return JobSpec("tiny-0a1b2c", "tiny", spec, options, folder, folder)
+    return JobSpec("tiny-0a1b2c", "tiny", spec, options, folder, folder / spec)
 
 
 def runs_in_bash(text: str, folder: Path, srun: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ def test_a_batch_script_starts_ray_on_every_node_and_the_run_on_the_first(folder
     assert lines[0] == "#!/bin/bash"
     assert [line for line in lines if line.startswith("#SBATCH")] == [
         "#SBATCH --job-name=tiny", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=8",
-        "#SBATCH --gpus-per-node=1", "#SBATCH --time=4:00:00", "#SBATCH --output=tiny-%j.log", "#SBATCH --exclusive",
+        "#SBATCH --gpus-per-node=1", "#SBATCH --time=4:00:00", "#SBATCH --output=rondo-%j.log", "#SBATCH --exclusive",
     ]  # fmt: skip
     assert runs_in_bash(printed.stdout, folder).stdout.splitlines() == [
         "--nodes=2", "--ntasks=2", "--cpus-per-task=8", "ray", "symmetric-run", "--address", "one:6379",
@@ -91,7 +91,7 @@ def test_all_settings_stand_in_the_script(folder: Path) -> None:
                 "options": {"constraint": "a|b", "nodelist": "n[1-4]", "requeue": None, "nice": -5}}  # fmt: skip
     text = script(slurm(**settings), job(folder))
     for line in ("--mem=100G", "--partition=gpu", "--account=a1", "--qos=high", "--constraint=a|b", "--nodelist=n[1-4]",
-                 "--requeue", "--nice=-5", "--output=tiny-%j.log"):  # fmt: skip
+                 "--requeue", "--nice=-5", "--output=rondo-%j.log"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text
     assert '"$head:7000"' in text
 
@@ -127,7 +127,8 @@ def test_no_text_becomes_a_word_of_the_shell(tmp_path: Path) -> None:
     ("key", "value"),
     [("partition", "gpu\n#SBATCH --uid=0"), ("account", "a b"), ("options", {"x": "y\nrm"}), ("options", {"--x": "y"}),
      ("time", "4h"), ("time", 14400), ("nodes", 0), ("port", 80), ("store", "runs"), ("options", {"nodes": "9"}),
-     ("options", {"output": "x"}),
+     ("options", {"output": "x"}), ("options", {"array": "0-3"}), ("options", {"hold": True}),
+     ("store", "s3://key:secret@bucket/x"),
     ("options", {"x": "a b"}), ("options", {"x": "'"})],
 )  # fmt: skip
 def test_what_could_break_the_script_is_refused(key: str, value: object) -> None:
