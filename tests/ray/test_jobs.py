@@ -152,6 +152,10 @@ def test_a_job_is_stopped_then_killed_and_goes_on_each_time(cluster: Cluster) ->
     assert sum("committed" in line for line in lines if "/7 " in line) == 6
     assert any(line.startswith("  7/7 round-1/train ") for line in lines)
     assert "continued from step" in "".join(file.read_text() for file in store.glob("logs/*.log"))
+    assert not list(store.glob("artifacts/*/*/manifest.json?*"))
+    (policy,) = (Path(line.split()[1]) for line in lines if line.startswith("policy "))
+    rows = [json.loads(line) for line in (policy.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61))
     assert list(cluster.jobs().values())[:3] == ["done", "failed", "stopped"]
 
 

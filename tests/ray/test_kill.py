@@ -36,25 +36,6 @@ def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
-def test_a_killed_driver_continues_from_the_checkpoint(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    path, store = processes.long_training(tmp_path), tmp_path / "store"
-    process = processes.start(path, store)
-    wait_for(lambda: checkpoints(store), process)
-    workers = processes.children(process.pid, "ray::single_worker")
-    os.kill(process.pid, signal.SIGKILL)
-    for worker in workers:
-        worker.kill()  # else it may train to the end before Ray misses the driver
-    process.communicate()
-    assert not list(store.glob("artifacts/*/*/manifest.json?*"))
-    summary = run(path, store)
-    cached = {step["key"]: step["cached"] for step in summary["steps"]}
-    assert cached["round-1/reference"]
-    assert not cached["round-1/train"]
-    assert steps_taken(summary) == list(range(1, 61))
-    assert same_weights(summary, undisturbed)
-    assert "continued from step" in "".join(p.read_text() for p in store.glob("logs/*.log"))
-
-
 def test_what_was_finished_at_a_kill_is_not_made_again(tmp_path: Path) -> None:
     """Killed while rows are tokenised and scored, part by part."""
     train = {"learning_rate": 1e-3, "batch_size": 512, "epochs": 1, "precision": "fp32"}
@@ -89,13 +70,3 @@ def test_a_killed_worker_is_replaced_and_continues(tmp_path: Path, undisturbed: 
     summary = processes.summary_of(process)
     assert steps_taken(summary) == list(range(1, 61))
     assert same_weights(summary, undisturbed)
-
-
-def test_two_runs_on_one_store_do_the_work_once(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
-    path, store = specs.offline(tmp_path, model), tmp_path / "store"
-    both = [processes.start(path, store) for _ in range(2)]
-    summaries = [processes.summary_of(process) for process in both]
-    assert summaries[0]["policy"] == summaries[1]["policy"]
-    for first, second in zip(*(summary["steps"] for summary in summaries), strict=True):
-        assert first["cached"] != second["cached"], f"{first['key']} was not done exactly once"
