@@ -46,10 +46,13 @@ class Background:
         command = [sys.executable, "-P", "-m", "pipelines", *job.here[1:]]
         with (place / "log").open("wb") as log, (place / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # A shell that starts this command in the background has it ignore interrupts, and so would the job.
+            ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
             process = subprocess.Popen(
                 ["/bin/sh", "-c", _WRAPPER, str(place / "code"), *command], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, cwd=job.folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
+        signal.signal(signal.SIGINT, ignored)
         (place / "process.json").write_text(json.dumps({"group": process.pid}))
         return job.id
 

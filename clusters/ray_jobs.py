@@ -9,6 +9,7 @@ import re
 import shlex
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,10 @@ _SECONDS = 10
 _STATES: dict[str, State] = {
     "PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped",
 }  # fmt: skip
+
+
+_IMPORT = threading.Lock()
+"""Ray cannot be imported by several threads at once."""
 
 
 class RayCluster(Config):
@@ -134,8 +139,10 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
     Raises:
         StageError: instead of any of them.
     """
-    import requests
-    from ray.exceptions import AuthenticationError
+    with _IMPORT:
+        import ray.job_submission  # noqa: F401
+        import requests
+        from ray.exceptions import AuthenticationError
 
     try:
         yield

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -174,8 +175,12 @@ def test_a_job_in_the_background_is_stopped_or_seen_to_be_killed(folder: Path, m
     (folder / "local.yaml").write_text("kind: local\n")
     monkeypatch.setattr("clusters.background.sys.executable", str(slow))
     submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script that puts it in the background
     job = rondo(*submit).stdout.strip()
+    signal.signal(signal.SIGINT, before)
+    until = time.monotonic() + 60
     while "begun" not in rondo("logs", job).stdout:
+        assert time.monotonic() < until
         time.sleep(0.05)
     assert rondo("stop", job).stdout == f"{job}: stopped\n"
     other = rondo(*submit).stdout.strip()
