@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from clusters.job import JobSpec, JobStatus, State, known_jobs
-from clusters.local import LocalCluster, machine
-from stages.base import StageError
+from clusters.job import JobSpec, JobStatus, NoSuchJob, State, known_jobs
+from clusters.local import KNOWS, LocalCluster, machine
 from stages.io.nodes import Node
 
 _STATES: dict[int, State] = {0: "done", 130: "stopped"}
@@ -29,7 +28,7 @@ _WRAPPER = 'trap : INT TERM; "$@"; echo $? > "$0.part"; mv "$0.part" "$0"'
 class Background:
     """Runs jobs as processes of this machine. Each has a lock that its processes hold as long as one of them lives."""
 
-    knows: frozenset[str] = frozenset()
+    knows = KNOWS
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
@@ -48,11 +47,13 @@ class Background:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A shell that starts this command in the background has it ignore interrupts, and so would the job.
             ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", _WRAPPER, str(place / "code"), *command], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, cwd=job.folder, start_new_session=True, pass_fds=[lock.fileno()],
-            )  # fmt: skip
-        signal.signal(signal.SIGINT, ignored)
+            try:
+                process = subprocess.Popen(
+                    ["/bin/sh", "-c", _WRAPPER, str(place / "code"), *command], stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, cwd=job.folder, start_new_session=True, pass_fds=[lock.fileno()],
+                )  # fmt: skip
+            finally:
+                signal.signal(signal.SIGINT, ignored)
         (place / "process.json").write_text(json.dumps({"group": process.pid}))
         return job.id
 
@@ -94,7 +95,7 @@ class Background:
     def _known(self, job: str) -> Path:
         place = self._place(job)
         if Path(job).name != job or not (place / "process.json").exists():
-            raise StageError(f"{job}: no such job was started on this machine; rondo jobs lists those sent")
+            raise NoSuchJob(f"{job}: no such job was started on this machine; rondo jobs lists those sent")
         return place
 
     def _alive(self, place: Path) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+
+from stages.base import Config
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:
@@ -39,10 +42,20 @@ def _rising(value: int | tuple[int, int]) -> int | tuple[int, int]:
     return value
 
 
-Count = Annotated[NonNegativeInt | tuple[NonNegativeInt, PositiveInt], AfterValidator(_rising)]
-"""How many machines; ``[fewest, most]``: as many as the run's stages need."""
+class Several(Config):
+    """Machines of one kind, in a number."""
+
+    workers: Annotated[NonNegativeInt | tuple[NonNegativeInt, PositiveInt], AfterValidator(_rising)] = 1
+    """How many; ``[fewest, most]``: as many as the run's stages need."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The fewest and the most."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
 
-def both_ends(count: int | tuple[int, int]) -> tuple[int, int]:
-    """The fewest and the most."""
-    return count if isinstance(count, tuple) else (count, count)
+def grow(groups: Iterable[Several]) -> bool:
+    """Whether machines of any group are added on demand."""
+    return any(group.range[0] < group.range[1] for group in groups)

@@ -36,7 +36,7 @@ def files(folder: Path, bound: float = math.inf) -> list[Path]:
             largest = ", ".join(f"{path.relative_to(folder)} ({_mib(size)})" for size, path in sorted(found)[:-4:-1])
             raise StageError(
                 f"the spec's folder {folder} travels with the job and holds more than {_mib(bound)}: {largest}. Put "
-                "large files into a bucket, or into a folder that the cluster sees, and name them by their full path"
+                "large files into a bucket, or into a folder that both sides see, and name them by their full path"
             )
     return [file for _, file in found]
 

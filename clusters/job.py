@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stages.base import StageError
+
 State = Literal["pending", "running", "done", "failed", "stopped", "gone", "unknown"]
 """``gone``: the cluster does not know the job (any more); ``unknown``: it could not be asked."""
 _ENDED: frozenset[State] = frozenset({"done", "failed", "stopped", "gone"})
@@ -61,3 +63,7 @@ class JobStatus:
     @property
     def ended(self) -> bool:
         return self.state in _ENDED
+
+
+class NoSuchJob(StageError):
+    """The cluster does not know the job."""

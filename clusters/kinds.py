@@ -30,7 +30,7 @@ class Launcher(Protocol):
     """How jobs reach one kind of cluster. Every method may raise ``StageError``: it does not answer, or refuses."""
 
     knows: frozenset[str]
-    """What ``machines`` says of them besides CPUs, GPUs and memory: their GPUs' ``types``, their ``labels``."""
+    """What ``machines`` says of them besides CPUs, GPUs and memory (``stages.io.nodes.unplaceable``)."""
 
     def machines(self) -> list[Node]:
         """What a job's workers can be placed on."""

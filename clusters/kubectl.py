@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from clusters import folder, rayjob
-from clusters.job import JobSpec, JobStatus, State
+from clusters.job import JobSpec, JobStatus, NoSuchJob, State
 from clusters.kuberay import Group, KubeRayCluster, WorkerGroup
 from stages.base import StageError
+from stages.io import nodes
 from stages.io.nodes import Node
 
 _BOUND = 750 << 10
@@ -30,7 +31,7 @@ _STATES: dict[str, State] = {
 class Kubectl:
     """Makes a RayJob, asks for it, and deletes it."""
 
-    knows = frozenset({"labels"})
+    knows = frozenset({nodes.LABELS})
 
     def __init__(self, cluster: KubeRayCluster) -> None:
         self._cluster = cluster
@@ -83,7 +84,7 @@ class Kubectl:
             if not any(words in str(error) for words in _NOT_YET):
                 raise
             if self.status(job).state == "gone":
-                raise StageError(f"{job}: Kubernetes has no such RayJob; rondo jobs lists those sent") from None
+                raise NoSuchJob(f"{job}: Kubernetes has no such RayJob; rondo jobs lists those sent") from None
             return ""
 
     def stop(self, job: str) -> None:

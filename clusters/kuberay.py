@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from clusters.fields import Count, Name, StorePlace, Text, both_ends, matching
+from clusters.fields import Name, Several, StorePlace, Text, grow, matching
 from stages.base import Config
 
 _SECRET_NAME = re.compile(r"(?i)(^|_)(token|secret|key|credentials?)($|_)|passw|apikey")
@@ -37,14 +37,8 @@ class Group(Config):
     tolerations: tuple[Toleration, ...] = ()
 
 
-class WorkerGroup(Group):
-    workers: Count = 1
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
-
-    @property
-    def range(self) -> tuple[int, int]:
-        return both_ends(self.workers)
+class WorkerGroup(Group, Several):
+    """Pods that work, in a number."""
 
 
 class Volume(Config):
@@ -91,8 +85,8 @@ class KubeRayCluster(Config):
     """Ray asks for a token that KubeRay makes and keeps in a Secret; KubeRay 1.5.1 or newer."""
 
     @property
-    def autoscaling(self) -> bool:
-        return any(group.range[0] < group.range[1] for group in self.workers.values())
+    def grows(self) -> bool:
+        return grow(self.workers.values())
 
     @field_validator("env")
     @classmethod
@@ -105,7 +99,7 @@ class KubeRayCluster(Config):
     def _fits_together(self) -> Self:
         if "headgroup" in self.workers:
             raise ValueError("headgroup is what KubeRay calls the head; give the workers another name")
-        if self.queue and self.autoscaling:
+        if self.queue and self.grows:
             raise ValueError("a queue of Kueue takes jobs of a fixed size: give every group of workers one number")
         if "://" not in self.store and not (self.volume and self.store.startswith(self.volume.path.rstrip("/") + "/")):
             raise ValueError(f"the store {self.store} is on no volume: use a bucket, or a folder below volume.path")

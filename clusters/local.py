@@ -38,6 +38,10 @@ def default() -> LocalCluster:
     return LocalCluster.model_validate(yaml.safe_load(text))
 
 
+KNOWS = frozenset({nodes.LABELS})
+"""Of this machine, before Ray looks at it: it gets no labels but Ray's own."""
+
+
 def machine(cluster: LocalCluster) -> nodes.Node:
     """What of this machine Ray may hand out."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -46,14 +50,7 @@ def machine(cluster: LocalCluster) -> nodes.Node:
 
 def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
-    known = {name: _known(wanted) for name, wanted in resources.items()}
-    return nodes.unplaceable(known, [machine(cluster)])
-
-
-def _known(wanted: Resources) -> Resources:
-    """Without what only Ray finds out: of which type a GPU is, how much memory is free, and its own labels."""
-    labels = {name: value for name, value in wanted.label_selector.items() if not name.startswith("ray.io/")}
-    return wanted.model_copy(update={"accelerator_type": None, "memory_gib": 0, "label_selector": labels})
+    return nodes.unplaceable(resources, [machine(cluster)], KNOWS)
 
 
 def start(cluster: LocalCluster) -> None:

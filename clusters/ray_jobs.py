@@ -19,8 +19,9 @@ from pydantic import Field
 
 from clusters import folder
 from clusters.fields import StorePlace, matching
-from clusters.job import JobSpec, JobStatus, State
+from clusters.job import JobSpec, JobStatus, NoSuchJob, State
 from stages.base import Config, StageError
+from stages.io import nodes
 from stages.io.nodes import Node
 
 _BOUND = 200 << 20
@@ -30,8 +31,6 @@ _SECONDS = 10
 _STATES: dict[str, State] = {
     "PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped",
 }  # fmt: skip
-
-
 _IMPORT = threading.Lock()
 """Ray cannot be imported by several threads at once."""
 
@@ -44,6 +43,10 @@ class RayCluster(Config):
     store: StorePlace
     wait: Annotated[int, Field(ge=0)] = 0
     """Seconds for which the run waits for machines that the cluster adds on demand; 0: it adds none."""
+
+    @property
+    def grows(self) -> bool:
+        return self.wait > 0
 
 
 def body(job: JobSpec) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def body(job: JobSpec) -> dict[str, Any]:
 class RayJobs:
     """Talks to the job server of a running cluster."""
 
-    knows = frozenset({"types", "labels"})
+    knows = frozenset({nodes.TYPES, nodes.LABELS})
 
     def __init__(self, cluster: RayCluster) -> None:
         self._address = cluster.address
@@ -70,11 +73,12 @@ class RayJobs:
         with _asking(self._address):
             answer = self._client()._do_request("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000})
             answer.raise_for_status()
-        return [
-            Node(node["node_ip"], node["resources_total"], node.get("labels") or {})
-            for node in answer.json()["data"]["result"]["result"]
-            if node["state"] == "ALIVE"
-        ]
+            found = answer.json()["data"]["result"]["result"]
+            return [
+                Node(each["node_ip"], each["resources_total"], each.get("labels") or {})
+                for each in found
+                if each["state"] == "ALIVE"
+            ]
 
     def show(self, job: JobSpec) -> str:
         import yaml
@@ -97,8 +101,11 @@ class RayJobs:
                 return str(self._client().submit_job(**sent))
 
     def status(self, job: str) -> JobStatus:
-        with _asking(self._address, job):
-            info = self._client().get_job_info(job)
+        try:
+            with _asking(self._address, job):
+                info = self._client().get_job_info(job)
+        except NoSuchJob as error:
+            return JobStatus("gone", str(error))
         # Of a failed job the message is a sentence of Ray's and the end of the log, which people read anyway.
         detail = (info.message or "").partition("\n")[0].partition(", last available logs")[0]
         return JobStatus(_STATES[info.status.value], "" if info.status.value in ("RUNNING", "SUCCEEDED") else detail)
@@ -160,7 +167,7 @@ def _asking(address: str, job: str | None = None) -> Iterator[None]:
         raise StageError(f"what answers at {address} is no Ray dashboard") from None
     except RuntimeError as error:
         if job is not None and "does not exist" in str(error):
-            raise StageError(f"{job}: the cluster at {address} has no such job; rondo jobs lists those sent") from None
+            raise NoSuchJob(f"{job}: the cluster at {address} has no such job; rondo jobs lists those sent") from None
         said = re.sub(r"(?s)^Request failed with status code (\d+): .*?(\S[^\n]*)\s*$", r"\1, \2", str(error))
         raise StageError(f"the Ray cluster at {address} refused: {said}") from None
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from clusters.fields import Count, Name, StorePlace, Text, both_ends, matching
+from clusters.fields import Name, Several, StorePlace, Text, grow, matching
 from clusters.job import JobSpec, JobStatus, known_jobs
 from clusters.ray_jobs import RayCluster, RayJobs, body
 from stages.base import Config, StageError
+from stages.io import nodes
 from stages.io.nodes import Node
 
 _SECONDS = 60.0
@@ -35,19 +36,12 @@ class Machine(Config):
     disk_gib: PositiveInt = 200
 
 
-class Workers(Machine):
+class Workers(Machine, Several):
     cpus: PositiveInt
     gpus: NonNegativeInt = 0
     gpu_type: Text | None = None
     """GCP: what is attached, such as ``nvidia-l4``."""
-    workers: Count = 1
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of Ray, which ``label_selector`` in a spec's resources chooses by."""
     spot: bool = False
-
-    @property
-    def range(self) -> tuple[int, int]:
-        return both_ends(self.workers)
 
 
 class RayUpCluster(Config):
@@ -76,8 +70,8 @@ class RayUpCluster(Config):
     """Seconds for which a stage waits for machines."""
 
     @property
-    def autoscaling(self) -> bool:
-        return any(kind.range[0] < kind.range[1] for kind in self.workers.values())
+    def grows(self) -> bool:
+        return grow(self.workers.values())
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -161,7 +155,7 @@ class RayUp:
     """Brings the machines up if they are not, and talks to their head's job server through a tunnel of ssh, which is
     closed when this process ends."""
 
-    knows = frozenset({"labels"})
+    knows = frozenset({nodes.LABELS})
 
     def __init__(self, cluster: RayUpCluster) -> None:
         self._cluster = cluster

@@ -84,7 +84,7 @@ def _ray_job(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) 
 
 def _ray_cluster(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
     scaling: dict[str, Any] = {}
-    if cluster.autoscaling:
+    if cluster.grows:
         scaling = {
             "enableInTreeAutoscaling": True,
             "autoscalerOptions": {"idleTimeoutSeconds": 60, "securityContext": _CONTAINER_SECURITY},
@@ -136,7 +136,7 @@ def _pod(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name
         placed["nodeSelector"] = dict(group.node_selector)
     if group.tolerations:
         placed["tolerations"] = [each.model_dump(exclude_none=True) for each in group.tolerations]
-    needs_api = name == "ray-head" and cluster.autoscaling  # the autoscaler beside the head asks for pods
+    needs_api = name == "ray-head" and cluster.grows  # the autoscaler beside the head asks for pods
     return {
         **_account(cluster),
         "automountServiceAccountToken": needs_api,

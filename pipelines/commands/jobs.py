@@ -66,7 +66,7 @@ def submit(
         settings = clusterfile.load(cluster)
         loaded, _ = plan_of(spec, overrides, cluster=cluster, ask=not dry_run)
         file = cluster.absolute()
-        job, send = jobs.job(loaded, overrides or (), settings, file), launcher(settings, Path.cwd())
+        job = jobs.job(loaded, overrides or (), settings, file)
         if jobs.takes_along(settings):
             jobs.check_travels(loaded)
     except SpecError as error:
@@ -75,7 +75,7 @@ def submit(
         _fail(error)
     try:
         if dry_run:
-            typer.echo(send.show(job), nl=False)
+            typer.echo(launcher(settings, Path.cwd()).show(job), nl=False)
             return
         sent.prepare()
         settings = pinned(settings)
@@ -229,5 +229,7 @@ def _follow(known: Sent) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
+    from clusters.job import NoSuchJob
+
     typer.echo(str(error), err=True)
-    raise typer.Exit(1) from None
+    raise typer.Exit(2 if isinstance(error, NoSuchJob) else 1) from None

@@ -20,7 +20,6 @@ from pipelines import plugins
 from pipelines.spec import clusterfile
 from pipelines.spec.load import Loaded
 from pipelines.spec.problems import Problem, SpecError
-from stages.base import Resources
 from stages.io import nodes
 
 _NAME_LENGTH = 40
@@ -36,12 +35,11 @@ def check_places(loaded: Loaded, file: Path, ask: bool) -> None:
         StageError: a running cluster has to be asked, and does not answer.
     """
     cluster = clusterfile.load(file)
-    if isinstance(cluster, RayCluster) and (cluster.wait or not ask):
+    if isinstance(cluster, RayCluster) and (cluster.grows or not ask):
         return  # of machines that are added on demand nobody knows before
     to = launcher(cluster, Path.cwd())
-    wanted = {key: _known(each, to.knows) for key, each in dict(loaded.spec.resources).items()}
-    found = list(nodes.unplaceable(wanted, to.machines()))
-    if isinstance(cluster, KubeRayCluster | RayUpCluster) and cluster.autoscaling:
+    found = list(nodes.unplaceable(dict(loaded.spec.resources), to.machines(), to.knows))
+    if isinstance(cluster, KubeRayCluster | RayUpCluster) and cluster.grows:
         found += [
             (key, f"accelerator_type {each.accelerator_type}: Ray does not know the type of machines that are not "
              "there yet, and would add none; give workers labels and choose by label_selector")
@@ -52,18 +50,10 @@ def check_places(loaded: Loaded, file: Path, ask: bool) -> None:
         raise SpecError([Problem(f"{where}.{key}", f"{text} ({file.name})") for key, text in found])
 
 
-def _known(wanted: Resources, knows: frozenset[str]) -> Resources:
-    """Without what nobody knows before: of some clusters the GPUs' type, labels, or those that Ray gives."""
-    if "types" in knows:
-        return wanted
-    labels = {key: value for key, value in wanted.label_selector.items() if not key.startswith("ray.io/")}
-    return wanted.model_copy(update={"accelerator_type": None, "label_selector": labels if "labels" in knows else {}})
-
-
 def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) -> JobSpec:
     """The run as a job. On this machine it starts a Ray of its own, elsewhere it joins the one it finds."""
     name = loaded.spec.name
-    wait = getattr(cluster, "wait", 0) if getattr(cluster, "autoscaling", True) else 0
+    wait = cluster.wait if isinstance(cluster, RayCluster | KubeRayCluster | RayUpCluster) and cluster.grows else 0
     options = [part for text in overrides for part in ("--set", text)]
     options += ["--store", cluster.store] if cluster.store else []
     options += ["--cluster", str(file)] if isinstance(cluster, LocalCluster) else ["--address", "auto"]

@@ -123,13 +123,28 @@ def room(wanted: Resources, cpus: int, nodes: Sequence[Node]) -> int:
     return sum(node.room(wanted, cpus) for node in nodes)
 
 
-def unplaceable(resources: Mapping[str, Resources], nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
-    """What asks for more than there is, by name, each with what is too much: Ray would wait for it forever."""
-    for name, wanted in resources.items():
+TYPES, LABELS = "types", "labels"
+
+
+def unplaceable(
+    resources: Mapping[str, Resources], nodes: Sequence[Node], knows: frozenset[str] = frozenset({TYPES, LABELS})
+) -> Iterator[tuple[str, str]]:
+    """What asks for more than there is, by name, each with what is too much: Ray would wait for it forever. Before a
+    machine is there, not all is known of it: ``knows`` says whether their GPUs' types and their labels are."""
+    for name, asked in resources.items():
+        wanted = _comparable(asked, knows)
         fewest, cpus = wanted.worker_range[0], cpus_per_worker(wanted, nodes)
         if (places := room(wanted, cpus, nodes)) < fewest:
             has = "; ".join(str(node) for node in nodes)
             yield name, f"{_asked(wanted, fewest, cpus)}; there is room for {places} on nodes with: {has}"
+
+
+def _comparable(wanted: Resources, knows: frozenset[str]) -> Resources:
+    """Without what is not known: the GPUs' type and the labels that Ray gives by it, or all labels."""
+    if TYPES in knows:
+        return wanted
+    labels = {key: value for key, value in wanted.label_selector.items() if not key.startswith("ray.io/")}
+    return wanted.model_copy(update={"accelerator_type": None, "label_selector": labels if LABELS in knows else {}})
 
 
 def _asked(wanted: Resources, workers: int, cpus: int) -> str:

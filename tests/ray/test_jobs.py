@@ -221,7 +221,7 @@ def test_what_has_no_place_and_a_job_that_is_not_there(cluster: Cluster) -> None
     assert "resources.train: 1 workers with 1 CPUs, 1 GPUs each; there is room for 0 on nodes with: 2 C" in wide.stderr
     for command in ("logs", "stop"):
         nobody = cluster.rondo(command, "nobody", "--cluster", "ray.yaml")
-        assert nobody.returncode == 1
+        assert nobody.returncode == 2
         assert (
             nobody.stderr
             == f"nobody: the cluster at {cluster.dashboard} has no such job; rondo jobs lists those sent\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,7 @@ RAY = "kind: ray\naddress: http://127.0.0.1:1\nstore: /shared/store\n"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sent").mkdir()
-    workspace.make(tmp_path / "sent")
-    (tmp_path / "sent" / "spec.yaml").write_text(SPEC)
-    (tmp_path / "ray.yaml").write_text(RAY)
-    return tmp_path
+    return workspace.sent(tmp_path, "ray.yaml", RAY)
 
 
 @pytest.fixture
@@ -388,20 +385,47 @@ def test_clusters_that_do_not_answer_keep_nobody_waiting(folder: Path, monkeypat
     assert {(row["state"], row["detail"]) for row in rows} == {("unknown", "no answer within 0 s")}
 
 
-def test_what_answers_may_be_no_ray(folder: Path) -> None:
-    class Other(http.server.BaseHTTPRequestHandler):
+@contextlib.contextmanager
+def dashboard(answers: dict[str, object]) -> Iterator[str]:
+    """The address of a server that answers each path in JSON."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(json.dumps(answers.get(self.path.partition("?")[0], {})).encode())
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        (folder / "ray.yaml").write_text(RAY.replace(":1\n", f":{server.server_port}\n"))
-        found = rondo("check", "sent/spec.yaml", "--cluster", "ray.yaml")
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_what_answers_may_be_no_ray(folder: Path) -> None:
+    with dashboard({}) as address:
+        (folder / "ray.yaml").write_text(RAY.replace("http://127.0.0.1:1", address))
+        found = rondo("check", "sent/spec.yaml", "--cluster", "ray.yaml")
     assert found.exit_code == 2
     assert "is no Ray dashboard" in found.stderr
+
+
+def test_the_file_says_which_cluster_is_asked_and_its_living_machines_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    machines = [
+        {"node_ip": "one", "state": "ALIVE", "resources_total": {"CPU": 2.0}, "labels": {"zone": "far"}},
+        {"node_ip": "two", "state": "DEAD", "resources_total": {"CPU": 64.0}, "labels": None},
+    ]
+    answers = {"/api/version": {"ray_version": "2.60.0"}, "/api/v0/nodes": {"data": {"result": {"result": machines}}}}
+    with dashboard(answers) as address:
+        (folder / "ray.yaml").write_text(RAY.replace("http://127.0.0.1:1", address))
+        check = ["check", "sent/spec.yaml", "--cluster", "ray.yaml", "--set", "resources.train.label_selector.zone=far"]
+        assert rondo(*check).exit_code == 0, rondo(*check).output
+        found = rondo(*check, "--set", "resources.train.cpus=3")
+    assert found.exit_code == 2
+    assert "there is room for 0 on nodes with: 2 CPUs, 0 GPUs, zone=far (ray.yaml)" in found.stderr

@@ -13,7 +13,7 @@ import yaml
 
 import clusters
 from clusters.job import JobSpec, JobStatus
-from clusters.kubectl import Kubectl
+from clusters.kubectl import Kubectl, pinned
 from clusters.kuberay import KubeRayCluster
 from clusters.rayjob import entry, manifest
 from stages.base import StageError
@@ -28,11 +28,7 @@ SMALL = "kind: kuberay\nimage: rondo\nstore: s3://bucket/runs\n"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sent").mkdir()
-    workspace.make(tmp_path / "sent")
-    (tmp_path / "sent" / "spec.yaml").write_text(SPEC)
-    (tmp_path / "k.yaml").write_text(SMALL)
-    return tmp_path
+    return workspace.sent(tmp_path, "k.yaml", SMALL)
 
 
 @pytest.fixture
@@ -281,3 +277,35 @@ def test_logs_stop_and_refusals_are_in_words(kubectl: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(kubectl / "bin"))
     with pytest.raises(StageError, match="kubectl is not installed here"):
         to.status("j-1")
+
+
+def test_a_job_whose_files_are_refused_is_taken_back(folder: Path, kubectl: Path) -> None:
+    (kubectl / "answer").write_text(json.dumps({"kind": "RayJob", "metadata": {"uid": "2"}}))
+    program = kubectl / "bin" / "kubectl"
+    refuse = 'case "$*" in *"create -f -") echo "configmaps is forbidden" >&2; exit 1;; esac'
+    program.write_text(program.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\necho $@ >> {kubectl}/asked\n{refuse}\n"))
+    with pytest.raises(StageError, match="configmaps is forbidden"):
+        Kubectl(kuberay()).submit(job(folder))
+    assert (kubectl / "asked").read_text().splitlines()[-1] == "delete rayjob tiny-0a1b2c --wait=false"
+
+
+def test_a_log_that_may_not_be_read_is_not_an_empty_one(kubectl: Path) -> None:
+    (kubectl / "answer").write_text('{"metadata": {}, "spec": {}}')
+    for said, expected in (("pods is forbidden", None), ('container "x" is waiting to start: ContainerCreating', "")):
+        program = kubectl / "bin" / "kubectl"
+        program.write_text(f"#!/bin/sh\ncase $1 in logs) echo '{said}' >&2; exit 1;; esac\ncat {kubectl}/answer\n")
+        if expected is None:
+            with pytest.raises(StageError, match="pods is forbidden"):
+                Kubectl(kuberay()).logs("j-1")
+        else:
+            assert Kubectl(kuberay()).logs("j-1") == expected
+
+
+def test_what_is_left_to_kubectl_is_fixed_when_a_job_is_sent(kubectl: Path) -> None:
+    (kubectl / "answer").write_text("here\n")
+    left = pinned(kuberay())
+    assert (left.context, left.namespace) == ("here", "here")
+    (kubectl / "answer").write_text("")
+    assert pinned(kuberay(context="mine")).namespace == "default"
+    said = pinned(kuberay(context="mine", namespace="ours"))
+    assert (said.context, said.namespace) == ("mine", "ours")

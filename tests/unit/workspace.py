@@ -35,6 +35,14 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def sent(folder: Path, name: str, cluster: str) -> Path:
+    """A folder ``sent`` with the spec and what it names, beside a cluster file; returns ``folder``."""
+    (folder / "sent").mkdir()
+    spec(make(folder / "sent"))
+    (folder / name).write_text(cluster)
+    return folder
+
+
 def spec(folder: Path, text: str | bytes = SPEC) -> Path:
     path = folder / "spec.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
