@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import socket
@@ -53,7 +52,7 @@ def _nobody(address: str, error: Exception) -> str:
 
 def join(address: str, code: Sequence[Path] = ()) -> None:
     """Connect to the cluster at ``address`` (``auto``: the one that this machine belongs to), and send it the files and
-    packages of the user's own ``code``, unless this is a job whose folder all workers get.
+    packages of the user's own ``code``.
 
     Raises:
         StageError: no cluster answers there.
@@ -62,8 +61,7 @@ def join(address: str, code: Sequence[Path] = ()) -> None:
     import ray
 
     try:
-        travels = code and "working_dir" not in _job_environment()
-        environment = {"py_modules": [str(path) for path in code]} if travels else None
+        environment = {"py_modules": [str(path) for path in code]} if code else None
         ray.init(address=address, configure_logging=False, log_to_driver=True, runtime_env=environment)
     except ray.exceptions.RuntimeEnvSetupError as error:
         names = ", ".join(path.name for path in code)
@@ -89,12 +87,6 @@ def _without_token(address: str) -> str | None:
     except (ray.exceptions.RaySystemError, OSError, RuntimeError, ValueError):
         return None
     return None
-
-
-def _job_environment() -> dict[str, Any]:
-    """What Ray prepares for this process's workers, if this is a job of its job server."""
-    environment: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
-    return environment
 
 
 def require(

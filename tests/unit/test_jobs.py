@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import os
-import shlex
-import signal
 import socket
 import subprocess
-import threading
-import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clusters import folder as travelling
 from clusters.job import JobSpec, JobStatus
 from clusters.kinds import KINDS, launcher
-from clusters.ray_jobs import RayCluster, RayJobs, body
+from clusters.ray_jobs import RayCluster, RayJobs
 from clusters.slurm import Slurm, SlurmCluster
 from pipelines.commands import sent
 from pipelines.commands.follow import follow
 from stages.base import StageError
-from tests.unit import workspace
 from tests.unit.test_cli import rondo
-from tests.unit.workspace import SPEC
 
 SLURM = SlurmCluster(kind="slurm", store="s3://bucket/runs", cpus_per_node=8, time="1:00:00")
-RAY = "kind: ray\naddress: http://127.0.0.1:1\nstore: /shared/store\n"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return workspace.sent(tmp_path, "ray.yaml", RAY)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Puts a stand-in of a program on the path."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
-
-    def make(name: str, body: str) -> None:
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / name).chmod(0o755)
-
-    return make
 
 
 class Told:
@@ -138,56 +108,6 @@ def test_the_scripts_words_are_good_shell(folder: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-def wait_for(job: str, state: str) -> None:
-    until = time.monotonic() + 60
-    while state != (now := {row["job"]: row["state"] for row in json.loads(rondo("jobs", "--json").stdout)}[job]):
-        assert time.monotonic() < until, f"{job} is {now}"
-        time.sleep(0.1)
-
-
-def test_a_job_in_the_background_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuses = folder / "refuses"
-    refuses.write_text("#!/bin/sh\necho 2 problems in $PWD >&2\nexit 2\n")
-    refuses.chmod(0o755)
-    monkeypatch.setattr("clusters.background.sys.executable", str(refuses))
-    (folder / "local.yaml").write_text("kind: local\ncpus: 1\nstore: kept\n")
-    submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
-    shown = rondo(*submit, "--dry-run").stdout
-    assert f"rondo run sent/spec.yaml --store kept --cluster {folder}/local.yaml &" in shown
-    first = rondo(*submit, "--follow")
-    assert first.exit_code == 1
-    job = first.stdout.splitlines()[0]
-    assert first.stdout == f"{job}\n2 problems in {folder}\n"
-    assert first.stderr.endswith(f"job {job} failed: exit code 2\n")
-    assert rondo("logs", job).stdout in first.stdout
-    (row,) = json.loads(rondo("jobs", "--json").stdout)
-    assert (row["state"], row["kind"], row["detail"]) == ("failed", "local", "exit code 2")
-    assert "had ended before: failed" in rondo("stop", job).stdout
-
-
-def test_a_job_in_the_background_is_stopped_or_seen_to_be_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = folder / "slow"
-    slow.write_text("#!/bin/sh\ntrap 'exit 130' INT\necho begun\nwhile :; do sleep 0.05; done\n")
-    slow.chmod(0o755)
-    (folder / "local.yaml").write_text("kind: local\n")
-    monkeypatch.setattr("clusters.background.sys.executable", str(slow))
-    submit = ["submit", "sent/spec.yaml", "--cluster", "local.yaml"]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script that puts it in the background
-    job = rondo(*submit).stdout.strip()
-    signal.signal(signal.SIGINT, before)
-    until = time.monotonic() + 60
-    while "begun" not in rondo("logs", job).stdout:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    assert rondo("stop", job).stdout == f"{job}: stopped\n"
-    other = rondo(*submit).stdout.strip()
-    wait_for(other, "running")
-    (process,) = (folder / "state").rglob(f"{other}/process.json")
-    os.killpg(json.loads(process.read_text())["group"], 9)
-    wait_for(other, "failed")
-    assert [row["detail"] for row in json.loads(rondo("jobs", "--json").stdout)] == ["its process was killed", ""]
-
-
 def test_a_job_is_found_by_enough_of_its_name(folder: Path) -> None:
     for name in ("tiny-aaa", "tiny-aab"):
         job = JobSpec(name, "tiny", "spec.yaml", (), folder, None)
@@ -209,90 +129,6 @@ def test_a_job_is_found_by_enough_of_its_name(folder: Path) -> None:
     assert "no Ray cluster answers at http://127.0.0.1:1." in listed[0]["detail"]
 
 
-def test_an_address_that_does_not_answer_says_which_and_how_to_start_one(folder: Path) -> None:
-    for command in ("check", "submit"):
-        found = rondo(command, "sent/spec.yaml", "--cluster", "ray.yaml")
-        assert found.exit_code == 2
-        assert "no Ray cluster answers at http://127.0.0.1:1. " in found.stderr
-        assert "ray start --head" in found.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("kind: ray\nadress: x\nstore: /x\n", "ray.yaml:2 adress: unknown key; did you mean 'address'?"),
-     ("kind: ray\naddress: 127.0.0.1:8265\nstore: /x\n", "ray.yaml:2 address: expected http://HOST:PORT"),
-     ("kind: ray\naddress: http://me:secret@host\nstore: /x\n", "ray.yaml:2 address: expected http://HOST:PORT"),
-     ("kind: ray\naddress: http://host\nstore: runs\n", "ray.yaml:3 store: expected an absolute path, or a bucket")],
-)  # fmt: skip
-def test_mistakes_in_a_file_of_kind_ray(folder: Path, text: str, message: str) -> None:
-    (folder / "ray.yaml").write_text(text)
-    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
-    assert found.exit_code == 2
-    assert message in found.stderr
-
-
-def test_a_dry_run_asks_nobody_and_shows_what_would_be_sent(folder: Path) -> None:
-    shown = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", "--set", "train.beta=0.2")
-    assert shown.exit_code == 0, shown.output
-    assert "POST: http://127.0.0.1:1/api/jobs/" in shown.stdout
-    assert "rondo run ./spec.yaml --set train.beta=0.2 --store /shared/store --address auto" in shown.stdout
-    assert not list((folder / "state").rglob("*"))
-    both = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", "--follow")
-    assert both.exit_code == 2
-
-
-def test_the_entry_point_reaches_the_job_word_by_word(tmp_path: Path) -> None:
-    words = ("--set", "a='; touch stolen; $(touch stolen) \"", "--set", "`touch stolen`\n#")
-    job = JobSpec("tiny-1", "tiny", "in/x", words, tmp_path, tmp_path / "in" / "-x '$(touch stolen).yaml")
-    line = body(job)["entrypoint"]
-    assert shlex.split(line) == ["rondo", "run", "./-x '$(touch stolen).yaml", *words]
-
-
-def test_what_stands_outside_of_the_folder_is_named_before_anything_is_sent(folder: Path) -> None:
-    for name in ("train.jsonl", "judges.py"):
-        (folder / name).write_text('{"prompt": "Hi"}\n' if name == "train.jsonl" else "class Judge:\n    pass\n")
-    (folder / "sent" / "spec.yaml").write_text(
-        SPEC.replace("train: train.jsonl", "train: ../train.jsonl").replace("sentiment", '"judges:Judge"')
-    )
-    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
-    assert found.exit_code == 2
-    assert "2 problems" in found.stderr
-    assert "spec.yaml:3 prompts.train: ../train.jsonl does not travel with the job" in found.stderr
-    assert "judges.py stands in the current folder; put it beside the spec" in found.stderr
-
-
-def test_the_same_folder_is_packed_into_the_same_bytes_without_what_is_hidden(folder: Path) -> None:
-    place = folder / "sent"
-    for name in (".env", "__pycache__/x.pyc", "venv/pyvenv.cfg", "venv/lib.py", "deep/er/a.txt", ".git/config"):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text("x")
-    (place / "link").symlink_to(folder / "ray.yaml")
-    for name in ("one.zip", "two.zip"):
-        travelling.pack(place, folder / name, 1 << 20)
-        os.utime(place / "deep" / "er" / "a.txt", (0, 0))
-    assert (folder / "one.zip").read_bytes() == (folder / "two.zip").read_bytes()
-    with zipfile.ZipFile(folder / "one.zip") as archive:
-        names = archive.namelist()
-    assert "deep/er/a.txt" in names
-    assert "spec.yaml" in names
-    assert not [name for name in names if name.startswith((".", "venv", "__pyc", "link"))]
-    (place / "large").write_bytes(b"x" * (1 << 20))
-    with pytest.raises(StageError, match=r"holds more than 1.0 MiB: large \(1.0 MiB\), "):
-        travelling.pack(place, folder / "three.zip", 1 << 20)
-
-
-def test_a_run_takes_this_machines_settings_and_no_other_clusters(folder: Path) -> None:
-    other = rondo("run", "sent/spec.yaml", "--cluster", "ray.yaml")
-    assert other.exit_code == 2
-    assert "ray.yaml is of kind ray: rondo submit sends runs there; rondo run is for this machine" in other.stderr
-    (folder / "local.yaml").write_text("kind: local\ncpus: 3\n")
-    wide = rondo("run", "sent/spec.yaml", "--cluster", "local.yaml", "--set", "resources.train.cpus=4")
-    assert wide.exit_code == 2
-    assert "resources.train: 1 workers with 4 CPUs each; there is room for 0 on nodes with: 3 CPUs" in wide.stderr
-    two = rondo("run", "sent/spec.yaml", "--cluster", "local.yaml", "--address", "127.0.0.1:1")
-    assert "two clusters" in two.stderr
-
-
 def test_every_kind_has_a_launcher_that_can_do_the_same(tmp_path: Path) -> None:
     import yaml
 
@@ -304,29 +140,6 @@ def test_every_kind_has_a_launcher_that_can_do_the_same(tmp_path: Path) -> None:
         for method in ("machines", "show", "submit", "status", "logs", "stop"):
             assert callable(getattr(made, method)), (kind, method)
     assert isinstance(launcher(RayCluster(kind="ray", address="http://h", store="/x"), tmp_path), RayJobs)
-
-
-def test_what_is_named_goes_along_or_is_said(folder: Path) -> None:
-    """A link out of the folder, a folder that is one, a recipe by its path, a spec that is a link."""
-    (folder / "elsewhere").mkdir()
-    (folder / "sent" / "heldout.jsonl").rename(folder / "elsewhere" / "heldout.jsonl")
-    (folder / "sent" / "heldout.jsonl").symlink_to(folder / "elsewhere" / "heldout.jsonl")
-    (folder / "sent" / "data").symlink_to(folder / "elsewhere")
-    for options in ([], ["--set", "prompts.heldout=data/*.jsonl"]):
-        found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run", *options)
-        assert found.exit_code == 2
-        assert "prompts.heldout: " in found.stderr
-        assert "does not travel with the job" in found.stderr
-    (folder / "sent" / "heldout.jsonl").unlink()
-    (folder / "elsewhere" / "heldout.jsonl").rename(folder / "sent" / "heldout.jsonl")
-    (folder / "link.yaml").symlink_to("sent/spec.yaml")
-    for name in ("link.yaml", "sent/spec.yaml"):
-        shown = rondo("submit", name, "--cluster", "ray.yaml", "--dry-run", "--set", "prompts.train=tr*.jsonl").stdout
-        assert "entrypoint: rondo run ./spec.yaml " in shown
-        assert f"working_dir: {folder}/sent\n" in shown
-    shown = rondo("submit", "quickstart", "--cluster", "ray.yaml", "--dry-run").stdout
-    assert "entrypoint: rondo run quickstart " in shown
-    assert "working_dir" not in shown
 
 
 def test_a_job_that_was_sent_is_named_though_it_cannot_be_remembered(
@@ -385,47 +198,16 @@ def test_clusters_that_do_not_answer_keep_nobody_waiting(folder: Path, monkeypat
     assert {(row["state"], row["detail"]) for row in rows} == {("unknown", "no answer within 0 s")}
 
 
-@contextlib.contextmanager
-def dashboard(answers: dict[str, object]) -> Iterator[str]:
-    """The address of a server that answers each path in JSON."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(answers.get(self.path.partition("?")[0], {})).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_what_answers_may_be_no_ray(folder: Path) -> None:
-    with dashboard({}) as address:
-        (folder / "ray.yaml").write_text(RAY.replace("http://127.0.0.1:1", address))
-        found = rondo("check", "sent/spec.yaml", "--cluster", "ray.yaml")
-    assert found.exit_code == 2
-    assert "is no Ray dashboard" in found.stderr
-
-
-def test_the_file_says_which_cluster_is_asked_and_its_living_machines_count(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_of_elsewhere_or_of_another_version_breaks_no_list(
+    folder: Path, program: Callable[[str, str], None]
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    machines = [
-        {"node_ip": "one", "state": "ALIVE", "resources_total": {"CPU": 2.0}, "labels": {"zone": "far"}},
-        {"node_ip": "two", "state": "DEAD", "resources_total": {"CPU": 64.0}, "labels": None},
-    ]
-    answers = {"/api/version": {"ray_version": "2.60.0"}, "/api/v0/nodes": {"data": {"result": {"result": machines}}}}
-    with dashboard(answers) as address:
-        (folder / "ray.yaml").write_text(RAY.replace("http://127.0.0.1:1", address))
-        check = ["check", "sent/spec.yaml", "--cluster", "ray.yaml", "--set", "resources.train.label_selector.zone=far"]
-        assert rondo(*check).exit_code == 0, rondo(*check).output
-        found = rondo(*check, "--set", "resources.train.cpus=3")
-    assert found.exit_code == 2
-    assert "there is room for 0 on nodes with: 2 CPUs, 0 GPUs, zone=far (ray.yaml)" in found.stderr
+    (folder / "slurm.yaml").write_text('kind: slurm\nstore: s3://b/x\ncpus_per_node: 8\ntime: "1:00:00"\n')
+    program("squeue", "echo 'COMPLETED|None'")
+    assert rondo("logs", "99", "--cluster", "slurm.yaml", "--follow").exit_code == 0
+    assert json.loads(rondo("jobs", "--json").stdout) == []
+    other = sent.of_job(JobSpec("x-1", "x", "x", (), folder, None), "4711", SLURM, folder / "slurm.yaml")
+    sent.remember(replace(other, settings={**other.settings, "new": 1}))
+    (row,) = json.loads(rondo("jobs", "--json").stdout)
+    assert row["state"] == "unknown"
+    assert "4711 was sent by another version of Rondo" in row["detail"]
+    assert rondo("logs", "47").exit_code == 2  # a number is given whole

@@ -169,6 +169,13 @@ def test_a_cluster_that_grows_is_waited_for_and_one_that_does_not_is_not(folder:
     ]
     assert ["--wait 1800" in text for text in texts] == [True, False]
     assert ["enableInTreeAutoscaling: true" in text for text in texts] == [True, False]
+    check = ["check", "sent/spec.yaml", "--cluster", "grows.yaml", "--set"]
+    by_type = rondo(*check, "resources.train.accelerator_type=H100")
+    assert by_type.exit_code == 2
+    assert "resources.train: accelerator_type H100: Ray does not know the type of machines" in by_type.stderr
+    (folder / "grows.yaml").write_text(SMALL + "workers: {cpu: {workers: [0, 2], labels: {zone: far}}}\n")
+    codes = [rondo(*check, f"resources.train.label_selector.zone={zone}").exit_code for zone in ("far", "near")]
+    assert codes == [0, 2]
     many = rondo("check", "sent/spec.yaml", "--cluster", "grows.yaml", "--set", "resources.train.workers=5")
     assert many.exit_code == 2
     assert "5 workers with 1 CPUs each; there is room for 4 on nodes with: " in many.stderr

@@ -15,6 +15,9 @@ judge: {use: sentiment}
 """
 """Four lines, so that what a test adds stands on line 5."""
 
+RAY = "kind: ray\naddress: http://127.0.0.1:1\nstore: /shared/store\n"
+"""A cluster file; nothing answers there."""
+
 OFFLINE = """\
 name: tiny
 policy: {model: model}
