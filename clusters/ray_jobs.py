@@ -105,7 +105,7 @@ class RayJobs:
             with _asking(self._address, job):
                 info = self._client().get_job_info(job)
         except NoSuchJob as error:
-            return JobStatus("gone", str(error))
+            return JobStatus("gone", str(error).partition(": ")[2])
         # Of a failed job the message is a sentence of Ray's and the end of the log, which people read anyway.
         detail = (info.message or "").partition("\n")[0].partition(", last available logs")[0]
         return JobStatus(_STATES[info.status.value], "" if info.status.value in ("RUNNING", "SUCCEEDED") else detail)

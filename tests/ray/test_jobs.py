@@ -101,7 +101,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         (folder / "ray.yaml").write_text(f"kind: ray\naddress: {dashboard}\nstore: {folder / 'store'}\n")
         (folder / "sent").mkdir()
         constraints = [{"use": "mine:penalty", "options": {"broken": False}}]
-        processes.long_training(folder / "sent", {"constraints": constraints})
+        processes.long_training(folder / "sent", {"constraints": constraints, "epochs": 40})
         (folder / "sent" / "mine.py").write_text(PENALTY)
         try:
             processes.wait_for(lambda: made.rondo("check", *SENT).returncode == 0, head)  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ def test_a_job_is_stopped_then_killed_and_goes_on_each_time(cluster: Cluster) ->
     assert not list(store.glob("artifacts/*/*/manifest.json?*"))
     (policy,) = (Path(line.split()[1]) for line in lines if line.startswith("policy "))
     rows = [json.loads(line) for line in (policy.parent / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows] == list(range(1, 241))
     assert list(cluster.jobs().values())[:3] == ["done", "failed", "stopped"]
 
 
