@@ -31,7 +31,7 @@ def page(record: Record) -> str:
         for some in numbered
         for name, figure in some
     ]
-    return environment.from_string(_resource("sweep_page.jinja")).render(
+    text = environment.from_string(_resource("sweep_page.jinja")).render(
         style=_resource("sweep_page.css"),
         scripts=[plotly, draw] if drawn else [],
         # plotly compiles its drawing of parallel coordinates at run time, which a policy calls eval.
@@ -43,6 +43,7 @@ def page(record: Record) -> str:
         **_winner(record),
         **_table(record),
     )
+    return values.encodable(text)
 
 
 def _headline(record: Record) -> dict[str, Any]:

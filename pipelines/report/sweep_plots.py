@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.report import sweep_values as values
 from pipelines.report.sweep_axes import Axis, axis, cut, plain
@@ -15,12 +15,22 @@ Spot = tuple[float | None, float | None]
 # Middle tones, which stand out from light and from dark paper, and which the colour-blind tell apart.
 _BEST, _MIDDLE, _WORST = "#3f83d9", "#8d93a0", "#cf7331"
 _MOST_POINTS = 400
-# How a trial is drawn by what became of it: the name in the legend, the marker, its colour, and the dash of its line.
+
+
+class _Kind(NamedTuple):
+    """How trials are drawn by what became of them."""
+
+    label: str
+    symbol: str
+    colour: str
+    dash: str
+
+
 _KINDS = {
-    "winner": ("winner", "star", _BEST, "solid"),
-    "done": ("finished", "circle", _MIDDLE, "solid"),
-    "stopped": ("stopped early", "diamond-open", _WORST, "dot"),
-    "other": ("not finished", "x-thin-open", _MIDDLE, "dash"),
+    "winner": _Kind("winner", "star", _BEST, "solid"),
+    "done": _Kind("finished", "circle", _MIDDLE, "solid"),
+    "stopped": _Kind("stopped early", "diamond-open", _WORST, "dot"),
+    "other": _Kind("not finished", "x-thin-open", _MIDDLE, "dash"),
 }
 
 
@@ -190,6 +200,14 @@ def _kind(record: Record, trial: Trial) -> str:
     return status if status in ("done", "stopped") else "other"
 
 
+def _kinds(record: Record) -> list[tuple[str, _Kind]]:
+    """The kinds of trials in the order in which they are drawn: the winner, or who leads so far, comes last, on top."""
+    kinds = dict(_KINDS)
+    if record.get("status") == "running":
+        kinds["winner"] = kinds["winner"]._replace(label="best so far")
+    return list(reversed(kinds.items()))
+
+
 def _hover(record: Record, trial: Trial) -> str:
     """What a trial says under the pointer; the data's text is escaped, the breaks between lines are ours."""
     lines = [f"trial {trial.get('number')}: {trial.get('status')}"]
@@ -202,9 +220,9 @@ def _hover(record: Record, trial: Trial) -> str:
 
 
 def _dots(record: Record, shown: Sequence[Trial], place: Any, name: str) -> list[dict[str, Any]]:
-    """One trace for each kind of trial, the winner last and so on top."""
+    """One trace for each kind of trial."""
     data = []
-    for kind, (label, symbol, colour, _) in reversed(_KINDS.items()):
+    for kind, (label, symbol, colour, _) in _kinds(record):
         some = [trial for trial in shown if _kind(record, trial) == kind]
         if some:
             data.append({
@@ -221,7 +239,7 @@ def _dots(record: Record, shown: Sequence[Trial], place: Any, name: str) -> list
 def _lines(record: Record, curves: Sequence[tuple[Trial, list[Spot]]], mode: str) -> list[dict[str, Any]]:
     """One line for each trial with a point to draw; the legend names each kind once."""
     data, named = [], set()
-    for kind, (label, _, colour, dash) in reversed(_KINDS.items()):
+    for kind, (label, _, colour, dash) in _kinds(record):
         for trial, points in curves:
             if _kind(record, trial) == kind and any(None not in point for point in points):
                 data.append({

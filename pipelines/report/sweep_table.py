@@ -41,7 +41,7 @@ def csv_text(record: Record) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_cell(name) for name in _header(record)])
     writer.writerows([_cell(value) for value in row.values()] for row in rows(record))
-    return out.getvalue()
+    return values.encodable(out.getvalue())
 
 
 def parquet_bytes(record: Record) -> bytes:
@@ -52,7 +52,7 @@ def parquet_bytes(record: Record) -> bytes:
     table = rows(record)
     columns = {}
     for name in _header(record):
-        column = [row[name] for row in table]
+        column = [row[name] if not isinstance(row[name], str) else values.encodable(row[name]) for row in table]
         if name == "number":
             columns[name] = pa.array(column, pa.int64())
         elif name in ("seconds", "share") or name.startswith(("score.", "spread.")):
@@ -99,4 +99,4 @@ def _of_one_kind(column: list[Any]) -> list[Any]:
             return [value if value is None else float(value) for value in column]
         if len(kinds) == 1 and kinds <= {bool, int, float, str}:
             return column
-    return [value if value is None else json.dumps(value, ensure_ascii=False) for value in column]
+    return [value if value is None else values.encodable(json.dumps(value, ensure_ascii=False)) for value in column]

@@ -27,6 +27,11 @@ def exact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def encodable(text: str) -> str:
+    """The text without halves of characters: a file's name in an error may hold some, and no file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def shown(value: object, digits: int = 5) -> str:
     """A value for people: numbers that are not whole are rounded."""
     return f"{value:.{digits}g}" if isinstance(value, float) else exact(value)

@@ -114,3 +114,10 @@ def test_nothing_measured(record: dict[str, Any]) -> None:
     assert table.column_names == csv_text(record).splitlines()[0].split(",")
     assert {str(table.schema.field(name).type) for name in ("seconds", "share")} == {"double"}
     assert str(table.schema.field("number").type) == "int64"
+
+
+def test_halves_of_characters_are_replaced() -> None:
+    broken = values("\udcff", {"\udcff": 1}, "x")
+    assert read(broken).column("param.loss").to_pylist() == ['"?"', '{"?": 1}', '"x"']
+    assert cells(broken, "param.loss") == ["?", '{"?": 1}', "x"]
+    assert read(sweep(trial(1, {}, reason="\udcff"))).column("reason").to_pylist() == ["?"]
