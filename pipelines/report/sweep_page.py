@@ -33,7 +33,7 @@ def page(record: Record) -> str:
     ]
     text = environment.from_string(_resource("sweep_page.jinja")).render(
         style=_resource("sweep_page.css"),
-        scripts=[plotly, draw] if drawn else [],
+        scripts=[plotly, draw],
         # plotly compiles its drawing of parallel coordinates at run time, which a policy calls eval.
         policy=f"{_digest(plotly)} {_digest(draw)} 'unsafe-eval'" if drawn else "'none'",
         figures=_embedded(drawn),

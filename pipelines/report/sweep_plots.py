@@ -100,6 +100,9 @@ def by_parameter(record: Record) -> Section:
     if not scored or goal is None:
         section.left_out.append(f"No trial has a {goal or 'score'} yet.")
         return section
+    if len(scored) == 1:
+        section.left_out.append(f"Only trial {scored[0].get('number')} has a {goal}, so there is nothing to compare.")
+        return section
     for name in values.parameters(record):
         places = axis(record, name, scored)
         if places.constant:
@@ -163,9 +166,9 @@ def heldout_curves(record: Record) -> Section:
         if not data:
             section.left_out.append(f"No trial has measured {name} on the way.")
             continue
-        direction = "higher" if better else "lower"
         says = (
-            f"{name} of each trial as it trains, {direction} is better; a line that ends early was stopped or failed."
+            f"{name} of each trial as it trains, {'higher' if better else 'lower'} is better; "
+            "a line that ends early was stopped, failed or still runs."
         )
         section.figures.append(Figure(f"{name} by share of the training", says, data, layout, wide=True))
     return section
@@ -243,8 +246,9 @@ def _lines(record: Record, curves: Sequence[tuple[Trial, list[Spot]]], mode: str
         for trial, points in curves:
             if _kind(record, trial) == kind and any(None not in point for point in points):
                 data.append({
-                    "type": "scatter", "mode": mode, "name": label, "legendgroup": kind,
+                    "type": "scatter", "name": label, "legendgroup": kind,
                     "showlegend": kind not in named, "hoverinfo": "text", "hovertext": _hover(record, trial),
+                    "mode": mode if len(points) > 1 else "markers",
                     "x": [x for x, _ in points], "y": [y for _, y in points],
                     "line": {"color": colour, "dash": dash, "width": 3 if kind == "winner" else 1.5},
                     "marker": {"size": 6}, "opacity": 1 if kind == "winner" else 0.8,

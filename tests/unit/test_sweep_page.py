@@ -25,7 +25,7 @@ def test_it_says_how_the_sweep_went_who_won_and_how_to_run_that() -> None:
 def test_finished_trials_stand_first_the_best_on_top_and_the_winner_is_marked() -> None:
     rows = Page(page(full())).trials()
     assert [row[0] for row in rows] == ["2 winner", "1", "3", "4"]
-    assert [row[-1] for row in rows] == ["", "", "below the median", "out of memory"]
+    assert [row[2] for row in rows] == ["", "", "below the median", "out of memory"]
     down = full(objective=[{"name": "reward_accuracy", "mode": "min"}], winner=1)
     assert [row[0] for row in Page(page(down)).trials()] == ["1 winner", "2", "3", "4"]
     seeds = sweep(trial(1, score=0.61234, spread={"reward_accuracy": 0.0213}))
@@ -73,6 +73,7 @@ def test_a_running_sweep_has_a_best_so_far_and_one_without_plots_needs_no_script
     running = page(full(status="running"))
     assert "Best so far" in Page(running).text
     assert ">Winner<" not in running
+    assert Page(running).trials()[0][0] == "2 best so far"
     assert {trace.get("name") for trace in Page(running).figures[1]["data"]} == {
         "best so far",
         "finished",

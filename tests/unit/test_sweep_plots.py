@@ -80,6 +80,17 @@ def test_a_log_axis_with_a_zero_is_drawn_as_it_is() -> None:
     assert shown.figures[0]["data"][0]["dimensions"][0]["values"] == [0, 0.1, 1]
 
 
+def test_truth_is_no_number() -> None:
+    shown = Page(page(sweep(trial(1, score=0.5, point={"packing": True}), trial(2, score=0.5, point={"packing": 1}))))
+    axes = {axis["label"]: axis for axis in shown.figures[0]["data"][0]["dimensions"]}
+    assert axes["packing"]["ticktext"] == ["1", "true"]
+
+
+def test_a_single_step_is_a_dot() -> None:
+    first = trial(1, score=0.5, training=[{"step": 1, "loss": 0.7}])
+    assert Page(page(sweep(first))).figures[-1]["data"][0]["mode"] == "markers"
+
+
 def test_colours_run_from_bad_to_good() -> None:
     down = full(objective=[{"name": "reward_accuracy", "mode": "min"}])
     up, down = (Page(page(record)).figures[0]["data"][0]["line"] for record in (full(), down))
@@ -107,7 +118,11 @@ def test_a_legend_names_each_kind_of_line_once() -> None:
 ODD = [{"name": "robust", "smoothing": 0.1}, None, True, ["a", 1], "x" * 300, 7, math.nan]
 EDGES = {
     "no trial": (sweep(status="running", wanted=8), ["No trial finished yet.", "No trial has started yet."], 0),
-    "one trial": (sweep(trial(1, score=0.6), winner=1), ["Trial 1: reward_accuracy 0.6", "need two trials"], 2),
+    "one trial": (
+        sweep(trial(1, score=0.6), winner=1),
+        ["Trial 1: reward_accuracy 0.6", "need two trials", "Only trial 1"],
+        2,
+    ),
     "all failed": (sweep(trial(1, "failed"), trial(2, "failed")), ["No trial finished.", "No trial has a reward"], 0),
     "running": (full(status="running"), ["Best so far", "Trial 2"], 6),
     "waiting": (sweep(trial(1, "waiting", share=None, seconds=None)), ["waiting"], 0),
