@@ -28,7 +28,7 @@ ROLLOUT = Stage(
 )
 JUDGE = Stage("judge", 2, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
 PAIR = Stage("pair", 3, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
-HELDOUT = Stage("heldout", 1, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
+HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
 PROMOTE = Stage(
     "promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Preferences, encoded, preferences, prompts
 from pipelines.plan.steps import Step, walk
-from pipelines.spec.models import PipelineSpec
+from pipelines.spec.models import PipelineSpec, train_of
 from stages.catalog import EVALUATE, HELDOUT, JUDGE, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
 from stages.core.losses import config as loss_config
 from stages.data.config import PrepareConfig
 from stages.generate.config import choose_engine
 from stages.judge.config import EvaluateConfig, JudgeStageConfig
 from stages.score.config import HeldoutConfig, ReferenceConfig, measured
+from stages.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,47 @@ class Plan:
 
 def plan(spec: PipelineSpec, folder: Path) -> Plan:
     """Unroll a spec's rounds. Relative model paths are relative to ``folder``."""
-    return _Unroller(spec, folder, base_step(spec.policy, folder)).unroll()
+    return Planner(spec, folder).plan(spec)
+
+
+class Planner:
+    """Plans of a spec and of others that differ from it in how they train: the user's files are looked at once."""
+
+    def __init__(self, spec: PipelineSpec, folder: Path) -> None:
+        self._folder = folder
+        self._base = base_step(spec.policy, folder)
+        self._given = preferences(spec, folder, self._base)
+        self._prompts: dict[str, Step] = {}
+
+    def plan(self, spec: PipelineSpec) -> Plan:
+        return _Unroller(spec, self._base, self._given, self._asked).unroll()
+
+    def _asked(self, key: str, location: str) -> Step:
+        if key not in self._prompts:
+            self._prompts[key] = prompts(key, location, self._folder)
+        return self._prompts[key]
 
 
 @dataclass
 class _Unroller:
     spec: PipelineSpec
-    folder: Path
     base: Step
-    given: Preferences | None = field(init=False)
+    given: Preferences | None
     """The user's preferences, if there are any."""
+    asked: Callable[[str, str], Step]
+    """Prompts by their key, and where they are."""
     champion: Step = field(init=False)
     """The last promoted policy."""
     adapter_base: dict[str, Step] = field(default_factory=dict)
     """For a policy made from an adapter: what the adapter sits on."""
+    virtual_tokens: bool = field(init=False)
+    """Whether policies are made of such."""
     earlier: list[Step] = field(default_factory=list)
     """Earlier rounds' own pairs, oldest first."""
 
     def __post_init__(self) -> None:
         self.champion = self.base
-        self.given = preferences(self.spec, self.folder, self.base)
+        self.virtual_tokens = self.spec.train.prompt_learning
 
     def unroll(self) -> Plan:
         rounds = tuple(self._round(number) for number in range(1, self.spec.rounds + 1))
@@ -78,11 +101,12 @@ class _Unroller:
 
     def _round(self, number: int) -> Round:
         spec = self.spec
+        config = train_of(spec.train, spec.iterate, number)
         own = self._own(number)
         shards = self._shards(number, own)
         self.earlier = [*self.earlier, *own]
-        train = self._train(number, shards)
-        heldout = self._heldout(number, train)
+        train = self._train(number, shards, config)
+        heldout = self._heldout(number, train, config)
         evaluate = self._evaluate(number, train)
         promote = None
         if evaluate and spec.evaluate.promote_if:
@@ -110,27 +134,28 @@ class _Unroller:
         spec = self.spec
         if not spec.prompts.train:
             return []
-        asked = prompts("prompts", spec.prompts.train, self.folder)
+        asked = self.asked("prompts", spec.prompts.train)
         rollouts = self._rollouts(f"round-{number}/rollout", self.champion, asked, spec.rollout.samples, number)
         judged = self._judged(f"round-{number}/judge", rollouts)
         inputs = {"rollouts": rollouts, "judgements": judged}
         pairs = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
         return [encoded(f"round-{number}/encode", pairs, self.base, spec)]
 
-    def _train(self, number: int, shards: Step) -> Step:
+    def _train(self, number: int, shards: Step, config: TrainConfig) -> Step:
         spec = self.spec
         initial = self.base if spec.iterate.initial == "base" else self.champion
-        config = spec.train.model_copy(update={"seed": spec.train.seed + spec.seed})
         inputs = {"policy": initial, "shards": shards}
         if loss_config.needs_reference(config):
-            inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards)
-        train = Step(f"round-{number}/train", TRAIN, config, inputs, spec.resources.train)
-        if spec.train.lora and not spec.train.lora.dora and not spec.train.quantization:
+            inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards, config)
+        seeded = config.model_copy(update={"seed": config.seed + spec.seed})
+        train = Step(f"round-{number}/train", TRAIN, seeded, inputs, spec.resources.train)
+        self.virtual_tokens = config.prompt_learning
+        if config.lora and not config.lora.dora and not config.quantization:
             # vLLM has no DoRA; a LoRA on a quantised base complements that base, which it is merged into, not this one.
             self.adapter_base[train.fingerprint] = initial
         return train
 
-    def _heldout(self, number: int, train: Step) -> Step | None:
+    def _heldout(self, number: int, train: Step, config: TrainConfig) -> Step | None:
         """The new policy and its reference on the held-out preferences."""
         spec = self.spec
         if self.given is None or not spec.data.heldout:
@@ -139,14 +164,14 @@ class _Unroller:
             "preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs, spec.resources.prepare
         )
         name = f"round-{number}/heldout"
-        scored = {"shards": shards, "policy": self._scored(f"{name}-logprobs", train, shards, False)}
-        if loss_config.needs_reference(spec.train):
-            scored["reference"] = self._scored(f"{name}-reference", self._against(), shards, False)
-        return Step(name, HELDOUT, HeldoutConfig(objective=measured(spec.train)), scored)
+        scored = {"shards": shards, "policy": self._scored(f"{name}-logprobs", train, shards, config, False)}
+        if loss_config.needs_reference(config):
+            scored["reference"] = self._scored(f"{name}-reference", self._against(), shards, config, False)
+        return Step(name, HELDOUT, HeldoutConfig(objective=measured(config)), scored)
 
-    def _scored(self, key: str, policy: Step, shards: Step, quantized: bool = True) -> Step:
-        """A policy's log-probabilities of the responses in shards; ``quantized`` if training holds it quantised."""
-        train = self.spec.train
+    def _scored(self, key: str, policy: Step, shards: Step, train: TrainConfig, quantized: bool = True) -> Step:
+        """A policy's log-probabilities of the responses in shards, as a training needs them; ``quantized`` if it holds
+        the policy quantised."""
         config = ReferenceConfig(
             precision=train.precision,
             quantization=train.quantization if quantized else None,
@@ -162,7 +187,7 @@ class _Unroller:
         spec = self.spec
         if not spec.prompts.heldout:
             return None
-        asked = prompts("heldout", spec.prompts.heldout, self.folder)
+        asked = self.asked("heldout", spec.prompts.heldout)
         judged = {}
         baseline = self.champion if spec.evaluate.against == "previous" else self.base
         for role, policy in (("policy", train), ("baseline", baseline)):
@@ -174,7 +199,7 @@ class _Unroller:
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec
         seed = spec.rollout.seed + spec.seed + number
-        engine = choose_engine(spec.rollout.engine, spec.train.prompt_learning)
+        engine = choose_engine(spec.rollout.engine, self.virtual_tokens)
         config = spec.rollout.model_copy(update={"samples": samples, "seed": seed, "engine": engine})
         inputs = {"policy": policy, "prompts": prompts}
         if base := self.adapter_base.get(policy.fingerprint):

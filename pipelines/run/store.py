@@ -17,14 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from stages.io import locks
 from stages.io.artifact import Artifact, Part
 from stages.io.output import Output
 from stages.io.store import Store, StoreError
@@ -118,25 +117,13 @@ class ArtifactStore:
                 if f"{place}/{name}" not in used:
                     self.store.remove(f"{place}/{name}")
 
-    @contextmanager
-    def lock(self, name: str, timeout: float = -1) -> Iterator[bool]:
+    def lock(self, name: str, timeout: float = -1) -> AbstractContextManager[bool]:
         """Hold a lock among the runs on this machine; it goes when its holder dies. Yields whether it was had.
 
         Runs on different machines that share a bucket are not kept apart: both do the work, each uses the parts that
         the other has finished before, and the commit keeps one whole result.
         """
-        path = self.scratch / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return locks.lock(self.scratch, name, timeout)
 
     # Run records
 

@@ -6,15 +6,16 @@ import datetime
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
-from stages.base import Config, Resources, RolloutResources, Share, TrainResources
+from stages.base import Config, Resources, RolloutResources, Share, TrainResources, plain
 from stages.core.formats.config import FormatConfig
 from stages.core.tokens.config import Truncation
 from stages.data.config import FilterConfig, LabelsConfig, MixConfig
 from stages.generate.config import RolloutConfig
 from stages.judge.config import JudgeConfig, PairConfig, PromoteConfig
 from stages.train.config import TrainConfig
+from stages.tune.config import SweepConfig
 
 Location = Annotated[str, Field(min_length=1)]
 """A file, folder or glob, relative to the spec's folder, or an address (s3://, gs://, hf://)."""
@@ -76,6 +77,15 @@ class IterateSpec(Config):
     """The reference model of a round's training, likewise."""
     replay: Share = 0.0
     """Share of all earlier pairs that a round trains on in addition to its own."""
+    train: dict[PositiveInt, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of the training that change from a round on, as in ``{3: {beta: 0.2, lora.rank: 8}}``."""
+
+    @field_validator("train")
+    @classmethod
+    def _plain(cls, value: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        for settings in value.values():
+            plain(settings)
+        return value
 
 
 class PrepareSpec(Config):
@@ -122,9 +132,23 @@ class PipelineSpec(Config):
     prepare: PrepareSpec = PrepareSpec()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSpec = EvaluateSpec()
+    sweep: SweepConfig | None = None
+    """What ``rondo sweep`` varies; ``rondo run`` trains with the values under ``train``."""
     resources: ResourcesSpec = ResourcesSpec()
     seed: NonNegativeInt = 0
     """Added to the seeds of rollout and training; another seed is another run."""
+
+
+def train_of(train: TrainConfig, iterate: IterateSpec, number: int) -> TrainConfig:
+    """The training of a round.
+
+    Raises:
+        ValidationError: a setting that changes does not exist, or does not take its value.
+    """
+    settings: dict[str, Any] = {}
+    for first in sorted(first for first in iterate.train if first <= number):
+        settings |= iterate.train[first]
+    return train.changed(settings) if settings else train
 
 
 def explain_type(kind: str, context: dict[str, Any]) -> str | None:

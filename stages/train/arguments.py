@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from stages.base import TrainResources
 from stages.io.artifact import Artifact
@@ -12,6 +13,25 @@ from stages.train.config import TrainConfig
 
 POLICY = "policy"
 """The part that a training makes."""
+MEASURED = "heldout/"
+"""What a look at the model found stands in a step's row under names that begin with it."""
+
+
+class Watch(Protocol):
+    """Looks at a training on its way: the trial of a sweep."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether it looks at the model after optimizer step ``step`` of ``steps``."""
+        ...
+
+    def measure(self, model: Any, worker: Any) -> dict[str, float]:
+        """What it finds (``model`` is a ``ResponseLogprobs``); becomes part of the step's row. All workers call it."""
+        ...
+
+
+def is_measured(row: Mapping[str, float]) -> bool:
+    """Whether a step was followed by a look at the model."""
+    return any(name.startswith(MEASURED) for name in row)
 
 
 @dataclass(frozen=True)
@@ -27,3 +47,6 @@ class Arguments:
     """The board (``stages.io.board``)."""
     importable: tuple[str, ...]
     """The driver's ``sys.path``: the user's own losses stand beside the spec."""
+    watch: Watch | None = None
+    finish: bool = True
+    """Write the policy. The end of a trial is a checkpoint: policies are made of the best ones alone."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
@@ -66,3 +67,21 @@ class TrainConfig(ObjectiveConfig):
     def prompt_learning(self) -> bool:
         """Whether it trains virtual tokens, which are not merged into the weights."""
         return self.peft is not None and self.peft["peft_type"] in PROMPT_LEARNING
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """With other values of some settings, named as in ``lora.rank``; those of a single loss as in ``loss.gamma``.
+
+        Raises:
+            ValidationError: a setting does not exist, or does not take its value.
+        """
+        raw = self.model_dump(exclude_unset=True)
+        for name, value in settings.items():
+            *parents, last = name.split(".")
+            target = raw
+            for parent in parents:
+                inner = target.get(parent)
+                inner = inner[0] if isinstance(inner, list | tuple) and len(inner) == 1 else inner
+                target[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+                target = target[parent]
+            target[last] = value
+        return self.model_validate(raw)

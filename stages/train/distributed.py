@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,18 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from stages.base import StageError, TrainResources
 from stages.train.arguments import Arguments
 from stages.train.session import train_worker
+from stages.train.single import Alone
 
 
-def fit(arguments: Arguments) -> None:
+def fit(arguments: Arguments, callbacks: Sequence[Any] = ()) -> dict[str, Any] | None:
     """Train to the end. Checkpoints go to the store without Ray Train (``kept``), so that one worker and several
     continue each other's; what it writes down itself is of no use to a later run.
+
+    Args:
+        callbacks: Ray Train's, told of what workers report.
+
+    Returns:
+        What was reported last.
 
     Raises:
         StageError: a worker failed, or the workers were lost too often.
@@ -36,11 +43,13 @@ def fit(arguments: Arguments) -> None:
                 name="ray-train",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+                callbacks=list(callbacks) or None,
             ),
         )
         try:
             with own_interrupts():
-                trainer.fit()
+                metrics: dict[str, Any] | None = trainer.fit().metrics
+                return metrics
         except ray.train.TrainingFailedError as error:
             raise _plain(error) from error
 
@@ -94,16 +103,25 @@ def distributed_worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     if torch.cuda.is_available():  # the workers of a machine see all its GPUs
         torch.cuda.set_device(get_device())
-    train_worker(config["arguments"], RayTrainSession())
+    arguments = config["arguments"]
+    train_worker(arguments, RayTrainSession(arguments.progress, tuned=arguments.watch is not None))
 
 
-class RayTrainSession:
-    """This process as one of Ray Train's workers."""
+class RayTrainSession(Alone):
+    """This process as one of Ray Train's workers; ``tuned`` as one of a trial's, of which Ray Tune gets to see what was
+    measured and nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Any, tuned: bool) -> None:
+        super().__init__(progress)
+        self._tuned = tuned
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
-    def report(self, step: int) -> None:
+    def kept(self, step: int) -> None:
         """Waits for the other workers."""
-        ray.train.report({"step": step})
+        if not self._tuned:
+            ray.train.report({"step": step})
+
+    def measured(self, rows: list[dict[str, float]]) -> None:
+        """Waits for the other workers."""
+        ray.train.report({"rows": rows})

@@ -174,18 +174,33 @@ def _coupled_slopes(
     All log-probabilities are worked out without gradient and brought together first, so that the loss sees the whole
     step at once whatever the micro-batches and workers; the pass with gradient then only applies the slopes.
     """
-    values = torch.zeros(len(work.pairs), 4, dtype=torch.float32, device=work.reference.device)
-    for micro in work.micro:
-        with _named(micro):
-            scored = model(micro.tensors, None, objective.needs_confidence)
-        found = torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
-        values[micro.places] += micro.weight * found
-    values = worker.all_sum(values).to(work.reference.device)
+    values = _scored(model, work.micro, len(work.pairs), worker, objective.needs_confidence)
     x = loss_input(work.pairs, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
     outcome, slopes = _slopes(objective, x, work.pairs)
     for micro in work.micro:
         sums.add(_part(outcome, micro.places), _part_of_input(x, micro.places), micro.pairs, micro.weight)
     return slopes
+
+
+def _scored(
+    model: torch.nn.Module, micro_batches: Sequence[_MicroBatch], pairs: int, worker: Worker, confident: bool = False
+) -> Tensor:
+    """Log-probabilities of chosen and rejected responses and the confidences in them, float32 [pairs, 4], of all
+    workers' pairs."""
+    values = torch.zeros(pairs, 4, dtype=torch.float32, device=worker.device)
+    for micro in micro_batches:
+        with _named(micro):
+            scored = model(micro.tensors, None, confident)
+        found = torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
+        values[micro.places] += micro.weight * found
+    return worker.all_sum(values).to(worker.device)
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, pairs: list[EncodedPair], worker: Worker, layout: Layout) -> Tensor:
+    """Log-probabilities of chosen and rejected responses, float32 [pairs, 2], each worked out by one of the workers;
+    all call it."""
+    return _scored(model, _grouped(pairs, worker, layout), len(pairs), worker)[:, :2].cpu()
 
 
 def _part(outcome: Outcome, places: list[int]) -> Outcome:

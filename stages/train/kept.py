@@ -27,13 +27,20 @@ class Kept:
 
     def newest(self) -> Path | None:
         """The folder of the newest checkpoint, on this machine."""
-        kept = self._output.done(_KIND)
-        if not kept:
+        if (part := self._newest()) is None:
             return None
-        part = kept[max(kept)]
         for name, size in part.files.items():
             self._output.store.fetch(part.place, name, size)
         return self._output.store.local(part.place)
+
+    def newest_file(self, name: str) -> Path | None:
+        """One file of the newest checkpoint, on this machine."""
+        part = self._newest()
+        return None if part is None else self._output.store.fetch(part.place, name, part.files[name])
+
+    def _newest(self) -> Part | None:
+        kept = self._output.done(_KIND)
+        return kept[max(kept)] if kept else None
 
     def keep(self, step: int, save: Callable[[Path], None], together: bool) -> None:
         """Keep what ``save`` writes into a folder as the checkpoint of a step.

@@ -26,14 +26,18 @@ def build_policy(config: TrainConfig, path: Path, device: torch.device | None = 
     Weights are drawn on the CPU, so that they are the same wherever the model goes. A policy that has virtual tokens
     already goes on with these.
     """
-    settings, cpu, target = _adapter_settings(config), torch.device("cpu"), device or device_of_worker()
+    cpu, target = torch.device("cpu"), device or device_of_worker()
     if prompt_adapter(path) is not None:
         return load_policy(path, cpu, trainable=True).to(target)
     if config.quantization is not None:  # is made on its device and stays there
-        model = load_model(path, target, config.quantization, config.precision)
-        return model if settings is None else wrap(model, settings)
-    model = load_model(path, cpu)
-    return (model if settings is None else wrap(model, settings)).to(target)
+        return put_on(load_model(path, target, config.quantization, config.precision), config)
+    return put_on(load_model(path, cpu), config).to(target)
+
+
+def put_on(base: Any, config: TrainConfig) -> Any:
+    """A base model with the fresh adapter that the configuration asks for, if it asks for one."""
+    settings = adapter_settings(config)
+    return base if settings is None else wrap(base, settings)
 
 
 def rebuild_policy(config: TrainConfig, path: Path, weights: Mapping[str, Tensor]) -> Any:
@@ -85,7 +89,7 @@ def save_policy(
     Args:
         look: is given the model as it was trained, in float32, before it is merged and stored.
     """
-    settings = _adapter_settings(config)
+    settings = adapter_settings(config)
     if settings is None:
         look(policy)
         save_model(policy, initial / MODEL, folder / MODEL)
@@ -101,7 +105,7 @@ def save_policy(
         save_model(adapted.merge_and_unload(), initial / MODEL, folder / MODEL)
 
 
-def _adapter_settings(config: TrainConfig) -> dict[str, Any] | None:
+def adapter_settings(config: TrainConfig) -> dict[str, Any] | None:
     """peft's settings for the adapter that a training asks for; None for full fine-tuning."""
     if config.lora is None:
         return dict(config.peft) if config.peft is not None else None

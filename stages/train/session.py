@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import ray
 import torch
 from torch import Tensor
 
 from stages.base import TrainResources
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
@@ -23,12 +23,13 @@ from stages.io.filenames import CHAT, METRICS
 from stages.io.parts import make_importable
 from stages.policy.load import device_of_worker, product_precision
 from stages.train import checkpoints, proof
-from stages.train.arguments import POLICY, Arguments
+from stages.train.arguments import POLICY, Arguments, is_measured
+from stages.train.bases import Bases
 from stages.train.checkpoints import TrainState
 from stages.train.gradients import MicroBatchError
 from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, train_steps
-from stages.train.policy import build_optimizer, build_policy, rebuild_policy, save_policy, without_dropout
+from stages.train.policy import build_optimizer, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, shards, whole_weights
 from stages.train.worker import Worker
 
@@ -37,58 +38,94 @@ _NAMED = 10
 
 
 class Session(Protocol):
-    """A worker's place among the others."""
+    """A worker's place among the others, and whom it tells how it goes."""
 
     @property
     def rank(self) -> int: ...
     @property
     def world(self) -> int: ...
-    def report(self, step: int) -> None:
-        """A step is done and kept; waits for the other workers."""
+    @property
+    def abandoned(self) -> bool:
+        """Whether a worker has given up for a reason that would be the same again."""
+        ...
+
+    def abandon(self, reason: str) -> None: ...
+    def post(self, step: int, steps: int, note: str) -> None: ...
+    def kept(self, step: int) -> None:
+        """A step is done and kept."""
+        ...
+
+    def measured(self, rows: list[dict[str, float]]) -> None:
+        """The trial that this is has been measured; ``rows`` are those of all steps so far. Ends the training, by
+        SystemExit, if the trial does not go on."""
         ...
 
 
-def train_worker(arguments: Arguments, session: Session) -> None:
-    """Train from the newest checkpoint to the end, and write the finished policy."""
-    config, resources, progress = arguments.config, arguments.resources, arguments.progress
+def train_worker(arguments: Arguments, session: Session, bases: Bases | None = None) -> None:
+    """Train from the newest checkpoint to the end, and write the finished policy unless it is a trial.
+
+    Args:
+        bases: keeps the base model for the next training in this process.
+    """
+    config, resources = arguments.config, arguments.resources
     make_importable(arguments.importable)
-    if ray.get(progress.failure.remote()) is not None:
-        return  # started again after a worker gave up for a reason that would be the same again
+    if session.abandoned:
+        return
     inputs, kept = arguments.inputs, Kept(arguments.output)
     initial = inputs["policy"].folder()
     keep_freed_memory()
     torch.set_num_threads(arguments.cpus)
     torch.manual_seed(config.seed)
     device, sharded = device_of_worker(), shards(resources.strategy, session.world)
-    policy = build_policy(config, initial, torch.device("cpu") if sharded else device)
-    layout = choose_layout(policy, config.layout)
     precision = product_precision(config.precision, device)
-    bare = ResponseLogprobs(freeze(policy, precision), layout, precision, resources.checkpointing)
-    without_dropout(bare)
-    model = distribute(bare, resources.strategy, device)
-    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
-    state = TrainState(bare, optimizer, 0, [])
-    if (folder := kept.newest()) is not None:
-        state = checkpoints.load(folder, bare, optimizer)
-        print(f"continued from step {state.step}", flush=True)
-    worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)
-    data = ShardData(inputs["shards"], inputs.get("reference"))
-    with _given_up(progress, resources):
-        for row in train_steps(model, optimizer, data, config, worker, layout, state.step):
-            state.step = int(row["step"])
-            state.metrics.append(row)
-            if session.rank == 0:
-                note = f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}"
-                progress.post.remote(state.step, int(row["steps"]), note)
-            if state.step == row["steps"] or state.step % resources.checkpoint_every == 0:
-                if sharded or session.rank == 0:
-                    kept.keep(state.step, partial(checkpoints.save, state), together=sharded)
-                session.report(state.step)
-    _finish(session, state, data, arguments, initial, sharded)
+    with contextlib.ExitStack() as leaving:
+        place = torch.device("cpu") if sharded else device
+        built = leaving.enter_context((bases or Bases(keep=False)).policy(config, initial, place))
+        bare = ResponseLogprobs(freeze(built.model, precision), built.layout, precision, resources.checkpointing)
+        without_dropout(bare)
+        leaving.callback(bare.release)
+        model = distribute(bare, resources.strategy, device)
+        optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
+        state = TrainState(bare, optimizer, 0, [])
+        if (folder := kept.newest()) is not None:
+            state = checkpoints.load(folder, bare, optimizer)
+            print(f"continued from step {state.step}", flush=True)
+        worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)
+        data = ShardData(inputs["shards"], inputs.get("reference"))
+        with _given_up(session, resources):
+            for row in train_steps(model, optimizer, data, config, worker, bare.layout, state.step):
+                _after_step(row, state, arguments, session, kept, worker)
+        if arguments.watch is not None and not is_measured(state.metrics[-1]):  # another run's last checkpoint
+            state.metrics[-1] |= arguments.watch.measure(state.model, worker)
+            session.measured(state.metrics)
+        if arguments.finish:
+            _finish(session, state, data, arguments, initial, sharded)
+
+
+def _after_step(
+    row: dict[str, float], state: TrainState, arguments: Arguments, session: Session, kept: Kept, worker: Worker
+) -> None:
+    """Tell how it goes, measure what is to be measured, and keep what a crash must not cost."""
+    step, steps = int(row["step"]), int(row["steps"])
+    state.step = step
+    state.metrics.append(row)
+    watch, sharded = arguments.watch, worker.lockstep
+    if session.rank == 0:
+        session.post(step, steps, f"loss {row['loss']:.3f}, accuracy {row['reward_accuracy']:.2f}")
+    look = watch is not None and watch.due(step, steps)
+    if look:
+        assert watch is not None
+        row |= watch.measure(state.model, worker)
+    if look or step == steps or step % arguments.resources.checkpoint_every == 0:
+        if sharded or session.rank == 0:
+            kept.keep(step, partial(checkpoints.save, state), together=sharded)
+        session.kept(step)
+    if look:
+        session.measured(state.metrics)
 
 
 @contextmanager
-def _given_up(progress: Any, resources: TrainResources) -> Iterator[None]:
+def _given_up(session: Session, resources: TrainResources) -> Iterator[None]:
     """Leave the reason for the driver when training cannot go on, where trying again would end the same way.
 
     The error is raised all the same, since other workers may be waiting for this one: Ray Train then ends them all,
@@ -97,7 +134,7 @@ def _given_up(progress: Any, resources: TrainResources) -> Iterator[None]:
     try:
         yield
     except (NotFiniteError, MicroBatchError, UserFunctionError) as error:
-        ray.get(progress.fail.remote(explain(error, resources)))
+        session.abandon(explain(error, resources))
         raise
 
 

@@ -5,6 +5,8 @@ Ray starts the process anew when it is lost, up to ``resources.train.max_failure
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
 from stages.base import StageError
@@ -29,16 +31,16 @@ def fit(arguments: Arguments) -> None:
     try:
         ray.get(running)
     except ray.exceptions.RayTaskError as error:
-        raise StageError(_reason(error)) from error
+        raise StageError(reason(error)) from error
     except ray.exceptions.RayError as error:
         lost = f"the training worker was lost {resources.max_failures + 1} times (resources.train.max_failures)"
-        raise StageError(f"{lost}: {_reason(error)}") from error
+        raise StageError(f"{lost}: {reason(error)}") from error
     except KeyboardInterrupt:
         ray.cancel(running, force=True)
         raise
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The worker's own words, out of Ray's wrapping; of an error that is not a stage's own with its type."""
     inner = getattr(error, "cause", None) or error
     if isinstance(inner, StageError):
@@ -51,7 +53,7 @@ def single_worker(arguments: Arguments) -> None:
     from stages.train.session import train_worker  # here, since the driver does without torch
 
     try:
-        train_worker(arguments, Alone())
+        train_worker(arguments, Alone(arguments.progress))
     finally:
         cache.release()
         give_back_memory()
@@ -62,5 +64,21 @@ class Alone:
 
     rank, world = 0, 1
 
-    def report(self, step: int) -> None:
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+
+    @property
+    def abandoned(self) -> bool:
+        return ray.get(self._progress.failure.remote()) is not None
+
+    def abandon(self, reason: str) -> None:
+        ray.get(self._progress.fail.remote(reason))
+
+    def post(self, step: int, steps: int, note: str) -> None:
+        self._progress.post.remote(step, steps, note)
+
+    def kept(self, step: int) -> None:
+        pass
+
+    def measured(self, rows: list[dict[str, float]]) -> None:
         pass

@@ -39,6 +39,7 @@ def test_loss_accuracy_and_margin_by_hand(tmp_path: Path) -> None:
     loss = (math.log(1 + math.exp(-4)) + math.log(1 + math.exp(2))) / 2
     assert found == {
         "pairs": 2, "loss": pytest.approx(loss, rel=1e-5), "reward_accuracy": 0.5, "reward_margin": pytest.approx(1.0),
+        "kl": pytest.approx((1 - 1 - 1 + 0) / 4),
     }  # fmt: skip
 
 
