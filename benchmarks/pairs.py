@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 WORDS = """
 account answer autumn balance basket bottle branch bridge bright build carbon careful carry castle change
@@ -43,3 +45,14 @@ def pair(index: int, lengths: str = "realistic", seed: int = 0) -> dict[str, str
         tokens = min(high, max(low, median * math.exp(spread * shift)))
         row[name] = " ".join(draw.choices(WORDS, k=max(3, round(tokens / _TOKENS_A_WORD))))
     return row
+
+
+def conversation(*sides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A pair as TRL reads it, of the messages of prompt, chosen and rejected, with the ``length`` in characters that
+    its batches are grouped by."""
+    prompt, chosen, rejected = (sum(len(message["content"]) for message in side) for side in sides)
+    named = zip(("prompt", "chosen", "rejected"), sides, strict=True)
+    return {
+        **{name: [{"role": m["role"], "content": m["content"]} for m in side] for name, side in named},
+        "length": prompt + max(chosen, rejected),
+    }

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limit
-from benchmarks.setup import child, encoded, model_folder
+from benchmarks.setup import ALLOCATOR, child, encoded, model_folder
 from clusters.cpus import usable_cpus
-
-_ALLOCATOR = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}.items()
-)
-"""Both sides get what helps both: large temporaries are kept by the process."""
 
 
 def parse() -> argparse.Namespace:
@@ -58,7 +52,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {"trl": [], "rondo": []}
     for number in range(options.rounds):
         for side, python in (("trl", options.trl_python), ("rondo", sys.executable)):
-            environment = {"GLIBC_TUNABLES": _ALLOCATOR, "OMP_NUM_THREADS": str(options.threads)}
+            environment = {"GLIBC_TUNABLES": ALLOCATOR, "OMP_NUM_THREADS": str(options.threads)}
             found = child(python, f"benchmarks.{side}_side", settings, environment)
             runs[side].append(found)
             print(f"round {number + 1}, {side}: {rate(found, settings)} pairs/s", file=sys.stderr, flush=True)

@@ -16,19 +16,39 @@ from typing import Any
 
 import torch
 
-from benchmarks.pairs import pair
+from benchmarks.pairs import conversation, pair
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def run(options: dict[str, Any]) -> dict[str, Any]:
-    torch.set_num_threads(options["threads"])
-    cuda = torch.cuda.is_available()
-    bf16 = options["precision"] == "bf16"
-    if bf16 and not cuda:
+def prepare(threads: int, bf16: bool) -> None:
+    torch.set_num_threads(threads)
+    if bf16 and not torch.cuda.is_available():
         torch.set_float32_matmul_precision("medium")  # float32 tensors, bfloat16 products
+
+
+def best_settings(folder: str, micro: int, batch_size: int, bf16: bool) -> dict[str, Any]:
+    """What of DPOConfig every measurement has in common. ``micro`` is the pairs of a forward pass."""
+    return {
+        "output_dir": folder, "per_device_train_batch_size": micro, "gradient_accumulation_steps": batch_size // micro,
+        "gradient_checkpointing": False, "bf16": bf16, "optim": "adamw_torch_fused", "max_grad_norm": 1.0,
+        "precompute_ref_batch_size": micro, "logging_steps": 1, "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False, "seed": 0,
+    }  # fmt: skip
+
+
+def base_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+
+
+def run(options: dict[str, Any]) -> dict[str, Any]:
+    bf16 = options["precision"] == "bf16"
+    prepare(options["threads"], bf16)
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     marks: list[float] = []
@@ -49,31 +69,24 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for index in range(options["pairs"]):
         row = pair(index, options["lengths"])
-        messages = {
-            name: [{"role": "user" if name == "prompt" else "assistant", "content": text}] for name, text in row.items()
-        }
-        # What the batches are grouped by.
-        rows.append({**messages, "length": len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"]))})
+        rows.append(
+            conversation(*(
+                [{"role": "user" if name == "prompt" else "assistant", "content": text}] for name, text in row.items()
+            ))
+        )  # fmt: skip
     micro = options["trl_micro_batch"]
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HF_DATASETS_CACHE"] = scratch
         grouped = options["trl_sampling"] == "group_by_length"
         config = DPOConfig(
-            output_dir=scratch, num_train_epochs=1, learning_rate=1e-4 if lora else 1e-6, lr_scheduler_type="constant",
-            per_device_train_batch_size=micro, gradient_accumulation_steps=options["batch_size"] // micro,
-            gradient_checkpointing=False, bf16=bf16, optim="adamw_torch_fused", max_length=4096, beta=0.1,
-            precompute_ref_log_probs=True, precompute_ref_batch_size=micro,
+            **best_settings(scratch, micro, options["batch_size"], bf16), num_train_epochs=1, max_length=4096, beta=0.1,
+            learning_rate=1e-4 if lora else 1e-6, lr_scheduler_type="constant", precompute_ref_log_probs=True,
             train_sampling_strategy=options["trl_sampling"], remove_unused_columns=not grouped,
-            logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True,
-            use_cpu=not cuda, dataloader_pin_memory=False, seed=0, max_grad_norm=1.0,
         )  # fmt: skip
         started = time.perf_counter()
         trainer = DPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa" if cuda else "eager"
-            ),
-            args=config, train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder),
-            peft_config=lora, callbacks=[Clock()],
+            model=base_model(folder), args=config, train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(folder), peft_config=lora, callbacks=[Clock()],
         )  # fmt: skip
         prepared = time.perf_counter() - started
         stdout, sys.stdout = sys.stdout, sys.stderr

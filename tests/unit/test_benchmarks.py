@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks import limit, prepare_side, prepare_vs_datasets, train_vs_trl
+from benchmarks import limit, prepare_side, prepare_vs_datasets, sweep_trl_side, sweep_vs_separate, train_vs_trl
 from benchmarks.pairs import LENGTHS, pair
 from benchmarks.rondo_side import in_file_order
+from benchmarks.setup import split
 from stages.train.batching import batch_indices
 
 SHAPE = limit.Shape(width=4, inner=8, layers=2, vocabulary=10, query=4, key=2)
@@ -90,3 +94,54 @@ def test_rates_of_preparing_are_compared_round_by_round() -> None:
 
 def test_the_common_beginning_is_counted() -> None:
     assert [prepare_side.common(a, [1, 2, 3]) for a in ([1, 2, 4], [1, 2], [], [1, 2, 3])] == [2, 2, 0, 3]
+
+
+def test_pairs_are_divided_by_their_prompts(tmp_path: Path) -> None:
+    rows = [pair(index) for index in range(40)] + [{**pair(0), "chosen": "another answer"}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = split(file, 0.5, tmp_path)
+    sides = {name: [json.loads(line) for line in Path(path).read_text().splitlines()] for name, path in found.items()}
+    assert len(sides["train"]) + len(sides["heldout"]) == 41
+    prompts = {name: {row["prompt"][0]["content"] for row in side} for name, side in sides.items()}
+    assert len(prompts["train"] | prompts["heldout"]) == 40
+    assert not prompts["train"] & prompts["heldout"]
+    row = sides["train"][0]
+    longer = max(len(row[name][0]["content"]) for name in ("chosen", "rejected"))
+    assert row["chosen"][0]["role"] == "assistant"
+    assert row["length"] == len(row["prompt"][0]["content"]) + longer
+
+
+def test_a_point_of_a_sweep_becomes_a_whole_configuration() -> None:
+    found = sweep_vs_separate.configuration({"beta": 0.3, "batch_size": 16, "lora.rank": 4})
+    assert (found["beta"], found["batch_size"], found["lora"]["rank"], found["lora"]["alpha"]) == (0.3, 16, 4, 32)
+    assert (found["warmup"], found["schedule"], found["precision"]) == (0.1, "linear", "bf16")
+    assert sweep_vs_separate.configuration({})["lora"]["rank"] == 8
+
+
+def test_the_time_of_runs_left_out_is_that_of_the_later_ones() -> None:
+    assert sweep_vs_separate.scaled([10, 4, 6], 5) == 30
+    assert sweep_vs_separate.scaled([10, 4, 6], 3) == 20
+
+
+def test_a_trial_that_was_not_trained_to_the_end_is_no_point() -> None:
+    done = {"number": 1, "status": "done", "point": {"beta": 0.1}, "scores": {"reward_accuracy": 0.5}}
+    assert sweep_vs_separate.points({"trials": [done]}) == [({"beta": 0.1}, 0.5)]
+    with pytest.raises(SystemExit, match="2: failed"):
+        sweep_vs_separate.points({"trials": [done, {**done, "number": 2, "status": "failed"}]})
+
+
+def test_both_sides_of_a_sweep_are_compared() -> None:
+    rondo = {"none": {"seconds": 50, "peak_memory_gib": 3, "peak_private_memory_gib": 2}}
+    trl = {"inside": {"seconds": 200, "peak_memory_gib": 6, "peak_private_memory_gib": 5}}
+    assert sweep_vs_separate.compare(rondo, trl) == {
+        "speed_ratios": {"none_inside": 4.0},
+        "memory_ratios": {"none_inside": 0.5},
+        "private_memory_ratios": {"none_inside": 0.4},
+    }
+    rows = sweep_vs_separate.each([({"beta": 1}, 0.5), ({"beta": 2}, 0.75)], {"inside": [{"reward_accuracy": 0.6}]})
+    assert [row["inside"] for row in rows] == [0.6, None]
+
+
+def test_batches_of_an_evaluation_have_one_size() -> None:
+    assert [sweep_trl_side.evaluated_together(count) for count in (24, 21, 25, 23)] == [2, 3, 5, 1]
