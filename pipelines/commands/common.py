@@ -35,6 +35,18 @@ AddressOption = Annotated[
         help="Join the Ray cluster there: HOST:PORT of its head, or auto. Otherwise Ray is started on this machine.",
     ),
 ]  # fmt: skip
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Settings of this machine's Ray: a file of kind local."),
+]
+WaitOption = Annotated[
+    int,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="How long a stage waits for machines that the cluster adds on demand; 0: it has all it will have.",
+    ),
+]
 DEFAULT_STORE = ".rondo"
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray and vLLM print.")]
 

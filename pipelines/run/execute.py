@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -21,11 +20,10 @@ from typing import Any
 
 from rich.console import Console
 
-from clusters import local, running
 from clusters.local import LocalCluster
-from pipelines import plugins
 from pipelines.plan.rounds import Plan
 from pipelines.run import console, summary
+from pipelines.run.connection import Connection
 from pipelines.run.runner import Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
@@ -98,31 +96,20 @@ def execute(
     verbose: bool,
     ray: str | LocalCluster | None = None,
     wait: float = 0,
-) -> int:
+) -> tuple[dict[str, Any], int]:
     """Run a plan on the Ray cluster at an address, or on one of this machine with its own or the given settings, and
-    show it. For machines that the cluster adds on demand a stage waits ``wait`` seconds. Returns the exit code: 0 done,
-    1 a stage failed, 130 interrupted."""
+    show it. For machines that the cluster adds on demand a stage waits ``wait`` seconds. Returns the run's record and
+    the exit code: 0 done, 1 a stage failed, 130 interrupted."""
     run = Run.begin(loaded, plan, store)
     clock = time.monotonic()
-    connected: list[bool] = []
-    resources = dict(loaded.spec.resources)
-
-    def connect() -> None:
-        connected.append(True)
-        if not isinstance(ray, str):
-            local.start(ray or local.default())
-            running.require(resources)
-        else:
-            named = plugins.module_names(loaded.spec.model_dump())
-            running.join(ray, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
-            running.require(resources, store.store, named, wait, lambda text: say(f"      {text}"))
 
     def say(text: str) -> None:
         terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
     with store.lock(f"run-{run.name}"), console.terminal(run.log, verbose, to_stderr=as_json) as terminal:
         lines = _Recorder(terminal, len(plan.steps))
-        runner = Runner(store, lines, connect)
+        connection = Connection(loaded, store, ray, wait, say)
+        runner = Runner(store, lines, connection.open)
         lines.after = lambda: run.record("running", runner, time.monotonic() - clock)
         say(f"run {run.name}, log {run.log}")
         for note in loaded.notes:
@@ -140,12 +127,9 @@ def execute(
         except (KeyboardInterrupt, SystemExit):
             document, code = run.record("interrupted", runner, time.monotonic() - clock), 130
         finally:
-            if connected:
-                local.stop()
+            connection.close()
         _show(terminal, document, loaded)
-    if as_json:
-        print(json.dumps(document, ensure_ascii=False))
-    return code
+    return document, code
 
 
 def reason(error: BaseException | None) -> str:
@@ -160,7 +144,7 @@ def reason(error: BaseException | None) -> str:
     return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")
 
 
-def _command(*arguments: str) -> str:
+def command(*arguments: str) -> str:
     """A command line that works when it is pasted into this terminal."""
     program = "rondo" if shutil.which("rondo") else os.path.relpath(Path(sys.executable).parent / "rondo")
     return shlex.join([program, *arguments])
@@ -193,8 +177,8 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         store = [] if document["store"] == str(Path.cwd() / ".rondo") else ["--store", document["store"]]
         overrides = [part for text in loaded.overrides for part in ("--set", text)]
         again = ["run", loaded.argument, *overrides, "--set", "train.beta=0.2", *store]
-        say(f"next      {_command('show', document['run'], *store)}")
-        say(f"          {_command(*again)}")
+        say(f"next      {command('show', document['run'], *store)}")
+        say(f"          {command(*again)}")
     elif document["status"] == "failed":
         say(f"The whole story is in {document['log']}. The same command continues after the last committed step.")
     else:

@@ -81,7 +81,7 @@ class Runner:
         manifest = self._committed(step)
         if manifest is None:
             return None
-        self.store.forget_work(self._output(step))
+        self.store.forget_work(self.output(step))
         return self._result(step, True, manifest)
 
     def _locked(self, step: Step) -> StepResult:
@@ -94,10 +94,16 @@ class Runner:
             return self._cached(step) or self._execute(step)
 
     def _result(self, step: Step, cached: bool, manifest: Manifest) -> StepResult:
-        place = f"{self._output(step).place}/manifest.json"
+        place = f"{self.output(step).place}/manifest.json"
         return StepResult(step, cached, manifest["seconds"], manifest["summary"], self.store.open(manifest), place)
 
-    def _output(self, step: Step) -> Output:
+    def artifact(self, step: Step) -> Artifact | None:
+        """What a step made, if its result is there."""
+        manifest = self._committed(step)
+        return None if manifest is None else self.store.open(manifest)
+
+    def output(self, step: Step) -> Output:
+        """Where a step's artifact is made; all its inputs have to be there."""
         return self.store.output(step.fingerprint, self._committed.made_from(step))
 
     def _execute(self, step: Step) -> StepResult:
@@ -105,14 +111,14 @@ class Runner:
         if not self._connected:
             self.connect()
             self._connected = True
-        output = self._output(step)
+        output = self.output(step)
         if any(isinstance(value, Source) for value in step.inputs.values()):
             self.store.forget_work(output)  # the files may have been others for a while
         self.store.discard(output)
         context = StageContext(output, step.resources, partial(self.listener.progress, step))
         started = time.monotonic()
         try:
-            summary = resolve(step.stage.run)(step.config, self._inputs(step), context)
+            summary = resolve(step.stage.run)(step.config, self.inputs(step), context)
         except Exception as error:
             if (theirs := self._theirs(step, output, error)) is not None:
                 return theirs
@@ -151,7 +157,8 @@ class Runner:
                 error = StageError(f"{place} was changed while it was being read; run the same command again")
                 raise StepFailed(step, error) from error
 
-    def _inputs(self, step: Step) -> dict[str, Artifact | UserFile]:
+    def inputs(self, step: Step) -> dict[str, Artifact | UserFile]:
+        """What a step is given; all of it has to be there."""
         inputs: dict[str, Artifact | UserFile] = {}
         for name, value in step.inputs.items():
             if isinstance(value, Source):

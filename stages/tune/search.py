@@ -159,7 +159,14 @@ class _Listed(Searcher):  # type: ignore[misc]  # ray has no types
         pass
 
 
-class Points(Searcher):  # type: ignore[misc]
+class _Unsaved:
+    """Ray Tune writes its parts down to continue by itself; here the store has what continues a sweep."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Points(_Unsaved, Searcher):  # type: ignore[misc]
     """Makes trials of what a search finds, and tells it what they came to."""
 
     def __init__(self, search: Searcher, make: Callable[[int, Point], Trial]) -> None:
@@ -188,13 +195,13 @@ class Points(Searcher):  # type: ignore[misc]
         return all(name in result for name in names)
 
     def save(self, checkpoint_path: str) -> None:
-        pass  # the store has what continues a sweep
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
         pass
 
 
-class _Telling(tune.Callback):  # type: ignore[misc]
+class _Telling(_Unsaved, tune.Callback):  # type: ignore[misc]
     """Passes on what Ray Tune says."""
 
     def __init__(self, listener: Listener) -> None:

@@ -60,9 +60,9 @@ class PackedDecoder(torch.nn.Module):
             layer.forward = partial(_layer, layer)
 
     def release(self) -> None:
-        """Restore the layers' own forward pass."""
+        """Restore the layers' own forward pass; more than once does no harm."""
         for layer in self.decoder.layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Segments, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The final normalised hidden states of some rows.

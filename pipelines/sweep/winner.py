@@ -1,0 +1,95 @@
+"""The winner of a sweep as a command, and as a spec that runs as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.run.execute import command
+from pipelines.spec import load, yamlfile
+from pipelines.spec.model_path import adapter_path, local_path
+from pipelines.spec.models import PipelineSpec
+
+_HEADER = "# Written by rondo sweep: the values that won. Changes here are lost when the sweep is run again."
+
+
+def run_command(loaded: load.Loaded, point: Mapping[str, Any], store: str) -> str:
+    """The command line that runs a spec with a point's values."""
+    values = [f"{key}={_text(value)}" for key, value in _overrides(loaded.spec, point).items()]
+    overrides = [part for text in (*loaded.overrides, *values) for part in ("--set", text)]
+    where = [] if store == str(Path.cwd() / ".rondo") else ["--store", store]
+    return command("run", loaded.argument, *overrides, *where)
+
+
+def _overrides(spec: PipelineSpec, point: Mapping[str, Any]) -> dict[str, Any]:
+    """What to set; of a loss whose options are varied all of it, since a spec may give it by its name alone."""
+    inside = any(name.startswith("loss.") for name in point)
+    found = {f"train.{name}": value for name, value in point.items() if not name.startswith("loss.")}
+    if inside:
+        found["train.loss"] = spec.train.changed(point).model_dump(mode="json", exclude_defaults=True)["loss"]
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value as ``--set`` reads it."""
+    if isinstance(value, str) and yamlfile.scalar(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def resolved(spec: PipelineSpec, winners: Mapping[int, Mapping[str, Any]]) -> PipelineSpec:
+    """The spec with the values that won, by the round in which they did; without its sweep."""
+    iterate, train = spec.iterate, spec.train
+    if tuple(winners) == (1,) and not iterate.train:
+        train = train.changed(winners[1])
+    else:
+        changed = {number: {**iterate.train.get(number, {}), **winner} for number, winner in winners.items()}
+        iterate = iterate.model_copy(update={"train": {**iterate.train, **changed}})
+    return spec.model_copy(update={"train": train, "iterate": iterate, "sweep": None})
+
+
+def write(spec: PipelineSpec, loaded: load.Loaded, file: Path | None) -> Path:
+    """Write a spec to ``file``, or beside the one it comes from, or of a bundled recipe into the current folder; paths
+    in it lead to the same files from there. Returns the file."""
+    folder = loaded.path.parent
+    bundled = loaded.path in load.recipes().values()
+    file = file or _free((Path.cwd() if bundled else folder) / f"{loaded.path.stem}-best.yaml")
+    document = spec.model_dump(mode="json", exclude_defaults=True)
+    if file.parent.resolve() != folder:
+        _relocate(document, spec, folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    partial.write_text(f"{_HEADER}\n{text}", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def _free(file: Path) -> Path:
+    """The file, unless a person has written it: then another beside it."""
+    if not file.exists() or file.read_text(encoding="utf-8", errors="replace").startswith(_HEADER):
+        return file
+    return _free(file.with_name(f"{file.stem}-sweep.yaml"))
+
+
+def _relocate(document: dict[str, Any], spec: PipelineSpec, folder: Path) -> None:
+    """Make what is relative to the old spec's folder absolute."""
+    policy = document["policy"]
+    if not spec.policy.model.startswith("pkg://") and (model := local_path(spec.policy, folder)) is not None:
+        policy["model"] = str(model)
+    if spec.policy.adapter is not None:
+        policy["adapter"] = str(adapter_path(spec.policy.adapter, folder))
+    prompts = document.get("prompts", {})
+    prompts.update({name: _absolute(place, folder) for name, place in prompts.items()})
+    for source in document.get("preferences", ()):
+        source["path"] = _absolute(source["path"], folder)
+
+
+def _absolute(place: str, folder: Path) -> str:
+    return place if "://" in place else os.path.normpath(folder / Path(place).expanduser())
