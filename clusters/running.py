@@ -106,7 +106,7 @@ def require(
     found = [] if store is None else faults(store, modules)
     nodes.wait_for(wait, say)
     if not wait:
-        found += [f"resources.{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
+        found += [f"{name}: {what}" for name, what in nodes.unplaceable(resources, nodes.of_cluster())]
     if found:
         raise StageError("the cluster cannot run this:\n" + "\n".join(found))
 

@@ -73,7 +73,7 @@ def check(
         address = None
     if address is not None and cluster is not None:
         refuse("--address and --cluster are two clusters; give one")
-    loaded, plan = plan_of(spec, overrides, address, cluster)
+    loaded, plan = plan_of(spec, overrides, address, cluster, sweep=True)
     if address is not None:
         connect.ask(loaded, store, address)
     loaded, shown = looked_at(loaded, show)
@@ -141,10 +141,7 @@ def run(
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
-    document, code = execute(loaded, planned, opened, as_json, verbose, ray, wait)
-    if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
-    raise typer.Exit(code)
+    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray, wait))
 
 
 @app.command()
@@ -175,7 +172,7 @@ def sweep(
     from stages.base import StageError
 
     ray = connect.ray_for(address, cluster)
-    loaded, _ = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster)
+    loaded, _ = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, sweep=True)
     if loaded.spec.sweep is None:
         refuse(f"{loaded.path}: has no sweep section; for example sweep: {{space: {{beta: [0.05, 0.1, 0.3]}}}}")
     opened = open_store(store)

@@ -157,6 +157,11 @@ class TrainResources(Resources):
     def worker_range(self) -> tuple[int, int]:
         return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
+    def times(self, trainings: int) -> TrainResources:
+        """The resources of so many trainings at the same time."""
+        fewest, most = (workers * trainings for workers in self.worker_range)
+        return self.model_copy(update={"workers": (fewest, most) if fewest < most else most})
+
 
 C = TypeVar("C", bound=Config)
 

@@ -57,10 +57,11 @@ def plan_of(
     address: str | None = None,
     cluster: Path | None = None,
     ask: bool = True,
+    sweep: bool = False,
 ) -> tuple[Loaded, Plan]:
     """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
     machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file, which is asked what
-    it has if it is running already (``ask``)."""
+    it has if it is running already (``ask``). The trials of a ``sweep`` have to have a place too."""
     from clusters import local, running
     from pipelines.commands import submit
     from pipelines.plan import rounds
@@ -73,10 +74,10 @@ def plan_of(
         if address is not None:
             running.reach(address)
         if cluster is not None:
-            submit.check_places(loaded, cluster, ask)
-        found = [] if address or cluster else list(local.unplaceable(dict(loaded.spec.resources), local.default()))
+            submit.check_places(loaded, cluster, ask, sweep)
+        found = [] if address or cluster else list(local.unplaceable(loaded.spec.places(sweep), local.default()))
         if found:
-            raise SpecError([Problem(f"{loaded.path.name} resources.{name}", text) for name, text in found])
+            raise SpecError([Problem(f"{loaded.path.name} {name}", text) for name, text in found])
         return loaded, rounds.plan(loaded.spec, loaded.path.parent)
     except SpecError as error:
         refuse_all(error)

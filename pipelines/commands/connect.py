@@ -41,7 +41,7 @@ def ask(loaded: Loaded, store: str, address: str) -> None:
     opened, named = open_store(store), plugins.module_names(loaded.spec.model_dump())
     try:
         running.join(address, plugins.travelling(named, [loaded.path.parent, Path.cwd()]))
-        running.require(dict(loaded.spec.resources), opened.store, named)
+        running.require(loaded.spec.places(sweep=True), opened.store, named)
     except StageError as error:
         refuse(str(error))
     finally:

@@ -26,7 +26,7 @@ _NAME_LENGTH = 40
 """Of a job's name, so that with its random ending it is a name on every kind of cluster."""
 
 
-def check_places(loaded: Loaded, file: Path, ask: bool) -> None:
+def check_places(loaded: Loaded, file: Path, ask: bool, sweep: bool = False) -> None:
     """See that the cluster that a file describes has a place for every worker. Without ``ask`` a running one is not
     asked.
 
@@ -38,16 +38,15 @@ def check_places(loaded: Loaded, file: Path, ask: bool) -> None:
     if isinstance(cluster, RayCluster) and (cluster.grows or not ask):
         return  # of machines that are added on demand nobody knows before
     to = launcher(cluster, Path.cwd())
-    found = list(nodes.unplaceable(dict(loaded.spec.resources), to.machines(), to.knows))
+    found = list(nodes.unplaceable(loaded.spec.places(sweep), to.machines(), to.knows))
     if isinstance(cluster, KubeRayCluster | RayUpCluster) and cluster.grows:
         found += [
             (key, f"accelerator_type {each.accelerator_type}: Ray does not know the type of machines that are not "
              "there yet, and would add none; give workers labels and choose by label_selector")
-            for key, each in dict(loaded.spec.resources).items() if each.accelerator_type
+            for key, each in loaded.spec.places(sweep).items() if each.accelerator_type
         ]  # fmt: skip
     if found:
-        where = f"{loaded.path.name} resources"
-        raise SpecError([Problem(f"{where}.{key}", f"{text} ({file.name})") for key, text in found])
+        raise SpecError([Problem(f"{loaded.path.name} {key}", f"{text} ({file.name})") for key, text in found])
 
 
 def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) -> JobSpec:

@@ -30,7 +30,7 @@ class Connection:
         if self.is_open:
             return
         self.is_open = True
-        resources = dict(self.loaded.spec.resources)
+        resources = self.loaded.spec.places()
         if not isinstance(self.ray, str):
             local.start(self.ray or local.default())
             running.require(resources)

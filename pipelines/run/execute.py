@@ -96,6 +96,23 @@ def execute(
     verbose: bool,
     ray: str | LocalCluster | None = None,
     wait: float = 0,
+) -> int:
+    """Run a plan, show it, and print its record where JSON is asked for. Returns the exit code: 0 done, 1 a stage
+    failed, 130 interrupted."""
+    document, code = carry_out(loaded, plan, store, as_json, verbose, ray, wait)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    return code
+
+
+def carry_out(
+    loaded: Loaded,
+    plan: Plan,
+    store: ArtifactStore,
+    as_json: bool,
+    verbose: bool,
+    ray: str | LocalCluster | None = None,
+    wait: float = 0,
 ) -> tuple[dict[str, Any], int]:
     """Run a plan on the Ray cluster at an address, or on one of this machine with its own or the given settings, and
     show it. For machines that the cluster adds on demand a stage waits ``wait`` seconds. Returns the run's record and

@@ -16,12 +16,16 @@ from stages.base import Config
 from stages.core.losses.config import UNKNOWN_NAME
 from stages.hints import hint
 
+_KEY = "[key]"
+"""Behind what pydantic says about a key, not its value."""
+
 
 def invalid(error: ValidationError, raw: Mapping[str, Any], root: type[Config], section: str = "") -> Iterator[Fault]:
     """What pydantic says about a document of the model ``root``, or a ``section`` of it, with the keys that people have
     written and plainer words."""
     for item in error.errors(include_url=False):
-        path, models = _real_path((section, *item["loc"]) if section else item["loc"], raw)
+        location = item["loc"][:-1] if item["loc"] and item["loc"][-1] == _KEY else item["loc"]
+        path, models = _real_path((section, *location) if section else location, raw)
         kind = item["type"]
         if kind == "extra_forbidden":
             message = unknown_key(str(path[-1]), _fields_at(root, path[:-1], models))

@@ -138,6 +138,13 @@ class PipelineSpec(Config):
     seed: NonNegativeInt = 0
     """Added to the seeds of rollout and training; another seed is another run."""
 
+    def places(self, sweep: bool = False) -> dict[str, Resources]:
+        """What has to have a place on the machines, by key path; also a ``sweep``'s trials at the same time."""
+        found: dict[str, Resources] = {f"resources.{name}": each for name, each in self.resources}
+        if sweep and self.sweep is not None and self.sweep.parallel is not None:
+            found["sweep.parallel"] = self.resources.train.times(self.sweep.parallel)
+        return found
+
 
 def train_of(train: TrainConfig, iterate: IterateSpec, number: int) -> TrainConfig:
     """The training of a round.

@@ -20,7 +20,7 @@ from pipelines.plan.steps import walk
 from pipelines.report import sweep_page, sweep_table
 from pipelines.run import console
 from pipelines.run.connection import Connection
-from pipelines.run.execute import execute, reason
+from pipelines.run.execute import carry_out, reason
 from pipelines.run.runner import Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec.load import Loaded
@@ -69,7 +69,7 @@ def sweep(loaded: Loaded, store: ArtifactStore, options: Options) -> tuple[Docum
     document["best_spec"] = str(file)
     chosen = replace(loaded, spec=best, argument=str(file), overrides=())
     plan = rounds.plan(best, loaded.path.parent)
-    run, code = execute(chosen, plan, store, options.as_json, options.verbose, options.ray, options.wait)
+    run, code = carry_out(chosen, plan, store, options.as_json, options.verbose, options.ray, options.wait)
     return {**document, "run": run}, code
 
 
@@ -209,6 +209,9 @@ def _winner(terminal: Console, document: Document) -> None:
     lead = "winner" if document["status"] == "done" else "best yet"
     text = f"{lead:<9} trial {document['winner']}: {document['command']}"
     terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+    if document["pareto"]:
+        front = ", ".join(map(str, sorted(document["pareto"])))
+        terminal.print(f"pareto    trials {front}: no other is better in all", highlight=False, markup=False)
 
 
 def _write_report(store: ArtifactStore, name: str, document: Mapping[str, Any]) -> dict[str, str]:

@@ -130,13 +130,4 @@ def places(spec: PipelineSpec, machines: Sequence[Any]) -> tuple[int, int]:
     if wanted is None:
         room = nodes.room(resources, resources.cpus or 1, machines) // fewest if resources.gpus else 1
         wanted = max(1, min(room, spec.sweep.wanted))
-    together = together_of(spec, wanted)
-    return wanted, nodes.cpus_per_worker(together, machines)
-
-
-def together_of(spec: PipelineSpec, parallel: int) -> Any:
-    """The resources of all trials that run at the same time, as those of one stage."""
-    resources = spec.resources.train
-    fewest, most = resources.worker_range
-    workers = (fewest * parallel, most * parallel)
-    return resources.model_copy(update={"workers": workers if fewest < most else workers[0]})
+    return wanted, nodes.cpus_per_worker(resources.times(wanted), machines)

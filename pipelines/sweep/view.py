@@ -44,7 +44,9 @@ class View:
             return
         for trial in self._document["trials"]:
             now = (trial["status"], trial["share"])
-            if self._said.get(trial["number"]) != now and trial["status"] != "waiting":
+            if now in (("running", 1.0), ("waiting", 0.0)):
+                continue
+            if self._said.get(trial["number"]) != now:
                 self._said[trial["number"]] = now
                 text = " ".join([f"trial {trial['number']:>3}  {state(trial)}", *_texts(self._document, trial)])
                 self._console.print(text, highlight=False, markup=False, soft_wrap=True)

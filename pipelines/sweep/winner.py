@@ -22,7 +22,8 @@ _HEADER = "# Written by rondo sweep: the values that won. Changes here are lost 
 def run_command(loaded: load.Loaded, point: Mapping[str, Any], store: str) -> str:
     """The command line that runs a spec with a point's values."""
     values = [f"{key}={_text(value)}" for key, value in _overrides(loaded.spec, point).items()]
-    overrides = [part for text in (*loaded.overrides, *values) for part in ("--set", text)]
+    given = [text for text in loaded.overrides if not text.startswith("sweep.")]
+    overrides = [part for text in (*given, *values) for part in ("--set", text)]
     where = [] if store == str(Path.cwd() / ".rondo") else ["--store", store]
     return command("run", loaded.argument, *overrides, *where)
 

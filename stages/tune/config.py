@@ -6,11 +6,21 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from stages.base import Config, plain
 from stages.hints import hint
+from stages.train.config import LoraConfig, TrainConfig
 
 MODES: Mapping[str, Literal["min", "max"]] = {
     "heldout_loss": "min",
@@ -86,6 +96,21 @@ def _dimension(value: Any) -> Any:
     raise PydanticCustomError("distribution", "{text}", {"text": text})
 
 
+def settings() -> list[str]:
+    """What can be varied, by name; besides, the options of a loss and of a divergence, and peft's own settings."""
+    own = [name for name in TrainConfig.model_fields if name not in ("seed", "lora", "peft")]
+    return [*own, *(f"lora.{name}" for name in LoraConfig.model_fields)]
+
+
+def _setting(name: str) -> str:
+    if name == "seed":
+        raise ValueError("a seed is not better than another; sweep.seeds trains each configuration with several")
+    first, _, rest = name.partition(".")
+    if name not in settings() and not (first in ("loss", "divergence", "peft") and rest):
+        raise ValueError(f"no such setting of train; {hint(name, settings())}")
+    return name
+
+
 class NoScheduler(Config):
     """Every trial trains to its end."""
 
@@ -144,7 +169,10 @@ def _listed(value: Any) -> Any:
 class SweepConfig(Config):
     """Many trainings that differ in a few settings; the rest of the spec is theirs in common."""
 
-    space: Annotated[dict[str, Annotated[Dimension, BeforeValidator(_dimension)]], Field(min_length=1)]
+    space: Annotated[
+        dict[Annotated[str, AfterValidator(_setting)], Annotated[Dimension, BeforeValidator(_dimension)]],
+        Field(min_length=1),
+    ]
     """What is varied: settings of ``train`` by name (``beta``, ``lora.rank``), each with its values."""
     search: Literal["random", "grid", "tpe"] = "tpe"
     """How values are found: drawn, all combinations, or from what the trials before came to (Optuna's TPE)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plugins import plugin_hash
-from pipelines.spec.checks import adapters, model, tied
+from pipelines.spec.checks import adapters, model, sweep, tied
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.model_path import is_local
 from pipelines.spec.problems import Checked, Fault, KeyPath
@@ -45,6 +45,8 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in model.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in model.adapter_problems(policy, base)]
+    checked.faults += sweep.faults(values)
+    checked.notes += sweep.notes(values)
     checked.faults += tied.faults(values.get("train"), values.get("policy"), base)
     check_data(values, base, checked)
     return checked
