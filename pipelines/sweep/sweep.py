@@ -122,7 +122,7 @@ class _Sweep:
         decide(document)
         if (number := document["winner"]) is not None:
             point = self.record.trial(number)["point"]
-            document["command"] = winner.run_command(self.loaded, point, self.store.location)
+            document["command"] = winner.run_command(self.loaded, self.space.number, point, self.store.location)
         self.record.save()
         self._show(document)
         return document, code

@@ -19,9 +19,12 @@ from pipelines.spec.models import PipelineSpec
 _HEADER = "# Written by rondo sweep: the values that won. Changes here are lost when the sweep is run again."
 
 
-def run_command(loaded: load.Loaded, point: Mapping[str, Any], store: str) -> str:
-    """The command line that runs a spec with a point's values."""
-    values = [f"{key}={_text(value)}" for key, value in _overrides(loaded.spec, point).items()]
+def run_command(loaded: load.Loaded, number: int, point: Mapping[str, Any], store: str) -> str:
+    """The command line that runs a spec with the values that won in a round."""
+    found = _overrides(loaded.spec, point)
+    if number > 1:  # after others, in earlier rounds
+        found = {"iterate.train": {**loaded.spec.iterate.train, number: dict(point)}}
+    values = [f"{key}={_text(value)}" for key, value in found.items()]
     given = [text for text in loaded.overrides if not text.startswith("sweep.")]
     overrides = [part for text in (*given, *values) for part in ("--set", text)]
     where = [] if store == str(Path.cwd() / ".rondo") else ["--store", store]
