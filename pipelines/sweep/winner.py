@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipelines.spec import load, yamlfile
 from pipelines.spec.model_path import adapter_path, local_path
 from pipelines.spec.models import PipelineSpec
 
+_PLAIN = re.compile(r"[A-Za-z][\w./:-]*")
 _HEADER = "# Written by rondo sweep: the values that won. Changes here are lost when the sweep is run again."
 
 
@@ -23,7 +25,8 @@ def run_command(loaded: load.Loaded, number: int, point: Mapping[str, Any], stor
     """The command line that runs a spec with the values that won in a round."""
     found = _overrides(loaded.spec, point)
     if number > 1:  # after others, in earlier rounds
-        found = {"iterate.train": {**loaded.spec.iterate.train, number: dict(point)}}
+        changed = loaded.spec.iterate.train
+        found = {"iterate.train": {**changed, number: {**changed.get(number, {}), **point}}}
     values = [f"{key}={_text(value)}" for key, value in found.items()]
     given = [text for text in loaded.overrides if not text.startswith("sweep.")]
     overrides = [part for text in (*given, *values) for part in ("--set", text)]
@@ -42,7 +45,7 @@ def _overrides(spec: PipelineSpec, point: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """A value as ``--set`` reads it."""
-    if isinstance(value, str) and yamlfile.scalar(value) == value:
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yamlfile.scalar(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)
 

@@ -75,6 +75,8 @@ class TrainConfig(ObjectiveConfig):
             ValidationError: a setting does not exist, or does not take its value.
         """
         raw = self.model_dump(exclude_unset=True)
+        raw.setdefault("loss", [loss.model_dump(exclude_unset=True) for loss in self.loss])
+        raw.setdefault("divergence", self.divergence.model_dump(exclude_unset=True))
         for name, value in settings.items():
             *parents, last = name.split(".")
             target = raw

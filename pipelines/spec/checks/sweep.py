@@ -15,6 +15,8 @@ from stages.core.losses import config as loss_config
 from stages.train.config import TrainConfig
 from stages.tune.config import WIN_RATE, Dimension, NoScheduler, SweepConfig
 
+_SHOWN = 3
+"""Values of a list that are said to be wrong."""
 _BY_SCALE = ("heldout_loss", "reward_margin")
 """Objectives that are measured in a unit of their own for every beta and loss."""
 
@@ -68,7 +70,8 @@ def _dimension(name: str, dimension: Dimension, train: TrainConfig, values: Mapp
         found |= dict.fromkeys(f"{value!r}: {text}" for _, text in adapters.faults(changed))
         if changed.batch_size < least:
             found[f"{value!r} pairs leave some of {least} workers (resources.train.workers) without work"] = None
-    yield from (Fault((*path, dimension.kind), text) for text in list(found)[:3])
+    most = _SHOWN if dimension.choice is not None else 1  # both ends of a range say the same
+    yield from (Fault((*path, dimension.kind), text) for text in list(found)[:most])
 
 
 def _texts(error: ValidationError, value: Any = None) -> Iterator[str]:
