@@ -21,7 +21,7 @@ def known_jobs() -> Path:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One ``rondo run`` to be done on a cluster."""
+    """One ``rondo run`` or ``rondo sweep`` to be done on a cluster."""
 
     id: str
     """The pipeline's name with a random ending, at most 47, a letter first: what the job is called where Rondo may
@@ -31,11 +31,12 @@ class JobSpec:
     spec: str
     """The spec as it was named: a file, relative to ``folder``, or a bundled recipe."""
     options: tuple[str, ...]
-    """Of ``rondo run``."""
+    """Of the command."""
     folder: Path
     """Where the job was submitted."""
     file: Path | None
     """The spec's file, whose folder travels to clusters that do not see it; None for a bundled recipe."""
+    command: Literal["run", "sweep"] = "run"
 
     @property
     def travels(self) -> Path | None:
@@ -45,13 +46,13 @@ class JobSpec:
     def here(self) -> tuple[str, ...]:
         """The command in ``folder``, as an argument vector and never a shell line."""
         spec = f"./{self.spec}" if self.spec.startswith("-") else self.spec
-        return ("rondo", "run", spec, *self.options)
+        return ("rondo", self.command, spec, *self.options)
 
     @property
     def away(self) -> tuple[str, ...]:
         """The command in a copy of the spec's folder."""
         spec = self.spec if self.file is None else f"./{self.file.name}"
-        return ("rondo", "run", spec, *self.options)
+        return ("rondo", self.command, spec, *self.options)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ def submit(
     cluster: ClusterFile,
     overrides: SetOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what it prints until it has ended.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Send a sweep of the spec instead of a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Send a run to a cluster as a job. It does there what rondo run does here.
+    """Send a run to a cluster as a job. It does there what rondo run (with --sweep: rondo sweep) does here.
 
     The job's name is printed; rondo jobs, logs and stop take it. A job that was cut off goes on from the last finished
     step when the same command is given again.
@@ -64,9 +65,11 @@ def submit(
         refuse("--dry-run sends nothing that --follow could follow; give one of them")
     try:
         settings = clusterfile.load(cluster)
-        loaded, _ = plan_of(spec, overrides, cluster=cluster, ask=not dry_run)
+        loaded, _ = plan_of(spec, overrides, cluster=cluster, ask=not dry_run, sweep=sweep)
+        if sweep and loaded.spec.sweep is None:
+            refuse(f"{loaded.path}: has no sweep section (docs/sweeps.md)")
         file = cluster.absolute()
-        job = jobs.job(loaded, overrides or (), settings, file)
+        job = jobs.job(loaded, overrides or (), settings, file, sweep)
         if jobs.takes_along(settings):
             jobs.check_travels(loaded)
     except SpecError as error:

@@ -49,8 +49,8 @@ def check_places(loaded: Loaded, file: Path, ask: bool, sweep: bool = False) -> 
         raise SpecError([Problem(f"{loaded.path.name} {key}", f"{text} ({file.name})") for key, text in found])
 
 
-def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) -> JobSpec:
-    """The run as a job. On this machine it starts a Ray of its own, elsewhere it joins the one it finds."""
+def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path, sweep: bool = False) -> JobSpec:
+    """The run, or the ``sweep``, as a job. Here it starts a Ray of its own, elsewhere it joins the one it finds."""
     name = loaded.spec.name
     wait = cluster.wait if isinstance(cluster, RayCluster | KubeRayCluster | RayUpCluster) and cluster.grows else 0
     options = [part for text in overrides for part in ("--set", text)]
@@ -61,7 +61,7 @@ def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path) 
     called = (name if name[0].isalpha() else f"run-{name}")[:_NAME_LENGTH].rstrip("-")
     return JobSpec(
         f"{called}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
-        None if bundled else loaded.path,
+        None if bundled else loaded.path, "sweep" if sweep else "run",
     )  # fmt: skip
 
 

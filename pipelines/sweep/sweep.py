@@ -65,7 +65,9 @@ def sweep(loaded: Loaded, store: ArtifactStore, options: Options) -> tuple[Docum
     if settings.promote is None:
         return document, 0
     best = winner.resolved(loaded.spec, winners)
-    file = winner.write(best, loaded, options.out)
+    kept = f"sweeps/{document['sweep']}/best.yaml"
+    store.store.write(kept, winner.text(best, loaded.path.parent).encode())
+    file = winner.write(best, loaded, options.out) or f"{store.location.rstrip('/')}/{kept}"
     document["best_spec"] = str(file)
     chosen = replace(loaded, spec=best, argument=str(file), overrides=())
     plan = rounds.plan(best, loaded.path.parent)

@@ -61,19 +61,27 @@ def resolved(spec: PipelineSpec, winners: Mapping[int, Mapping[str, Any]]) -> Pi
     return spec.model_copy(update={"train": train, "iterate": iterate, "sweep": None})
 
 
-def write(spec: PipelineSpec, loaded: load.Loaded, file: Path | None) -> Path:
-    """Write a spec to ``file``, or beside the one it comes from, or of a bundled recipe into the current folder; paths
-    in it lead to the same files from there. Returns the file."""
-    folder = loaded.path.parent
-    bundled = loaded.path in load.recipes().values()
-    file = file or _free((Path.cwd() if bundled else folder) / f"{loaded.path.stem}-best.yaml")
+def text(spec: PipelineSpec, folder: Path, place: Path | None = None) -> str:
+    """A spec as YAML, for a file in the folder ``place`` (None: anywhere); its paths are relative to ``folder``, from
+    which it comes."""
     document = spec.model_dump(mode="json", exclude_defaults=True)
-    if file.parent.resolve() != folder:
+    if place is None or place.resolve() != folder:
         _relocate(document, spec, folder)
+    return f"{_HEADER}\n{yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)}"
+
+
+def write(spec: PipelineSpec, loaded: load.Loaded, file: Path | None) -> Path | None:
+    """Write a spec to ``file``, or beside the one it comes from, or of a bundled recipe into the current folder.
+    Returns the file, or None where no file was named and that folder cannot be written to, as in a job."""
+    folder = loaded.path.parent
+    if file is None:
+        place = Path.cwd() if loaded.path in load.recipes().values() else folder
+        if not os.access(place, os.W_OK):
+            return None
+        file = _free(place / f"{loaded.path.stem}-best.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
-    partial.write_text(f"{_HEADER}\n{text}", encoding="utf-8")
+    partial.write_text(text(spec, folder, file.parent), encoding="utf-8")
     partial.replace(file)
     return file
 

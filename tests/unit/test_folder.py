@@ -68,6 +68,7 @@ def test_what_is_named_goes_along_or_is_said(folder: Path) -> None:
         shown = rondo("submit", name, "--cluster", "ray.yaml", "--dry-run", "--set", "prompts.train=tr*.jsonl").stdout
         assert "entrypoint: rondo run ./spec.yaml " in shown
         assert f"working_dir: {folder}/sent\n" in shown
+    assert "rondo sweep sweep --" in rondo("submit", "sweep", "--cluster", "ray.yaml", "--sweep", "--dry-run").stdout
     shown = rondo("submit", "quickstart", "--cluster", "ray.yaml", "--dry-run").stdout
     assert "entrypoint: rondo run quickstart " in shown
     assert "working_dir" not in shown

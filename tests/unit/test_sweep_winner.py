@@ -76,6 +76,7 @@ def test_the_spec_runs_as_it_is(folder: Path, place: str) -> None:
     loaded = workspace.loaded(folder, text, "train.epochs=2")
     best = winner.resolved(loaded.spec, {1: {"beta": 0.25, "loss.gamma": 0.3}})
     file = winner.write(best, loaded, None if place == "beside" else Path("new/best.yaml"))
+    assert file is not None
     assert file == (folder / "spec-best.yaml" if place == "beside" else Path("new/best.yaml"))
     document = yaml.safe_load(file.read_text())
     assert "sweep" not in document
@@ -90,8 +91,16 @@ def test_a_bundled_recipe_leaves_its_spec_in_the_current_folder(folder: Path) ->
     loaded = load.load("sweep")
     best = winner.resolved(loaded.spec, {1: {"beta": 0.2}})
     file = winner.write(best, loaded, None)
+    assert file is not None
     assert file == Path.cwd() / "sweep-best.yaml"
     assert fingerprint(file) == fingerprint("sweep", "train.beta=0.2")
+
+
+def test_a_folder_that_cannot_be_written_to_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = workspace.loaded(folder, SPEC)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert winner.write(loaded.spec, loaded, None) is None
+    assert not (folder / "spec-best.yaml").exists()
 
 
 def test_a_file_that_a_person_wrote_stays(folder: Path) -> None:
