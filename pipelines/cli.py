@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,6 +138,10 @@ def run(
     ray = connect.ray_for(address, cluster)
     loaded, planned = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster)
     opened = open_store(store)
+    if loaded.spec.sweep is not None:
+        loaded = replace(
+            loaded, notes=(*loaded.notes, "this trains with the values under train; rondo sweep varies them")
+        )
     committed = Committed(opened)
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip

@@ -64,6 +64,7 @@ class Lines:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
             console=console, transient=True, disable=not console.is_terminal,
+            redirect_stdout=False, redirect_stderr=False,  # what Ray prints here is for the log
         )  # fmt: skip
         self._task: TaskID | None = None
         self._running = self._why = ""

@@ -23,7 +23,11 @@ class View:
 
     def __init__(self, console: Console, document: Document, parallel: int) -> None:
         self._console, self._document, self._parallel = console, document, parallel
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._live: Live | None = None
+        if console.is_terminal:  # what Ray prints is for the log, so nothing is redirected to the terminal
+            self._live = Live(
+                console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
         self._said: dict[int, tuple[str, float]] = {
             trial["number"]: (trial["status"], trial["share"]) for trial in document["trials"]
         }

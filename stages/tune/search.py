@@ -60,6 +60,7 @@ def search(
                 max_concurrent_trials=parallel,
                 time_budget_s=None if settings.minutes is None else settings.minutes * 60,
                 reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,  # else a name made of all its configuration
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -107,7 +108,7 @@ def _searcher(settings: SweepConfig, known: Sequence[Point]) -> Searcher:
     aims: list[str] = [name for name in settings.objective if name != WIN_RATE] or [settings.guide]
     several = len(aims) > 1
     return OptunaSearch(
-        {name: domain(dimension) for name, dimension in settings.space.items()},
+        OptunaSearch.convert_search_space({name: domain(dimension) for name, dimension in settings.space.items()}),
         metric=aims if several else aims[0],
         mode=[MODES[name] for name in aims] if several else MODES[aims[0]],
         points_to_evaluate=[dict(point) for point in known] or None,

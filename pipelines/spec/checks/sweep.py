@@ -52,7 +52,6 @@ def notes(values: Mapping[str, Any]) -> Iterator[str]:
                 f"sweep.objective: {name} cannot be compared between values of {' and '.join(varied)}, which set its "
                 "scale; reward_accuracy and win_rate can"
             )
-    yield "rondo run trains with the values under train; rondo sweep varies them"
 
 
 def _dimension(name: str, dimension: Dimension, train: TrainConfig, values: Mapping[str, Any]) -> Iterator[Fault]:
