@@ -83,10 +83,12 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """The weights and moments under their names in a checkpoint. An optimizer numbers the parameters as the model
-    lists those that are trained."""
+    """The weights and moments under their names in a checkpoint; of the last step the weights alone, since none
+    follows. An optimizer numbers the parameters as the model lists those that are trained."""
     parameters = _trainable(state.model)
     tensors = {_WEIGHT + name: parameter.detach() for name, parameter in parameters}
+    if state.metrics and state.metrics[-1]["steps"] == state.step:
+        return tensors
     for index, values in state.optimizer.state_dict()["state"].items():
         name = parameters[index][0]
         tensors |= {f"{_MOMENT}{name}:{key}": torch.as_tensor(value) for key, value in _flat(values)}

@@ -165,3 +165,16 @@ def test_8_bit_moments_come_back_as_they_were(tmp_path: Path) -> None:
     assert state["__quantised__"]["state1"].tolist() == [3, 250]
     assert state["__quantised__"]["state1"].dtype == torch.uint8
     assert state["__quantised__"]["absmax1"].tolist() == [0.5]
+
+
+def test_the_last_checkpoint_has_weights_alone(tmp_path: Path) -> None:
+    ended = advance(fresh(full), data(), STEPS)
+    checkpoints.save(ended, tmp_path)
+    with safe_open(tmp_path / "state.safetensors", "pt") as stored:
+        assert {name.partition(".")[0] for name in stored.keys()} == {"weight"}  # noqa: SIM118
+    loaded = fresh(full, seed=3)
+    loaded = checkpoints.load(tmp_path, loaded.model, loaded.optimizer)
+    assert loaded.step == STEPS
+    assert not list(train_steps(loaded.model, loaded.optimizer, data(), CONFIG, Worker(), "shared", loaded.step))
+    for (name, weight), (_, other) in zip(ended.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert torch.equal(weight, other), name
