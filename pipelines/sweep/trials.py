@@ -17,7 +17,7 @@ from pipelines.spec.models import PipelineSpec, train_of
 from stages.io.artifact import Artifact
 from stages.score.config import HeldoutConfig
 from stages.train.config import TrainConfig
-from stages.tune.config import SweepConfig
+from stages.tune.config import WIN_RATE, SweepConfig
 
 Point = Mapping[str, Any]
 _SHAPING = ("loss", "precision", "layout", "quantization", "constraints")
@@ -48,7 +48,9 @@ class Space:
     def name(self) -> str:
         """Tells a sweep from every other: from the same one with more trials it does not."""
         probe = self.round({name: dimension.probes()[0] for name, dimension in self.settings.space.items()})
-        payload = {"train": probe.train.payload, "heldout": probe.heldout.payload if probe.heldout else None}
+        payload = {"train": probe.train.payload}
+        if probe.evaluate is not None and WIN_RATE in self.settings.objective:  # another judge finds another winner
+            payload["evaluate"] = probe.evaluate.payload
         settings = {name: value for name, value in self.settings.identity().items() if name not in _NO_MATTER}
         suffix = "" if self.number == 1 else f"-round-{self.number}"
         return f"{self.spec.name}-{fingerprint({**payload, 'sweep': settings})[:8]}{suffix}"

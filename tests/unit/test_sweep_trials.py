@@ -67,6 +67,13 @@ def test_a_sweep_is_gone_on_with_while_it_looks_for_the_same(space: Spaces, over
     assert (space().name == space(override).name) == same
 
 
+def test_another_judge_is_another_sweep_where_it_decides(space: Spaces) -> None:
+    text = workspace.SPEC + "sweep: {space: {beta: [1, 2]}, objective: win_rate, scheduler: none, search: grid}\n"
+    assert space(text=text).name != space("evaluate.samples=5", text=text).name
+    held = HEAD + "prompts: {heldout: heldout.jsonl}\njudge: {use: sentiment}\nsweep: {space: {beta: [1, 2]}}\n"
+    assert space(text=held).name == space("evaluate.samples=5", text=held).name
+
+
 def test_what_trials_share_has_no_training_and_all_that_their_losses_need(space: Spaces) -> None:
     shared = space().shared()
     stages = [step.stage.name for step in shared]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from stages.base import TrainResources
 from stages.catalog import ENCODE, HELDOUT, INGEST, MATERIALISE, PREPARE, REFERENCE
 from stages.data.config import EncodeConfig, IngestConfig, PrepareConfig
+from stages.io import locks
 from stages.io.artifact import Artifact, UserFile
 from stages.io.output import Output
 from stages.policy.config import MaterialiseConfig
@@ -30,6 +33,8 @@ from stages.tune.trial import Training, Trial
 from tests import artifacts, specs, tiny
 
 CONFIG = TrainConfig(learning_rate=1e-3, batch_size=2, lora={"rank": 4})  # type: ignore[arg-type]
+DROPOUT = TrainConfig(learning_rate=1e-3, batch_size=2, lora={"rank": 4, "dropout": 0.5})  # type: ignore[arg-type]
+SCORED = ReferenceConfig(precision="fp32", mismatched=True)
 RUNGS = Rungs((1 / 3, 1.0), (1, 3))
 Told = list[dict[str, Any]]
 
@@ -44,7 +49,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     pairs = artifacts.run(INGEST, store, IngestConfig(kind="pairs"), {"files.0": UserFile(str(file), file.name)})
     tokens = artifacts.run(ENCODE, store, EncodeConfig(), {"policy": policy, "pairs": pairs})
     shards = artifacts.run(PREPARE, store, PrepareConfig(), {"pairs.0": tokens})
-    reference = artifacts.run(REFERENCE, store, ReferenceConfig(), {"policy": policy, "shards": shards})
+    reference = artifacts.run(REFERENCE, store, SCORED, {"policy": policy, "shards": shards})
     return {"policy": policy, "shards": shards, "reference": reference}
 
 
@@ -103,31 +108,33 @@ def test_a_trial_is_measured_at_its_rungs_and_at_its_end(make: Callable[..., Tri
     assert POLICY not in made.trainings[0].output.done()
 
 
+@pytest.mark.parametrize(
+    "changed", [CONFIG, DROPOUT, CONFIG.changed({"loss": "kto"})], ids=["plain", "dropout", "other answers"]
+)
 def test_what_is_measured_is_what_the_stage_for_held_out_pairs_measures(
-    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], tmp_path: Path
+    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], tmp_path: Path, changed: TrainConfig
 ) -> None:
-    config = CONFIG.model_copy(update={"precision": "fp32"})
+    config = changed.model_copy(update={"precision": "fp32"})
     made = make(config)
     run(made)
     output = made.trainings[0].output
     trained(config, given, output)
     policy = policy_of(output)
-    scored = artifacts.run(
-        REFERENCE, tmp_path, ReferenceConfig(precision="fp32"), {"policy": policy, "shards": given["shards"]}
-    )
+    scored = artifacts.run(REFERENCE, tmp_path, SCORED, {"policy": policy, "shards": given["shards"]})
     inputs = {"shards": given["shards"], "policy": scored, "reference": given["reference"]}
-    found = artifacts.run(HELDOUT, tmp_path, HeldoutConfig(objective=CONFIG), inputs).summary
+    found = artifacts.run(HELDOUT, tmp_path, HeldoutConfig(objective=config), inputs).summary
     measured = told[-1]["scores"]
     assert measured["heldout_loss"] == pytest.approx(found["loss"], abs=1e-4)
     assert measured["reward_margin"] == pytest.approx(found["reward_margin"], abs=1e-3)
     assert measured["kl"] == pytest.approx(found["kl"], abs=1e-3)
 
 
+@pytest.mark.parametrize("config", [CONFIG, DROPOUT], ids=["plain", "dropout"])
 def test_a_run_with_a_trials_values_finds_its_training_and_makes_the_same_policy(
-    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], tmp_path: Path
+    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], tmp_path: Path, config: TrainConfig
 ) -> None:
     """Also the second trial of a process, on the base that the first has left."""
-    other = CONFIG.model_copy(update={"beta": 0.5, "batch_size": 4})
+    other = config.model_copy(update={"beta": 0.5, "batch_size": 4})
     run(make())
     made = make(other)
     run(made)
@@ -244,3 +251,15 @@ def test_a_trial_that_fails_says_why_and_the_next_one_is_not_touched(make: Calla
     run(make())
     assert told[-1]["final"]
     assert alone._bases.loads == 2
+
+
+def test_a_training_that_another_process_is_at_is_waited_for(make: Callable[..., Trial], told: Told) -> None:
+    made = make()
+    (training,) = made.trainings
+    with ThreadPoolExecutor(1) as other:
+        with locks.lock(training.output.store.scratch, training.output.fingerprint):
+            waiting = other.submit(run, made)
+            time.sleep(0.3)
+            assert not told
+        waiting.result(60)
+    assert told[-1]["final"]
