@@ -87,13 +87,15 @@ class _Unroller:
     adapter_base: dict[str, Step] = field(default_factory=dict)
     """For a policy made from an adapter: what the adapter sits on."""
     virtual_tokens: bool = field(init=False)
-    """Whether policies are made of such."""
+    """Whether policies of any round are made of such: then one engine answers for all of them."""
     earlier: list[Step] = field(default_factory=list)
     """Earlier rounds' own pairs, oldest first."""
 
     def __post_init__(self) -> None:
         self.champion = self.base
-        self.virtual_tokens = self.spec.train.prompt_learning
+        spec = self.spec
+        trainings = (train_of(spec.train, spec.iterate, number) for number in range(1, spec.rounds + 1))
+        self.virtual_tokens = any(training.prompt_learning for training in trainings)
 
     def unroll(self) -> Plan:
         rounds = tuple(self._round(number) for number in range(1, self.spec.rounds + 1))
@@ -149,7 +151,6 @@ class _Unroller:
             inputs["reference"] = self._scored(f"round-{number}/reference", self._against(), shards, config)
         seeded = config.model_copy(update={"seed": config.seed + spec.seed})
         train = Step(f"round-{number}/train", TRAIN, seeded, inputs, spec.resources.train)
-        self.virtual_tokens = config.prompt_learning
         if config.lora and not config.lora.dora and not config.quantization:
             # vLLM has no DoRA; a LoRA on a quantised base complements that base, which it is merged into, not this one.
             self.adapter_base[train.fingerprint] = initial

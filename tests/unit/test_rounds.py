@@ -299,3 +299,9 @@ def test_other_prompts_are_another_plan(folder: Path) -> None:
     after = by_key(plan(folder))
     assert before["round-1/rollout"].fingerprint != after["round-1/rollout"].fingerprint
     assert before["base"].fingerprint == after["base"].fingerprint
+
+
+def test_one_engine_answers_for_the_policies_of_all_rounds(folder: Path) -> None:
+    tokens = "iterate: {train: {2: {peft: {peft_type: PROMPT_TUNING, num_virtual_tokens: 4}}}}\n"
+    made = plan(folder, SPEC + "rounds: 2\n" + tokens).steps
+    assert {step.config.engine for step in made if step.stage.name == "rollout"} == {"transformers"}  # type: ignore[attr-defined]

@@ -43,14 +43,10 @@ def sweep(text: str, head: str = HEAD) -> str:
         ("batch_size: {uniform: [8, 32]}", "batch_size.uniform", "takes whole numbers; use randint"),
         ("beta: {uniform: [-1, 1]}", "beta.uniform", "-1.0: input should be greater than 0"),
         ("loss: [sigmoid, simpoo]", "loss.choice", "did you mean 'simpo'?"),
-        ("loss: [sigmoid, simpo], divergence: [js]", "divergence.choice", ""),
         ("loss.gamma: {uniform: [0, 1]}", "loss.gamma.uniform", "extra inputs are not permitted"),
     ],
 )
 def test_a_dimension_that_does_not_fit(folder: Path, space: str, where: str, part: str) -> None:
-    if not part:
-        workspace.loaded(folder, sweep(f"space: {{{space}}}"))
-        return
     problem = workspace.only(folder, sweep(f"space: {{{space}}}"))
     assert problem.where == f"spec.yaml:5 sweep.space.{where}"
     assert part in problem.message
@@ -101,6 +97,20 @@ def test_what_nothing_is_held_out_for(folder: Path) -> None:
 def test_more_workers_than_pairs_in_a_batch(folder: Path) -> None:
     text = sweep("space: {batch_size: [8, 2]}") + "resources: {train: {workers: 4}}\n"
     assert "2 pairs leave some of 4 workers" in workspace.only(folder, text).message
+
+
+@pytest.mark.parametrize(
+    ("train", "space", "part"),
+    [
+        ("length_normalise: true", "loss: [sigmoid, simpo]", "'simpo': train.length_normalise cannot be combined with"),
+        ("peft: {peft_type: IA3}", "peft.rr: [1]", "rr"),
+        ("peft: {peft_type: IA3}", "lora.rank: [8]", "give one of the two"),
+    ],
+)
+def test_values_that_do_not_go_with_the_other_settings(folder: Path, train: str, space: str, part: str) -> None:
+    problem = workspace.only(folder, f"{sweep(f'space: {{{space}}}')}train: {{{train}}}\n")
+    assert problem.where.startswith("spec.yaml:5 sweep.space.")
+    assert part in problem.message
 
 
 def test_objectives_whose_scale_is_varied_are_noted(folder: Path) -> None:

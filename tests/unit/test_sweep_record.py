@@ -133,8 +133,10 @@ def test_without_a_terminal_each_event_is_a_line(opened: Open) -> None:
     with view.View(Console(file=out, width=100), record.document, 1) as shown:
         record.changed = shown.show
         record.started(1)
+        record.add(2, {"beta": 1, "wpo": True})  # waits
         record.measured(1, result(0.5, 0.25))
         record.measured(1, result(0.5, 0.25))
+        record.measured(1, result(0.5, 1.0))
         record.ended(1, final(0.75))
     assert out.getvalue().splitlines() == [
         "trial   1  running   beta=0.1235 wpo=True",
