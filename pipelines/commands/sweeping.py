@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from pipelines.commands.common import (
     plan_of,
     refuse,
 )
+
+if TYPE_CHECKING:
+    from pipelines.spec.load import Loaded
 
 NOT_NOW = "this trains with the values under train; rondo sweep varies them"
 """A run of a spec with a sweep."""
@@ -51,20 +54,35 @@ def sweep(
     Exit codes: 0 done, 1 something failed or no trial came to its end, 2 the spec or the usage is wrong, 130
     interrupted.
     """
-    from pipelines.sweep.sweep import Options
-    from pipelines.sweep.sweep import sweep as run_sweep
+    from pipelines.sweep.execute import execute
+    from pipelines.sweep.one import Options
     from stages.base import StageError
 
     ray = connect.ray_for(address, cluster)
     loaded, _ = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, sweep=True)
     if loaded.spec.sweep is None:
         refuse(f"{loaded.path}: has no sweep section; for example sweep: {{space: {{beta: [0.05, 0.1, 0.3]}}}}")
+    if out is not None:
+        _check_out(out, loaded)
     opened = open_store(store)
     loaded, _ = looked_at(loaded)
     try:
-        document, code = run_sweep(loaded, opened, Options(as_json, verbose, ray, wait, out))
+        document, code = execute(loaded, opened, Options(as_json, verbose, ray, wait, out))
     except StageError as error:
         refuse(str(error))
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     raise typer.Exit(code)
+
+
+def _check_out(out: Path, loaded: Loaded) -> None:
+    """See that the spec with the winner's values can be written to ``out``, and runs from there; else exit with 2."""
+    from pipelines import plugins
+
+    if loaded.spec.sweep is None or loaded.spec.sweep.promote is None:
+        refuse("--out needs sweep.promote: best; the winner's command is printed without it")
+    if out.is_dir() or out.resolve() == loaded.path:
+        refuse(f"--out {out}: is {'a folder' if out.is_dir() else 'the spec itself'}; name a file of its own")
+    named = plugins.travelling(plugins.module_names(loaded.spec.model_dump()), [loaded.path.parent])
+    if named and out.parent.resolve() != loaded.path.parent:
+        refuse(f"--out {out}: the spec names {named[0].name}, which stands beside it; put the file into that folder")

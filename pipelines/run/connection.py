@@ -24,13 +24,15 @@ class Connection:
     wait: float
     """Seconds for which a stage waits for machines that the cluster adds on demand."""
     say: Callable[[str], None]
+    sweep: bool = False
+    """Trials of the spec's sweep have to have a place, too."""
     is_open: bool = False
 
     def open(self) -> None:
         if self.is_open:
             return
         self.is_open = True
-        resources = self.loaded.spec.places()
+        resources = self.loaded.spec.places(self.sweep)
         if not isinstance(self.ray, str):
             local.start(self.ray or local.default())
             running.require(resources)

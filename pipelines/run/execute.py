@@ -62,7 +62,7 @@ class Run:
             "status": status,
             "host": socket.gethostname(),
             "spec": str(self.loaded.path),
-            "overrides": [_SECRET.sub("[secret]", text) for text in self.loaded.overrides],
+            "overrides": [redacted(text) for text in self.loaded.overrides],
             "started": self.started,
             "seconds": round(seconds, 1),
             **summary.summarise(self.plan, runner.results, status == "done"),
@@ -150,6 +150,11 @@ def carry_out(
     return document, code
 
 
+def redacted(text: str) -> str:
+    """Without what looks like a token."""
+    return _SECRET.sub("[secret]", text)
+
+
 def reason(error: BaseException | None) -> str:
     """An error in one paragraph: a stage's own words, or the type and message of anything else; no secrets."""
     if isinstance(error, StepFailed):
@@ -157,9 +162,9 @@ def reason(error: BaseException | None) -> str:
     cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
     inner = cause if isinstance(cause, BaseException) else error
     if isinstance(inner, StageError):
-        return _SECRET.sub("[secret]", str(inner))
+        return redacted(str(inner))
     text = str(inner).strip().splitlines() or [""]
-    return _SECRET.sub("[secret]", f"{type(inner).__name__}: {text[-1]}")
+    return redacted(f"{type(inner).__name__}: {text[-1]}")
 
 
 def command(*arguments: str) -> str:

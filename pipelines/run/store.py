@@ -50,7 +50,7 @@ class ArtifactStore:
 
     def manifest(self, fingerprint: str, made_from: MadeFrom) -> Manifest | None:
         """The manifest of a committed artifact, or None."""
-        return self._read_json(f"{_place(fingerprint, _key(made_from))}/manifest.json")
+        return self.read_json(f"{_place(fingerprint, _key(made_from))}/manifest.json")
 
     def manifests(self) -> list[Manifest]:
         """Every committed artifact's manifest."""
@@ -85,7 +85,7 @@ class ArtifactStore:
         }
         place = f"{output.place}/manifest.json"
         if not self.store.create(place, _json(document)):
-            now = self._read_json(place)
+            now = self.read_json(place)
             assert now is not None
             document = now
             self.abandon(output.parts, [Part(**part) for part in now["parts"]])
@@ -131,13 +131,16 @@ class ArtifactStore:
         self.store.write(f"runs/{run}.json", _json(record))
 
     def read_run(self, run: str) -> dict[str, Any] | None:
-        return self._read_json(f"runs/{run}.json")
+        return self.read_json(f"runs/{run}.json")
 
     def runs(self) -> list[str]:
         """Names of all runs, the oldest first."""
         return sorted(name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json"))
 
-    def _read_json(self, place: str) -> dict[str, Any] | None:
+    def read_json(self, place: str) -> dict[str, Any] | None:
+        """Raises:
+        StoreError: it is damaged, or the store cannot be reached.
+        """
         data = self.store.read(place)
         return None if data is None else _parsed(f"{self.location.rstrip('/')}/{place}", data)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines.run.execute import redacted
 from pipelines.run.store import ArtifactStore
 from stages.tune.config import MODES, SweepConfig
 
@@ -22,8 +23,7 @@ class Record:
 
     def __init__(self, store: ArtifactStore, name: str, head: Mapping[str, Any]) -> None:
         self._store, self._place = store, f"sweeps/{name}/sweep.json"
-        data = store.store.read(self._place)
-        earlier: Document = json.loads(data) if data else {}
+        earlier = store.read_json(self._place) or {}
         self.document: Document = {
             "sweep": name, **head, "status": "running", "seconds": 0.0, "trials": earlier.get("trials", []),
             "winner": None, "pareto": [], "command": None,
@@ -68,7 +68,7 @@ class Record:
 
     def started(self, number: int) -> None:
         if not self.is_over(number):
-            self._since[number] = time.monotonic()
+            self._since.setdefault(number, time.monotonic())  # a lost process is no new beginning
             self._set(number, status="running", reason="")
 
     def measured(self, number: int, result: Mapping[str, Any]) -> None:
@@ -90,7 +90,8 @@ class Record:
 
     def failed(self, number: int, reason: str) -> None:
         if not self.is_over(number):
-            self._set(number, status="failed", reason=reason)
+            self._set(number, status="failed", reason=redacted(reason))
+            self._since.pop(number, None)
 
     def _take(self, number: int, result: Mapping[str, Any]) -> None:
         self.trial(number).update({name: result[name] for name in _KEPT if name in result})
@@ -114,26 +115,3 @@ def head(settings: SweepConfig, number: int, spec: str, started: str) -> Documen
         "objective": [{"name": name, "mode": MODES[name]} for name in settings.objective],
         "parameters": {name: {"log": dimension.log} for name, dimension in settings.space.items()},
     }  # fmt: skip
-
-
-def decide(document: Document) -> None:
-    """Note the winner, the best by the first objective of the trials that came to their end, and of several objectives
-    those trials of which no other is as good in all and better in one."""
-    aims = [(aim["name"], 1 if aim["mode"] == "max" else -1) for aim in document["objective"]]
-    scored = {
-        trial["number"]: [sign * trial["scores"][name] for name, sign in aims]
-        for trial in document["trials"]
-        if trial["status"] == "done" and all(_finite(trial["scores"].get(name)) for name, _ in aims)
-    }
-    document["winner"] = max(scored, key=lambda number: (scored[number], -number), default=None)
-    document["pareto"] = []
-    if len(aims) > 1:
-        document["pareto"] = [one for one in scored if not any(_beats(scored[other], scored[one]) for other in scored)]
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _beats(first: list[float], other: list[float]) -> bool:
-    return first != other and all(a >= b for a, b in zip(first, other, strict=True))

@@ -92,8 +92,8 @@ class Space:
             yield dict(zip(space, values, strict=True))
 
 
-def make(space: Space, runner: Runner, number: int, point: Point, cpus: int, over: bool) -> Any:
-    """The trial of a point, for its worker."""
+def make(space: Space, runner: Runner, number: int, point: Point, cpus: int, recorded: Any) -> Any:
+    """The trial of a point, for its worker; ``recorded`` is what is known of one that has ended."""
     from stages.tune.measure import HeldOut
     from stages.tune.search import rungs
     from stages.tune.trial import Training, Trial
@@ -105,7 +105,7 @@ def make(space: Space, runner: Runner, number: int, point: Point, cpus: int, ove
         train = made.train
         given = {name: artifact for name, artifact in runner.inputs(train).items() if isinstance(artifact, Artifact)}
         assert isinstance(train.config, TrainConfig)
-        trainings.append(Training(train.config, given, runner.output(train), runner.artifact(train)))
+        trainings.append(Training(train.config, given, runner.output(train)))
         if made.heldout is not None:
             inputs = {name: step for name, step in made.heldout.inputs.items() if isinstance(step, Step)}
             reference = runner.artifact(inputs["reference"]) if "reference" in inputs else None
@@ -115,7 +115,8 @@ def make(space: Space, runner: Runner, number: int, point: Point, cpus: int, ove
             heldout = HeldOut(pairs, reference, made.heldout.config.objective, rungs(space.settings))
     resources = space.spec.resources.train
     paths = tuple(sys.path)
-    return Trial(number, tuple(trainings), heldout, rungs(space.settings), resources, cpus, paths, over)
+    needs = space.settings.needs if heldout is not None else ()
+    return Trial(number, tuple(trainings), heldout, rungs(space.settings), needs, resources, cpus, paths, recorded)
 
 
 def places(spec: PipelineSpec, machines: Sequence[Any]) -> tuple[int, int]:
@@ -127,9 +128,9 @@ def places(spec: PipelineSpec, machines: Sequence[Any]) -> tuple[int, int]:
     from stages.io import nodes
 
     assert spec.sweep is not None
-    resources, wanted = spec.resources.train, spec.sweep.parallel
+    resources, parallel = spec.resources.train, spec.sweep.parallel
     fewest = resources.worker_range[0]
-    if wanted is None:
+    if parallel is None:
         room = nodes.room(resources, resources.cpus or 1, machines) // fewest if resources.gpus else 1
-        wanted = max(1, min(room, spec.sweep.wanted))
-    return wanted, nodes.cpus_per_worker(resources.times(wanted), machines)
+        parallel = max(1, min(room, spec.sweep.wanted))
+    return parallel, nodes.cpus_per_worker(resources.times(parallel), machines)

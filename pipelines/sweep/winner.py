@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.run.execute import command
+from pipelines.run.execute import command, redacted
 from pipelines.spec import load, yamlfile
 from pipelines.spec.model_path import adapter_path, local_path
 from pipelines.spec.models import PipelineSpec
@@ -23,24 +23,28 @@ _HEADER = "# Written by rondo sweep: the values that won. Changes here are lost 
 
 def run_command(loaded: load.Loaded, number: int, point: Mapping[str, Any], store: str) -> str:
     """The command line that runs a spec with the values that won in a round."""
-    found = _overrides(loaded.spec, point)
-    if number > 1:  # after others, in earlier rounds
-        changed = loaded.spec.iterate.train
-        found = {"iterate.train": {**changed, number: {**changed.get(number, {}), **point}}}
+    changed = loaded.spec.iterate.train
+    if number > 1 or any(first <= number for first in changed):  # values of rounds, which these are to come after
+        found: dict[str, Any] = {"iterate.train": {**changed, number: {**changed.get(number, {}), **point}}}
+    else:
+        found = _overrides(loaded.spec, point)
     values = [f"{key}={_text(value)}" for key, value in found.items()]
-    given = [text for text in loaded.overrides if not text.startswith("sweep.")]
+    given = [text for text in loaded.overrides if not text.startswith(("sweep.", "sweep="))]
     overrides = [part for text in (*given, *values) for part in ("--set", text)]
     where = [] if store == str(Path.cwd() / ".rondo") else ["--store", store]
-    return command("run", loaded.argument, *overrides, *where)
+    return redacted(command("run", loaded.argument, *overrides, *where))
 
 
 def _overrides(spec: PipelineSpec, point: Mapping[str, Any]) -> dict[str, Any]:
-    """What to set; of a loss whose options are varied all of it, since a spec may give it by its name alone."""
-    inside = any(name.startswith("loss.") for name in point)
-    found = {f"train.{name}": value for name, value in point.items() if not name.startswith("loss.")}
-    if inside:
-        found["train.loss"] = spec.train.changed(point).model_dump(mode="json", exclude_defaults=True)["loss"]
-    return found
+    """What to set; of a loss or divergence whose options are varied all of it, since a spec may give its name alone."""
+    whole = {name.partition(".")[0] for name in point if name.startswith(("loss.", "divergence."))}
+    changed = spec.train.changed(point)
+    values: dict[str, Any] = {
+        "loss": [loss.model_dump(mode="json", exclude_defaults=True) for loss in changed.loss],
+        "divergence": changed.divergence.model_dump(mode="json", exclude_defaults=True),
+    }
+    found = {f"train.{name}": value for name, value in point.items() if name.partition(".")[0] not in whole}
+    return found | {f"train.{name}": values[name] for name in sorted(whole)}
 
 
 def _text(value: Any) -> str:

@@ -77,13 +77,17 @@ class TrainConfig(ObjectiveConfig):
         raw = self.model_dump(exclude_unset=True)
         raw.setdefault("loss", [loss.model_dump(exclude_unset=True) for loss in self.loss])
         raw.setdefault("divergence", self.divergence.model_dump(exclude_unset=True))
-        for name, value in settings.items():
+        for name in sorted(settings, key=lambda name: name.count(".")):  # a loss before its options
             *parents, last = name.split(".")
             target = raw
             for parent in parents:
-                inner = target.get(parent)
-                inner = inner[0] if isinstance(inner, list | tuple) and len(inner) == 1 else inner
-                target[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+                target[parent] = _opened(target.get(parent))
                 target = target[parent]
-            target[last] = value
+            target[last] = settings[name]
         return self.model_validate(raw)
+
+
+def _opened(value: Any) -> dict[str, Any]:
+    """A setting as a mapping of which one value can be changed: a name is that of a loss or a divergence."""
+    value = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    return {"use": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}

@@ -20,15 +20,13 @@ from stages.train.session import train_worker
 from stages.train.single import Alone
 
 
-def fit(arguments: Arguments, callbacks: Sequence[Any] = ()) -> dict[str, Any] | None:
+def fit(arguments: Arguments, callbacks: Sequence[Any] = (), inner: Sequence[Any] = ()) -> None:
     """Train to the end. Checkpoints go to the store without Ray Train (``kept``), so that one worker and several
     continue each other's; what it writes down itself is of no use to a later run.
 
     Args:
         callbacks: Ray Train's, told of what workers report.
-
-    Returns:
-        What was reported last.
+        inner: those that Ray Train has for itself, told of its workers.
 
     Raises:
         StageError: a worker failed, or the workers were lost too often.
@@ -46,10 +44,10 @@ def fit(arguments: Arguments, callbacks: Sequence[Any] = ()) -> dict[str, Any] |
                 callbacks=list(callbacks) or None,
             ),
         )
+        trainer.inner = inner
         try:
             with own_interrupts():
-                metrics: dict[str, Any] | None = trainer.fit().metrics
-                return metrics
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _plain(error) from error
 
@@ -58,9 +56,12 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # ray has no types
     """Without Ray Train's cleaner of placement groups: it asks Ray's dashboard every second whether the controller
     lives, and this cluster has no dashboard (and ends with the driver), so it would log a warning every second."""
 
+    inner: Sequence[Any] = ()
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [*kept, *self.inner]
 
 
 def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:

@@ -42,11 +42,12 @@ class Kept:
         kept = self._output.done(_KIND)
         return kept[max(kept)] if kept else None
 
-    def keep(self, step: int, save: Callable[[Path], None], together: bool) -> None:
+    def keep(self, step: int, save: Callable[[Path], None], together: bool, last: bool = False) -> None:
         """Keep what ``save`` writes into a folder as the checkpoint of a step.
 
         Args:
             together: all workers call this, each with its share; else only worker 0 does.
+            last: none follows, so earlier ones are of no use.
         """
         store = self._output.store
         place = _of_first(f"{self._output.work}/steps/{step:08d}-{uuid.uuid4().hex[:8]}", together)
@@ -57,7 +58,7 @@ class Kept:
         if together and dist.get_rank() != 0:
             return
         self._output.record(_KIND, Part(f"{step:08d}", place, files))
-        older = sorted(self._output.done(_KIND).items())[:-_KEPT]
+        older = sorted(self._output.done(_KIND).items())[: -1 if last else -_KEPT]
         for name, part in older:
             store.delete(f"{self._output.work}/{_KIND}/{name}")
             store.remove(part.place)

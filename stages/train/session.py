@@ -118,7 +118,7 @@ def _after_step(
         row |= watch.measure(state.model, worker)
     if look or step == steps or step % arguments.resources.checkpoint_every == 0:
         if sharded or session.rank == 0:
-            kept.keep(step, partial(checkpoints.save, state), together=sharded)
+            kept.keep(step, partial(checkpoints.save, state), together=sharded, last=step == steps)
         session.kept(step)
     if look:
         session.measured(state.metrics)

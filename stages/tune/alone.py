@@ -52,6 +52,7 @@ def train(arguments: Arguments, told: Callable[[list[dict[str, float]]], None]) 
     try:
         train_worker(arguments, session, _bases)
     finally:
+        # For those who look into the log whether trials share what they can.
         print(f"base model {'loaded' if _bases.loads > loads else 'kept'}", flush=True)
         give_back_memory()
     return session.rows

@@ -179,7 +179,7 @@ class SweepConfig(Config):
     scheduler: Scheduler = AshaScheduler()
     """Which trials end early."""
     trials: PositiveInt | None = None
-    """Configurations to try, 8 by default; a grid has as many as it has combinations."""
+    """Configurations to try, by default 8, or all combinations if there are fewer; a grid tries all."""
     parallel: PositiveInt | None = None
     """Trials at the same time; by default one for each place that its GPUs have, on CPUs one."""
     minutes: PositiveFloat | None = None
@@ -207,13 +207,15 @@ class SweepConfig(Config):
 
     @property
     def combinations(self) -> int:
-        """Of the choices."""
+        """Points there are, where every setting has a list of values; else 0."""
         return math.prod(len(dimension.choice or ()) for dimension in self.space.values())
 
     @property
     def wanted(self) -> int:
         """Trials, all in all."""
-        return self.combinations if self.search == "grid" else self.trials or _DEFAULT_TRIALS
+        if self.search == "grid":
+            return self.combinations
+        return self.trials or min(_DEFAULT_TRIALS, self.combinations or _DEFAULT_TRIALS)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -222,6 +224,12 @@ class SweepConfig(Config):
         if isinstance(scheduler, AshaScheduler):
             return tuple(scheduler.reduction ** float(-rung) for rung in reversed(range(scheduler.rungs)))
         return tuple((number + 1) / scheduler.measurements for number in range(scheduler.measurements))
+
+    @property
+    def needs(self) -> tuple[Objective, ...]:
+        """What every trial has to be measured by."""
+        measured = [name for name in self.objective if name != WIN_RATE]
+        return tuple(dict.fromkeys([*measured, self.guide]))
 
     @property
     def guide(self) -> Objective:

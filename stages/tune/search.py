@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -47,7 +48,10 @@ def search(
         known: the points of an earlier run of the same sweep, which come first.
         make: a trial of a number (from 1) and its point.
     """
-    searcher = Points(_searcher(settings, known), make)
+    held = _groups(resources)
+    searcher = Points(
+        _searcher(settings, known), lambda number, point: dataclasses.replace(make(number, point), groups=held)
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         # What Ray Tune writes down is of no use to a later run: the store has what continues a sweep.
         os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
@@ -67,7 +71,7 @@ def search(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-                callbacks=[_Telling(listener)],
+                callbacks=[_Telling(listener, held)],
             ),
         )
         tuner.fit()
@@ -108,7 +112,9 @@ def _searcher(settings: SweepConfig, known: Sequence[Point]) -> Searcher:
     aims: list[str] = [name for name in settings.objective if name != WIN_RATE] or [settings.guide]
     several = len(aims) > 1
     return OptunaSearch(
-        OptunaSearch.convert_search_space({name: domain(dimension) for name, dimension in settings.space.items()}),
+        OptunaSearch.convert_search_space(
+            {name: domain(dimension) for name, dimension in sorted(settings.space.items())}
+        ),
         metric=aims if several else aims[0],
         mode=[MODES[name] for name in aims] if several else MODES[aims[0]],
         points_to_evaluate=[dict(point) for point in known] or None,
@@ -118,12 +124,17 @@ def _searcher(settings: SweepConfig, known: Sequence[Point]) -> Searcher:
 
 def points(settings: SweepConfig) -> Iterator[Point]:
     """All points of a grid, or as many as are wanted drawn at random; the same ones each time."""
-    names = list(settings.space)
+    names = sorted(settings.space)  # the order in which they are written means nothing
     if settings.search == "grid":
         for values in itertools.product(*(settings.space[name].choice or () for name in names)):
             yield dict(zip(names, values, strict=True))
         return
     draw = np.random.RandomState(settings.seed)
+    if settings.combinations:
+        all_points = list(itertools.product(*(settings.space[name].choice or () for name in names)))
+        for place in draw.permutation(len(all_points))[: settings.wanted]:
+            yield dict(zip(names, all_points[place], strict=True))
+        return
     for _ in range(settings.wanted):
         yield {name: _plain(domain(settings.space[name]).sample(random_state=draw)) for name in names}
 
@@ -203,12 +214,13 @@ class Points(_Unsaved, Searcher):  # type: ignore[misc]
 
 
 class _Telling(_Unsaved, tune.Callback):  # type: ignore[misc]
-    """Passes on what Ray Tune says."""
+    """Passes on what Ray Tune says, and gives back what a trial with several workers has left."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, groups: Any) -> None:
+        self._listener, self._groups = listener, groups
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
+        self._free(trial)  # it may have been lost, and begin again
         self._listener.started(_number(trial))
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
@@ -216,6 +228,7 @@ class _Telling(_Unsaved, tune.Callback):  # type: ignore[misc]
             self._listener.measured(_number(trial), result)
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
+        self._free(trial)
         result = trial.last_result or {}
         if FAILED in result:
             self._listener.failed(_number(trial), result[FAILED])
@@ -223,8 +236,24 @@ class _Telling(_Unsaved, tune.Callback):  # type: ignore[misc]
             self._listener.ended(_number(trial), result)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
+        self._free(trial)
         lines = str(trial.get_error() or "its process was lost").strip().splitlines()
         self._listener.failed(_number(trial), lines[-1])
+
+    def _free(self, trial: Any) -> None:
+        if self._groups is not None:
+            from stages.tune import several
+
+            several.free(self._groups, _number(trial))
+
+
+def _groups(resources: TrainResources) -> Any:
+    """Who notes where the workers of trials have their places, if these have several."""
+    if resources.worker_range == (1, 1):
+        return None
+    from stages.tune import several
+
+    return several.groups()
 
 
 def _number(trial: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,11 @@ def result(rungs: Rungs, rows: Sequence[Row]) -> Row:
     if not rows:
         return {SHARE: 0.0, UNITS: 0, SCORES: {}, "curve": [], "training": []}
     step, steps = int(rows[-1]["step"]), int(rows[-1]["steps"])
-    curve = [{SHARE: row["step"] / steps, **scores([row])} for row in rows if is_measured(row)]
+    curve = [
+        {SHARE: row["step"] / steps, UNITS: rungs.reached(int(row["step"]), steps), **scores([row])}
+        for row in rows
+        if is_measured(row)
+    ]
     stride = -(-len(rows) // _POINTS)
     training = [{name: row[name] for name in ("step", "steps", "loss", "reward_accuracy")} for row in rows[::stride]]
     measured = scores(rows)
@@ -51,6 +55,16 @@ def scores(rows: Sequence[Row]) -> dict[str, float]:
     """What was measured last, as a sweep calls it."""
     row = next((row for row in reversed(rows) if is_measured(row)), {})
     return {ours: row[MEASURED + name] for name, ours in NAMES.items() if MEASURED + name in row}
+
+
+def again(recorded: Row) -> Iterator[Row]:
+    """What was told of a trial that has ended, by what a sweep has kept of it (``pipelines.sweep.record``)."""
+    done, curve = recorded["status"] == "done", recorded["curve"]
+    for point in curve[:-1] if done else curve:
+        yield {**point, SCORES: {name: value for name, value in point.items() if name not in (SHARE, UNITS)}}
+    if done:
+        last = curve[-1] if curve else {SHARE: 1.0, UNITS: 0}
+        yield {**last, **recorded[SCORES], SCORES: recorded[SCORES], FINAL: True}
 
 
 def at_end(rows: Sequence[Row]) -> bool:

@@ -9,26 +9,24 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
 
 from stages.base import StageError, TrainResources
 from stages.io import cache
-from stages.io.artifact import Artifact
-from stages.io.board import board
+from stages.io.artifact import Artifact, Part
 from stages.io.filenames import METRICS
 from stages.io.locks import lock
 from stages.io.output import Output
+from stages.io.parts import call
 from stages.train.arguments import Arguments, is_measured
 from stages.train.config import TrainConfig
 from stages.train.kept import Kept
 from stages.tune.measure import HeldOut
-from stages.tune.told import FAILED, FINAL, SCORES, Row, Rungs, at_end, result, scores
+from stages.tune.told import FAILED, FINAL, SCORES, Row, Rungs, again, at_end, result, scores
 
 Told = Callable[[list[Row]], None]
 _PATIENCE = "TUNE_FUNCTION_THREAD_TIMEOUT_S"
@@ -42,8 +40,6 @@ class Training:
     config: TrainConfig
     inputs: Mapping[str, Artifact]
     output: Output
-    policy: Artifact | None
-    """What it made, if it was run before."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,15 @@ class Trial:
     heldout: HeldOut | None
     """What it is measured on; None if only the answers of its policy will be judged."""
     rungs: Rungs
+    needs: tuple[str, ...]
+    """Scores that it has to have, by which the search and the scheduler go."""
     resources: TrainResources
     cpus: int
     importable: tuple[str, ...]
-    over: bool
-    """It had ended in an earlier run of the sweep: what it measured is told again, and it does not go on."""
+    recorded: Row | None = None
+    """What a sweep has kept of it, if it ended in an earlier command: that is told again, and nothing else is done."""
+    groups: Any = None
+    """Where the places of several workers are noted (``several.Groups``)."""
 
 
 def run(config: Mapping[str, Any]) -> None:
@@ -66,7 +66,8 @@ def run(config: Mapping[str, Any]) -> None:
     trial: Trial = config["trial"]
     os.environ.setdefault(_PATIENCE, "60")
     try:
-        _run(trial)
+        for told in again(trial.recorded) if trial.recorded is not None else _run(trial):
+            tune.report(_whole(trial, told))
     except Exception as error:
         from stages.train.single import reason
 
@@ -75,87 +76,96 @@ def run(config: Mapping[str, Any]) -> None:
         cache.release()
 
 
-def _run(trial: Trial) -> None:
-    first = trial.trainings[0]
+def _run(trial: Trial) -> Iterator[Row]:
+    """What is told in the end; before that the first training tells by itself."""
 
     def told(rows: list[Row]) -> None:
         if not at_end(rows):
-            tune.report(result(trial.rungs, rows))
+            tune.report(_whole(trial, result(trial.rungs, rows)))
 
-    finals = [_follow(trial, first, told)]
-    if not at_end(finals[0]):  # it had been ended before
-        tune.report(result(trial.rungs, finals[0]))
-        return
-    finals += [_follow(trial, training, _nobody) for training in trial.trainings[1:]]
+    finals = [_follow(trial, trial.trainings[0], told)]
+    finals += [_follow(trial, training, None) for training in trial.trainings[1:]]
     each = [scores(rows) for rows in finals]
     mean = {name: statistics.fmean(found[name] for found in each) for name in each[0]}
     spread = {name: statistics.stdev(found[name] for found in each) for name in each[0]} if len(each) > 1 else {}
-    tune.report({**result(trial.rungs, finals[0]), **mean, SCORES: mean, "spread": spread, "each": each, FINAL: True})
+    yield {**result(trial.rungs, finals[0]), **mean, SCORES: mean, "spread": spread, "each": each, FINAL: True}
 
 
-def _follow(trial: Trial, training: Training, told: Told) -> list[Row]:
+def _whole(trial: Trial, told: Row) -> Row:
+    """What is told, with all that the search goes by; Ray Tune ends with an error otherwise.
+
+    Raises:
+        StageError: something of that could not be measured.
+    """
+    if missing := [name for name in trial.needs if name not in told]:
+        raise StageError(
+            f"{missing[0]} could not be measured: no held-out row has both a chosen and a rejected response"
+        )
+    return told
+
+
+def _follow(trial: Trial, training: Training, told: Told | None) -> list[Row]:
     """Tell what a training has measured before, and train on to its end; returns the rows of all its steps. Another
     run at the same training on this machine is waited for."""
-    with _locked(training):
-        rows = _rows(training)
+    tell = told or (lambda _: None)
+    with lock(training.output.store.scratch, training.output.fingerprint):
+        policy = _made(training.output)
+        rows = _rows(training.output, policy)
         for number, row in enumerate(rows):
             if is_measured(row):
-                told(rows[: number + 1])
-        if trial.over or (at_end(rows) and (trial.heldout is None or is_measured(rows[-1]))):
+                tell(rows[: number + 1])
+        if at_end(rows) and (trial.heldout is None or is_measured(rows[-1])):
             return rows
-        if training.policy is not None:
+        if policy is not None:
             assert trial.heldout is not None
-            rows[-1] |= _measure(trial, training, trial.heldout)
+            rows[-1] |= _measure(trial, training, policy, trial.heldout)
             return rows
-        return _train(trial, training, told) or _rows(training)
+        return _train(trial, training, told) or _rows(training.output, None)
 
 
-def _nobody(*_: Any) -> None:
-    """Told of the other seeds' trainings."""
+def _made(output: Output) -> Artifact | None:
+    """The policy, if a run has made it."""
+    data = output.store.read(f"{output.place}/manifest.json")
+    if data is None:
+        return None
+    manifest = json.loads(data)
+    parts = tuple(Part(**part) for part in manifest["parts"])
+    return Artifact(output.store, manifest["fingerprint"], manifest["attempt"], parts, manifest["summary"])
 
 
-def _locked(training: Training) -> AbstractContextManager[bool]:
-    return lock(training.output.store.scratch, training.output.fingerprint)
-
-
-def _rows(training: Training) -> list[Row]:
+def _rows(output: Output, policy: Artifact | None) -> list[Row]:
     """The steps of a training so far."""
-    if training.policy is not None:
-        text = training.policy.path(METRICS).read_text(encoding="utf-8")
-    elif (file := Kept(training.output).newest_file(METRICS)) is not None:
-        text = file.read_text(encoding="utf-8")
-    else:
-        return []
-    return [json.loads(line) for line in text.splitlines()]
+    file = policy.path(METRICS) if policy is not None else Kept(output).newest_file(METRICS)
+    return [] if file is None else [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _train(trial: Trial, training: Training, told: Told) -> list[Row] | None:
+def _train(trial: Trial, training: Training, told: Told | None) -> list[Row] | None:
     """Train on from the last checkpoint; returns the rows of all steps, or None where others have them."""
-    resources, output = trial.resources, training.output
-    inputs = dict(training.inputs)
-    given = (training.config, resources, trial.cpus, inputs, output)
+    given = (training.config, trial.resources, trial.cpus, dict(training.inputs), training.output)
     watched: dict[str, Any] = {"importable": trial.importable, "watch": trial.heldout, "finish": False}
-    if resources.worker_range == (1, 1):
-        from stages.tune.alone import train
+    if _is_alone(trial):
+        from stages.tune import alone
 
-        return train(Arguments(*given, progress=None, **watched), told)
-    from stages.train import distributed
-    from stages.tune.several import Reporting
+        return alone.train(Arguments(*given, progress=None, **watched), told or (lambda _: None))
+    from stages.tune import several
 
-    with board(_nobody) as progress:
-        arguments = Arguments(*given, progress=progress, **watched)
-        try:
-            distributed.fit(arguments, [Reporting(trial.rungs, training is trial.trainings[0])])
-        except StageError as error:
-            raise StageError(ray.get(progress.failure.remote()) or str(error)) from error
-        if (failure := ray.get(progress.failure.remote())) is not None:
-            raise StageError(failure)
+    with several.progress() as progress:
+        rungs = trial.rungs if told else None
+        several.train(Arguments(*given, progress=progress, **watched), trial.number, rungs, trial.groups)
     return None
 
 
-def _measure(trial: Trial, training: Training, heldout: HeldOut) -> Row:
+def _measure(trial: Trial, training: Training, policy: Artifact, heldout: HeldOut) -> Row:
     """How a policy that a run has made ranks the held-out pairs."""
-    from stages.tune.alone import measure
+    given = (policy, training.config, trial.resources, trial.cpus, heldout)
+    if _is_alone(trial):
+        from stages.tune.alone import measure
 
-    assert training.policy is not None
-    return measure(training.policy, training.config, trial.resources, trial.cpus, heldout)
+        return measure(*given)
+    found: Row = call("stages.tune.alone:measure", *given, resources=trial.resources)
+    return found
+
+
+def _is_alone(trial: Trial) -> bool:
+    """Whether this process trains itself: it has what one worker asks for."""
+    return trial.resources.worker_range == (1, 1)

@@ -70,7 +70,14 @@ def test_all_mistakes_are_said_at_once(folder: Path) -> None:
         ("space: {}", "space", "at least 1"),
         ("space: {beta: {uniform: [1, 2]}}, search: grid", "space.beta.uniform", "a grid needs a list of values"),
         ("space: {beta: [1, 2]}, search: grid, trials: 2", "trials", "tries all 2 combinations"),
-        ("space: {beta: [1, 2]}, parallel: 9, trials: 4", "parallel", "9 is more than the 4 trials there are"),
+        ("space: {beta: {uniform: [1, 2]}}, parallel: 9, trials: 4", "parallel", "9 is more than the 4 trials"),
+        ("space: {beta: [1, 2]}, trials: 4", "trials", "4 is more than the 2 combinations there are; use search: grid"),
+        ("space: {beta: [1, 2]}, every: 1", "every", "1 rounds after the first there is none (rounds: 1)"),
+        (
+            "space: {loss: [sigmoid, simpo]}, objective: kl",
+            "objective",
+            "kl is the distance to the reference, and simpo",
+        ),
         ("space: {beta: [1, 2]}, objective: win_rate", "objective", "win_rate needs prompts.heldout"),
         ("space: {beta: [1, 2]}, objective: [kl, kl]", "objective", "names the same twice"),
         ("space: {beta: [1, 2]}, scheduler: pbt", "scheduler", "no configuration stands for its result"),
@@ -96,14 +103,16 @@ def test_what_nothing_is_held_out_for(folder: Path) -> None:
 
 def test_more_workers_than_pairs_in_a_batch(folder: Path) -> None:
     text = sweep("space: {batch_size: [8, 2]}") + "resources: {train: {workers: 4}}\n"
-    assert "2 pairs leave some of 4 workers" in workspace.only(folder, text).message
+    assert "2: leaves some of 4 workers" in workspace.only(folder, text).message
 
 
 @pytest.mark.parametrize(
     ("train", "space", "part"),
     [
         ("length_normalise: true", "loss: [sigmoid, simpo]", "'simpo': train.length_normalise cannot be combined with"),
-        ("peft: {peft_type: IA3}", "peft.rr: [1]", "rr"),
+        ("peft: {peft_type: IA3}", "peft.rr: [1]", "1: not a setting of IA3"),
+        ("beta: 0.1", "loss: [simpo, sigmoid], loss.gamma: [0.1]", "loss 'sigmoid', loss.gamma 0.1: extra inputs"),
+        ("loss: [sigmoid, ipo]", "loss.label_smoothing: [0.1]", "name the loss with use"),
         ("peft: {peft_type: IA3}", "lora.rank: [8]", "give one of the two"),
     ],
 )
@@ -124,9 +133,15 @@ def test_objectives_whose_scale_is_varied_are_noted(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "part"),
-    [("{2: {betta: 0.2}}", "betta"), ("{2: {beta: -1}}", "greater than 0"), ("{0: {beta: 1}}", "greater than 0")],
+    [
+        ("{3: {beta: 0.2}}", "there is no round 3"),
+        ("{2: {betta: 0.2}}", "betta"),
+        ("{2: {beta: -1}}", "greater than 0"),
+        ("{0: {beta: 1}}", "greater than 0"),
+    ],
 )
 def test_settings_that_change_by_round_are_checked(folder: Path, train: str, part: str) -> None:
-    problem = workspace.only(folder, f"{HEAD}iterate: {{train: {train}}}\n")
+    problem = workspace.only(folder, f"{HEAD}iterate: {{train: {train}}}\nrounds: 2\nprompts: {{train: train.jsonl}}\n"
+                                     "judge: {use: sentiment}\n")  # fmt: skip
     assert problem.where.startswith("spec.yaml:5 iterate.train.")
     assert part in problem.where + problem.message

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from pipelines.run.store import ArtifactStore
 from pipelines.sweep import view
-from pipelines.sweep.record import Record, decide, head
+from pipelines.sweep.end import decide
+from pipelines.sweep.record import Record, head
 from stages.tune.config import SweepConfig
 
 SETTINGS = SweepConfig.model_validate({"space": {"beta": {"loguniform": [0.1, 1]}, "wpo": [True, False]}, "trials": 4})

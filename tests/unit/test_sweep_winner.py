@@ -41,13 +41,15 @@ def fingerprint(file: Path | str, *overrides: str) -> str:
         {"loss": "ipo", "lora.rank": 8, "wpo": True},
         {"loss.gamma": 0.25, "loss.label_smoothing": 0.1},
         {"loss": {"use": "simpo", "gamma": 0.75}},
+        {"loss": "sigmoid", "loss.label_smoothing": 0.0},
+        {"divergence.alpha": 0.25, "divergence": "alpha", "loss": "sigmoid"},
         {"lora.target_modules": ["q_proj", "v_proj"], "length_normalise": False},
         {"schedule": "constant", "quantization": None},
     ],
     ids=str,
 )
 def test_the_command_means_the_training_that_won(folder: Path, point: dict[str, Any]) -> None:
-    loaded = workspace.loaded(folder, SPEC, "train.epochs=2", "sweep.trials=3")
+    loaded = workspace.loaded(folder, SPEC, "train.epochs=2", "sweep.trials=2")
     words = shlex.split(winner.run_command(loaded, 1, point, str(Path.cwd() / ".rondo")))
     overrides = [word for before, word in pairwise(words) if before == "--set"]
     assert overrides[0] == "train.epochs=2"
@@ -57,12 +59,24 @@ def test_the_command_means_the_training_that_won(folder: Path, point: dict[str, 
 
 
 @pytest.mark.parametrize("value", ["[1]: {a}", "true", "1e-3", "a: b", "x #y", "", "-1", "null", "it's"])
-def test_text_stays_text(folder: Path, value: str) -> None:
-    words = shlex.split(winner.run_command(workspace.loaded(folder, SPEC), 1, {"note": value}, "s"))
-    assert (
-        yamlfile.scalar(next(word for word in words if word.startswith("train.note=")).removeprefix("train.note="))
-        == value
-    )
+def test_text_stays_text(value: str) -> None:
+    assert yamlfile.scalar(winner._text(value)) == value
+
+
+def test_the_command_counts_where_values_change_by_round(folder: Path) -> None:
+    text = workspace.SPEC + "rounds: 2\niterate: {train: {1: {learning_rate: 0.01, epochs: 2}, 2: {batch_size: 4}}}\n"
+    text += "sweep: {space: {learning_rate: [0.1, 0.2]}, objective: win_rate, search: grid, scheduler: none}\n"
+    loaded = workspace.loaded(folder, text)
+    for number in (1, 2):
+        words = shlex.split(winner.run_command(loaded, number, {"learning_rate": 0.2}, "s"))
+        (override,) = [word for word in words if word.startswith("iterate.train=")]
+        made = rounds.plan(workspace.loaded(folder, text, override).spec, folder).rounds[number - 1].train
+        assert made.fingerprint == Space(loaded.spec, folder, number).round({"learning_rate": 0.2}).train.fingerprint
+
+
+def test_the_command_has_no_secrets(folder: Path) -> None:
+    loaded = replace(workspace.loaded(folder, SPEC), overrides=("policy.model=hf_abcdefghijklmnopqrstuvwx",))
+    assert "hf_" not in winner.run_command(loaded, 1, {"beta": 0.1}, "s")
 
 
 def test_the_command_names_a_store_that_is_not_the_usual_one(folder: Path) -> None:

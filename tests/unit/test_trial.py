@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 def make(given: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trial]:
     monkeypatch.setattr(alone, "_bases", Bases())
 
-    def trial_of(config: TrainConfig = CONFIG, seeds: int = 1, over: bool = False) -> Trial:
+    def trial_of(config: TrainConfig = CONFIG, seeds: int = 1) -> Trial:
         trainings = tuple(
-            Training(seeded, given, artifacts.output(tmp_path, f"train-{hash(seeded.model_dump_json())}"), None)
+            Training(seeded, given, artifacts.output(tmp_path, f"train-{hash(seeded.model_dump_json())}"))
             for seed in range(seeds)
             for seeded in [config.model_copy(update={"seed": seed})]
         )
         heldout = HeldOut(given["shards"], given["reference"], config, RUNGS)
-        return Trial(1, trainings, heldout, RUNGS, TrainResources(), 1, (), over)
+        return Trial(1, trainings, heldout, RUNGS, ("reward_accuracy",), TrainResources(), 1, ())
 
     return trial_of
 
@@ -89,6 +89,15 @@ def trained(config: TrainConfig, given: dict[str, Artifact], output: Output) -> 
     """What an ordinary training comes to, or one that goes on from what is there."""
     train_worker(Arguments(config, TrainResources(), 1, given, output, None, ()), alone._Session(lambda rows: None))
     return dict(load_file(policy_of(output).path("adapter/adapter_model.safetensors")))
+
+
+def commit(output: Output) -> None:
+    """As a run does, which forgets what it has continued from."""
+    policy = policy_of(output)
+    parts = [asdict(part) for part in policy.parts]
+    manifest = {"fingerprint": output.fingerprint, "attempt": "a", "parts": parts, "summary": {}}
+    output.store.write(f"{output.place}/manifest.json", json.dumps(manifest).encode())
+    output.store.remove(output.work)
 
 
 def policy_of(output: Output) -> Artifact:
@@ -177,12 +186,6 @@ def test_a_trial_that_does_not_go_on_leaves_its_base_and_a_checkpoint(
     run(make(CONFIG.model_copy(update={"beta": 0.3})))
     assert alone._bases.loads == 1
     assert steps(make().trainings[0].output) == [1, 2]
-    told.clear()
-    stop_at(told, monkeypatch, 99)
-    monkeypatch.setattr(alone, "train", lambda *given: pytest.fail("went on"))
-    run(make(over=True))  # of an earlier command
-    assert {result["share"] for result in told} == {1 / 3}
-    assert not told[-1].get("final")
 
 
 def test_a_trial_goes_on_from_its_checkpoint(
@@ -216,9 +219,9 @@ def test_a_training_that_a_run_has_made_is_only_measured(
     made = make()
     (training,) = made.trainings
     trained(CONFIG, given, training.output)
-    policy = policy_of(training.output)
+    commit(training.output)
     monkeypatch.setattr(alone, "train", lambda *given: pytest.fail("trained again"))
-    run(replace(made, trainings=(replace(training, policy=policy),)))
+    run(made)
     (found,) = told
     assert found["final"]
     assert found["share"] == 1.0
@@ -237,9 +240,33 @@ def test_the_last_checkpoint_of_a_run_that_was_killed_is_measured(
 
 
 def test_a_trial_without_held_out_pairs_has_no_scores(make: Callable[..., Trial], told: Told) -> None:
-    run(replace(make(), heldout=None))
+    run(replace(make(), heldout=None, needs=()))
     (found,) = told
     assert (found["share"], found["scores"], found["final"]) == (1.0, {}, True)
+
+
+def test_what_is_known_of_a_trial_is_told_again(
+    make: Callable[..., Trial], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make(seeds=2))
+    before = list(told)
+    known = {"status": "done", "curve": told[-1]["curve"], "scores": told[-1]["scores"]}
+    monkeypatch.setattr(trial, "_follow", lambda *given: pytest.fail("looked into files"))
+    names = ("share", "units", "reward_accuracy", "kl", "final")
+    for status, kept, expected in (("done", known["curve"], before), ("stopped", known["curve"][:1], before[:1])):
+        told.clear()
+        run(replace(make(), recorded={**known, "status": status, "curve": kept}))
+        assert [{n: r.get(n) for n in names} for r in told] == [{n: r.get(n) for n in names} for r in expected]
+    told.clear()
+    run(replace(make(), needs=(), recorded={"status": "done", "curve": [], "scores": {"win_rate": 0.5}}))
+    assert [result["win_rate"] for result in told] == [0.5]
+
+
+def test_a_score_that_the_search_goes_by_has_to_be_there(make: Callable[..., Trial], told: Told) -> None:
+    run(replace(make(), needs=("reward_accuracy", "win_rate")))
+    assert told == [
+        {"failed": "win_rate could not be measured: no held-out row has both a chosen and a rejected response"}
+    ]
 
 
 def test_a_trial_that_fails_says_why_and_the_next_one_is_not_touched(make: Callable[..., Trial], told: Told) -> None:
@@ -253,7 +280,9 @@ def test_a_trial_that_fails_says_why_and_the_next_one_is_not_touched(make: Calla
     assert alone._bases.loads == 2
 
 
-def test_a_training_that_another_process_is_at_is_waited_for(make: Callable[..., Trial], told: Told) -> None:
+def test_a_training_that_another_process_is_at_is_waited_for(
+    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = make()
     (training,) = made.trainings
     with ThreadPoolExecutor(1) as other:
@@ -261,5 +290,8 @@ def test_a_training_that_another_process_is_at_is_waited_for(make: Callable[...,
             waiting = other.submit(run, made)
             time.sleep(0.3)
             assert not told
+            trained(CONFIG, given, training.output)  # by the one who holds it
+            commit(training.output)
+            monkeypatch.setattr(alone, "train", lambda *given: pytest.fail("trained again"))
         waiting.result(60)
     assert told[-1]["final"]

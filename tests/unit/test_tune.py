@@ -32,6 +32,15 @@ def test_random_points_are_the_same_each_time_and_more_of_them_begin_with_these(
 def test_a_grid_has_all_combinations() -> None:
     found = list(search.points(settings(space={"beta": [1, 2], "loss": ["a", "b"]}, search="grid")))
     assert found == [{"beta": b, "loss": name} for b in (1, 2) for name in ("a", "b")]
+    other = list(search.points(settings(space={"loss": ["a", "b"], "beta": [1, 2]}, search="grid")))
+    assert other == found  # it is the same sweep, however its settings are ordered
+
+
+def test_lists_are_drawn_from_without_repetition() -> None:
+    space = {"beta": [1, 2, 3], "loss": ["a", "b"]}
+    found = list(search.points(settings(space=space, search="random", trials=6)))
+    assert len({(point["beta"], point["loss"]) for point in found}) == 6
+    assert list(search.points(settings(space=space, search="random", trials=2))) == found[:2]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +78,8 @@ def test_what_is_told_of_a_training() -> None:
         "share": 4 / 9, "units": 3, "reward_accuracy": 0.5, "heldout_loss": 0.6,
         "scores": {"reward_accuracy": 0.5, "heldout_loss": 0.6},
         "curve": [
-            {"share": 1 / 9, "reward_accuracy": 0.25, "heldout_loss": 0.6},
-            {"share": 3 / 9, "reward_accuracy": 0.5, "heldout_loss": 0.6},
+            {"share": 1 / 9, "units": 1, "reward_accuracy": 0.25, "heldout_loss": 0.6},
+            {"share": 3 / 9, "units": 3, "reward_accuracy": 0.5, "heldout_loss": 0.6},
         ],
         "training": [{"step": n, "steps": 9, "loss": 0.7, "reward_accuracy": 0.5} for n in (1, 2, 3, 4)],
     }  # fmt: skip

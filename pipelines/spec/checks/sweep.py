@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -13,8 +14,9 @@ from pipelines.spec.models import train_of
 from pipelines.spec.problems import Fault, KeyPath
 from stages.core.losses import config as loss_config
 from stages.train.config import TrainConfig
-from stages.tune.config import WIN_RATE, Dimension, NoScheduler, SweepConfig
+from stages.tune.config import WIN_RATE, NoScheduler, SweepConfig
 
+_PROBES = 64
 _SHOWN = 3
 """Values of a list that are said to be wrong."""
 _BY_SCALE = ("heldout_loss", "reward_margin")
@@ -26,18 +28,24 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     train, sweep, iterate = values.get("train"), values.get("sweep"), values.get("iterate")
     if train is None:
         return
+    rounds = values.get("rounds", 1)
     for number in sorted(iterate.train if iterate is not None else ()):
         assert iterate is not None
         try:
             train_of(train, iterate, number)
         except ValidationError as error:
-            yield from (Fault(("iterate", "train", number), text) for text in _texts(error))
+            for item in error.errors(include_url=False):
+                yield Fault(("iterate", "train", number), f"{'.'.join(map(str, item['loc']))}: {_text(item)}")
+        if number > rounds:
+            yield Fault(("iterate", "train", number), f"there is no round {number} (rounds: {rounds})")
     if sweep is None:
         return
-    for name, dimension in sweep.space.items():
-        yield from _dimension(name, dimension, train, values)
+    yield from _fit(sweep, train, values)
     yield from _search(sweep)
     yield from _objective(sweep, values)
+    yield from _divergence(sweep, train)
+    if sweep.every is not None and sweep.every >= rounds:
+        yield Fault(("sweep", "every"), f"{sweep.every} rounds after the first there is none (rounds: {rounds})")
 
 
 def notes(values: Mapping[str, Any]) -> Iterator[str]:
@@ -54,32 +62,46 @@ def notes(values: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _dimension(name: str, dimension: Dimension, train: TrainConfig, values: Mapping[str, Any]) -> Iterator[Fault]:
-    path: KeyPath = ("sweep", "space", name)
+def _fit(sweep: SweepConfig, train: TrainConfig, values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Values that do not fit their setting, or not together with those of another under the same name (a loss and its
+    options)."""
     resources = values.get("resources")
     least = resources.train.worker_range[1] if resources is not None else 1
-    found: dict[str, None] = {}  # in order, each once
-    for value in dimension.probes():
-        try:
-            changed = train.changed({name: value})
-        except ValidationError as error:
-            found |= dict.fromkeys(_texts(error, value))
-            continue
-        found |= dict.fromkeys(f"{value!r}: train.{key} {text}" for key, text in loss_config.conflicts(changed))
-        found |= dict.fromkeys(f"{value!r}: {text}" for _, text in adapters.faults(changed))
-        if changed.batch_size < least:
-            found[f"{value!r} pairs leave some of {least} workers (resources.train.workers) without work"] = None
-    most = _SHOWN if dimension.choice is not None else 1  # both ends of a range say the same
-    yield from (Fault((*path, dimension.kind), text) for text in list(found)[:most])
+    together: dict[str, list[str]] = {}
+    for name in sorted(sweep.space, key=lambda name: name.count(".")):
+        together.setdefault(name.partition(".")[0], []).append(name)
+    for names in together.values():
+        path: KeyPath = ("sweep", "space", names[-1], sweep.space[names[-1]].kind)
+        found: dict[str, None] = {}  # in order, each once
+        for point in itertools.islice(itertools.product(*(sweep.space[name].probes() for name in names)), _PROBES):
+            chosen = dict(zip(names, point, strict=True))
+            shown = (
+                repr(point[0]) if len(names) == 1 else ", ".join(f"{name} {value!r}" for name, value in chosen.items())
+            )
+            found |= dict.fromkeys(f"{shown}: {text}" for text in _misfit(train, chosen, least))
+        lists = all(sweep.space[name].choice is not None for name in names)
+        # Both ends of a range say the same.
+        yield from (Fault(path, text) for text in list(found)[: _SHOWN if lists else 1])
 
 
-def _texts(error: ValidationError, value: Any = None) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        message = item["msg"].removeprefix("Value error, ")
-        shown = f"{value!r}: " if value is not None else f"{'.'.join(map(str, item['loc']))}: "
-        if item["type"] in ("int_from_float", "int_type") and isinstance(value, float):
-            message = "takes whole numbers; use randint: [low, high], or a list"
-        yield f"{shown}{message[0].lower()}{message[1:]}"
+def _misfit(train: TrainConfig, chosen: Mapping[str, Any], least: int) -> Iterator[str]:
+    try:
+        changed = train.changed(chosen)
+    except ValidationError as error:
+        floats = any(isinstance(value, float) for value in chosen.values())
+        yield from (_text(item, floats) for item in error.errors(include_url=False))
+        return
+    yield from (f"train.{key} {text}" for key, text in loss_config.conflicts(changed))
+    yield from (text for _, text in adapters.faults(changed))
+    if changed.batch_size < least:
+        yield f"leaves some of {least} workers (resources.train.workers) without work"
+
+
+def _text(item: Any, floats: bool = False) -> str:
+    if item["type"] in ("int_from_float", "int_type") and floats:
+        return "takes whole numbers; use randint: [low, high], or a list"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def _search(sweep: SweepConfig) -> Iterator[Fault]:
@@ -93,8 +115,26 @@ def _search(sweep: SweepConfig) -> Iterator[Fault]:
             yield Fault(("sweep", "trials"), message)
     if sweep.search == "tpe" and not find_spec("optuna"):
         yield Fault(("sweep", "search"), "tpe needs Optuna: pip install optuna")
+    if sweep.search != "grid" and sweep.trials is not None and 0 < sweep.combinations < sweep.trials:
+        message = f"{sweep.trials} is more than the {sweep.combinations} combinations there are; use search: grid"
+        yield Fault(("sweep", "trials"), message)
     if sweep.parallel is not None and sweep.parallel > sweep.wanted:
         yield Fault(("sweep", "parallel"), f"{sweep.parallel} is more than the {sweep.wanted} trials there are")
+
+
+def _divergence(sweep: SweepConfig, train: TrainConfig) -> Iterator[Fault]:
+    """``kl`` needs a reference, whatever the loss."""
+    if "kl" not in sweep.objective:
+        return
+    losses = sweep.space["loss"].choice if "loss" in sweep.space else None
+    for value in losses or (None,):
+        try:
+            changed = train if value is None else train.changed({"loss": value})
+        except ValidationError:
+            continue  # said where the value stands
+        if not loss_config.needs_reference(changed):
+            names = " and ".join(loss.use for loss in changed.loss)
+            yield Fault(("sweep", "objective"), f"kl is the distance to the reference, and {names} has none")
 
 
 def _objective(sweep: SweepConfig, values: Mapping[str, Any]) -> Iterator[Fault]:
