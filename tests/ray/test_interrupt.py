@@ -1,4 +1,5 @@
-"""Ctrl-C at any time: one line, exit code 130, nothing broken; the same command continues."""
+"""Ctrl-C at any time: one line, exit code 130, nothing broken; the same command continues. So does a training whose
+worker is killed."""
 
 from __future__ import annotations
 
@@ -43,6 +44,10 @@ def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
 
     first = processes.start(path, store)
     processes.wait_for(lambda: processes.checkpoints(store), first)
+    (worker,) = processes.children(first.pid, "ray::single_worker")
+    worker.kill()
+    before = max(file.name for file in processes.checkpoints(store))
+    processes.wait_for(lambda: max(file.name for file in processes.checkpoints(store)) > before, first)  # replaced
     assert interrupt(first)["status"] == "interrupted"
 
     second = processes.start(path, store)
@@ -53,4 +58,6 @@ def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
     summary = processes.run(path, store, "-v", "--set", "rollout.max_tokens=4")
     cached = {step["key"]: step["cached"] for step in summary["steps"]}
     assert cached["round-1/train"]
+    metrics = (Path(summary["policy"]).parent / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == list(range(1, 61))
     assert summary["rounds"][0]["win_rate"]["prompts"] == 200
