@@ -144,7 +144,10 @@ def run(
     if any(step.stage.name in ("encode", "rollout") and committed(step) is None
            for step in planned.steps):  # fmt: skip
         loaded, _ = looked_at(loaded)
-    raise typer.Exit(execute(loaded, planned, opened, as_json, verbose, ray, wait))
+    document, code = execute(loaded, planned, opened, as_json, verbose, ray, wait)
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False))
+    raise typer.Exit(code)
 
 
 app.command()(sweeping.sweep)

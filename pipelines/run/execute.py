@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -90,23 +89,6 @@ class _Recorder(console.Lines):
 
 
 def execute(
-    loaded: Loaded,
-    plan: Plan,
-    store: ArtifactStore,
-    as_json: bool,
-    verbose: bool,
-    ray: str | LocalCluster | None = None,
-    wait: float = 0,
-) -> int:
-    """Run a plan, show it, and print its record where JSON is asked for. Returns the exit code: 0 done, 1 a stage
-    failed, 130 interrupted."""
-    document, code = carry_out(loaded, plan, store, as_json, verbose, ray, wait)
-    if as_json:
-        print(json.dumps(document, ensure_ascii=False))
-    return code
-
-
-def carry_out(
     loaded: Loaded,
     plan: Plan,
     store: ArtifactStore,

@@ -65,8 +65,7 @@ class ArtifactStore:
 
     def open(self, manifest: Manifest) -> Artifact:
         """A committed artifact."""
-        parts = tuple(Part(**part) for part in manifest["parts"])
-        return Artifact(self.store, manifest["fingerprint"], manifest["attempt"], parts, manifest["summary"])
+        return Artifact.of_manifest(self.store, manifest)
 
     def output(self, fingerprint: str, made_from: MadeFrom) -> Output:
         """Where an artifact is made. What earlier runs left unfinished there counts."""

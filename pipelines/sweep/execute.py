@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipelines.plan import rounds
-from pipelines.run.execute import carry_out
+from pipelines.run import execute as runs
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.load import Loaded
@@ -49,5 +49,5 @@ def _promoted(
     else:
         chosen, place = load.load(str(file)), str(file)
     plan = rounds.plan(chosen.spec, chosen.path.parent)
-    run, code = carry_out(chosen, plan, store, options.as_json, options.verbose, options.ray, options.wait)
+    run, code = runs.execute(chosen, plan, store, options.as_json, options.verbose, options.ray, options.wait)
     return {**document, "best_spec": place, "run": run}, code

@@ -72,6 +72,12 @@ class Artifact:
     parts: tuple[Part, ...]
     summary: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_manifest(cls, store: Store, manifest: Mapping[str, Any]) -> Artifact:
+        """What a commit has made of parts."""
+        parts = tuple(Part(**part) for part in manifest["parts"])
+        return cls(store, manifest["fingerprint"], manifest["attempt"], parts, manifest["summary"])
+
     def has(self, name: str) -> bool:
         return any(name in part.files for part in self.parts)
 

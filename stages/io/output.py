@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.io import cache
-from stages.io.artifact import Part
+from stages.io.artifact import Artifact, Part
 from stages.io.quarantine import REASONS, Quarantine, fewest_reasons
 from stages.io.store import Store
 from stages.io.tables import write_table
@@ -72,6 +73,11 @@ class Output:
     def work(self) -> str:
         """What an interrupted stage continues from; deleted after the commit."""
         return f"work/{self.fingerprint}/{self.inputs}"
+
+    def committed(self) -> Artifact | None:
+        """What is there already."""
+        data = self.store.read(f"{self.place}/manifest.json")
+        return None if data is None else Artifact.of_manifest(self.store, json.loads(data))
 
     def done(self, kind: str = "parts") -> dict[str, Part]:
         """The finished parts (or ``checkpoints``) by name."""

@@ -15,6 +15,8 @@ from stages.io.output import Output
 _KEPT = 2
 """Checkpoints that are kept."""
 _KIND = "checkpoints"
+_AGAIN = "-again"
+"""Makes a name that sorts behind the first."""
 T = TypeVar("T")
 
 
@@ -42,12 +44,15 @@ class Kept:
         kept = self._output.done(_KIND)
         return kept[max(kept)] if kept else None
 
-    def keep(self, step: int, save: Callable[[Path], None], together: bool, last: bool = False) -> None:
+    def keep(
+        self, step: int, save: Callable[[Path], None], together: bool, last: bool = False, again: bool = False
+    ) -> None:
         """Keep what ``save`` writes into a folder as the checkpoint of a step.
 
         Args:
             together: all workers call this, each with its share; else only worker 0 does.
             last: none follows, so earlier ones are of no use.
+            again: the step was kept before; this one takes its place.
         """
         store = self._output.store
         place = _of_first(f"{self._output.work}/steps/{step:08d}-{uuid.uuid4().hex[:8]}", together)
@@ -57,7 +62,7 @@ class Kept:
         files = _of_all(self._output.upload(place), together)
         if together and dist.get_rank() != 0:
             return
-        self._output.record(_KIND, Part(f"{step:08d}", place, files))
+        self._output.record(_KIND, Part(f"{step:08d}{_AGAIN if again else ''}", place, files))
         older = sorted(self._output.done(_KIND).items())[: -1 if last else -_KEPT]
         for name, part in older:
             store.delete(f"{self._output.work}/{_KIND}/{name}")

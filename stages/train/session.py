@@ -97,6 +97,8 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
                 _after_step(row, state, arguments, session, kept, worker)
         if arguments.watch is not None and not is_measured(state.metrics[-1]):  # another run's last checkpoint
             state.metrics[-1] |= arguments.watch.measure(state.model, worker)
+            if sharded or session.rank == 0:
+                kept.keep(state.step, partial(checkpoints.save, state), together=sharded, last=True, again=True)
             session.measured(state.metrics)
         if arguments.finish:
             _finish(session, state, data, arguments, initial, sharded)

@@ -39,7 +39,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
         cpus = nodes.cpus_per_worker(resources, nodes.for_workers(resources))
         with board(context.progress) as progress:
             arguments = Arguments(config, resources, cpus, dict(inputs), output, progress, tuple(sys.path))
-            _fit(arguments, progress)
+            fit(arguments)
     part = output.done()[POLICY]
     output.parts.append(part)
     policy = Artifact(output.store, output.fingerprint, "", (part,))
@@ -49,14 +49,20 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     return {**summarise([json.loads(line) for line in metrics]), "stored_difference": difference}
 
 
-def _fit(arguments: Arguments, progress: Any) -> None:
+def fit(arguments: Arguments, callbacks: Sequence[Any] = (), inner: Sequence[Any] = ()) -> None:
+    """Train to the end; ``callbacks`` and ``inner`` are those of several workers (``distributed.fit``).
+
+    Raises:
+        StageError: the workers gave a reason why they cannot go on, or were lost too often.
+    """
+    progress = arguments.progress
     try:
         if arguments.resources.worker_range == (1, 1):
             single.fit(arguments)
         else:
             from stages.train import distributed  # here, since the driver of a single worker does without torch
 
-            distributed.fit(arguments)
+            distributed.fit(arguments, callbacks, inner)
     except StageError as error:
         if (reason := ray.get(progress.failure.remote())) is None:
             raise

@@ -29,7 +29,6 @@ class _Session:
 
     def __init__(self, told: Callable[[list[dict[str, float]]], None]) -> None:
         self._told = told
-        self.rows: list[dict[str, float]] | None = None
 
     def abandon(self, reason: str) -> None:
         raise StageError(reason)
@@ -41,21 +40,18 @@ class _Session:
         pass
 
     def measured(self, rows: list[dict[str, float]]) -> None:
-        self.rows = rows
         self._told(rows)
 
 
-def train(arguments: Arguments, told: Callable[[list[dict[str, float]]], None]) -> list[dict[str, float]] | None:
-    """Train to the end; returns the rows of all steps, None if none was measured."""
-    session = _Session(told)
+def train(arguments: Arguments, told: Callable[[list[dict[str, float]]], None]) -> None:
+    """Train to the end."""
     loads = _bases.loads
     try:
-        train_worker(arguments, session, _bases)
+        train_worker(arguments, _Session(told), _bases)
     finally:
         # For those who look into the log whether trials share what they can.
         print(f"base model {'loaded' if _bases.loads > loads else 'kept'}", flush=True)
         give_back_memory()
-    return session.rows
 
 
 @torch.no_grad()

@@ -218,14 +218,6 @@ class SweepConfig(Config):
         return self.trials or min(_DEFAULT_TRIALS, self.combinations or _DEFAULT_TRIALS)
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """After which shares of its training a trial is measured; the last is 1."""
-        scheduler = self.scheduler
-        if isinstance(scheduler, AshaScheduler):
-            return tuple(scheduler.reduction ** float(-rung) for rung in reversed(range(scheduler.rungs)))
-        return tuple((number + 1) / scheduler.measurements for number in range(scheduler.measurements))
-
-    @property
     def needs(self) -> tuple[Objective, ...]:
         """What every trial has to be measured by."""
         measured = [name for name in self.objective if name != WIN_RATE]

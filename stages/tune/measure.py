@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +33,7 @@ class HeldOut:
         return step in self.rungs.steps(steps)
 
     def measure(self, model: Any, worker: Worker) -> dict[str, float]:
-        model.eval()  # an adapter's dropout is off here
-        found = self.rank(lambda pairs: score(model, pairs, worker, model.layout))
-        without_dropout(model)
-        return {MEASURED + name: found[name] for name in NAMES if found.get(name) is not None}
-
-    def rank(self, scored: Callable[[list[Any]], torch.Tensor]) -> dict[str, Any]:
-        """What ``rank`` finds, with log-probabilities [pairs, 2] by the given function.
+        """How it ranks the held-out pairs, under names that begin with ``MEASURED``.
 
         Raises:
             StageError: a log-probability is not finite.
@@ -48,8 +41,11 @@ class HeldOut:
         data = ShardData(self.shards, self.reference)
         indices = range(len(data))
         pairs = data.pairs(indices)
-        columns = [*scored(pairs).unbind(1), torch.zeros(len(pairs))]
-        if needs_kl(self.objective) and (others := data.mismatched(indices)):
-            columns[2] = scored(others)[:, 0]
+        others = data.mismatched(indices) if needs_kl(self.objective) else []
+        model.eval()  # an adapter's dropout is off here
+        scored = score(model, pairs, worker, model.layout)
+        other = score(model, others, worker, model.layout)[:, 0] if others else torch.zeros(len(pairs))
+        without_dropout(model)
         against = None if self.reference is None else data.reference(indices)
-        return rank(pairs, torch.stack(columns), against, self.objective)
+        found = rank(pairs, torch.stack([*scored.unbind(1), other]), against, self.objective)
+        return {MEASURED + name: found[name] for name in NAMES if found.get(name) is not None}

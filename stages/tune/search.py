@@ -81,8 +81,8 @@ def rungs(settings: SweepConfig) -> Rungs:
     """When trials are measured. The scheduler wants whole numbers."""
     scheduler = settings.scheduler
     if isinstance(scheduler, AshaScheduler):
-        return Rungs(settings.shares, tuple(scheduler.reduction**rung for rung in range(scheduler.rungs)))
-    return Rungs(settings.shares, tuple(range(1, scheduler.measurements + 1)))
+        return Rungs(tuple(scheduler.reduction**rung for rung in range(scheduler.rungs)))
+    return Rungs(tuple(range(1, scheduler.measurements + 1)))
 
 
 def _scheduler(settings: SweepConfig) -> TrialScheduler:
@@ -125,15 +125,11 @@ def _searcher(settings: SweepConfig, known: Sequence[Point]) -> Searcher:
 def points(settings: SweepConfig) -> Iterator[Point]:
     """All points of a grid, or as many as are wanted drawn at random; the same ones each time."""
     names = sorted(settings.space)  # the order in which they are written means nothing
-    if settings.search == "grid":
-        for values in itertools.product(*(settings.space[name].choice or () for name in names)):
-            yield dict(zip(names, values, strict=True))
-        return
     draw = np.random.RandomState(settings.seed)
     if settings.combinations:
-        all_points = list(itertools.product(*(settings.space[name].choice or () for name in names)))
-        for place in draw.permutation(len(all_points))[: settings.wanted]:
-            yield dict(zip(names, all_points[place], strict=True))
+        found = list(itertools.product(*(settings.space[name].choice or () for name in names)))
+        order = range(len(found)) if settings.search == "grid" else draw.permutation(len(found))[: settings.wanted]
+        yield from (dict(zip(names, found[place], strict=True)) for place in order)
         return
     for _ in range(settings.wanted):
         yield {name: _plain(domain(settings.space[name]).sample(random_state=draw)) for name in names}

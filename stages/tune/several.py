@@ -9,10 +9,9 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from stages.base import StageError
-from stages.io.board import board, here
-from stages.train import distributed
+from stages.io.board import here
 from stages.train.arguments import Arguments
+from stages.train.train import fit
 from stages.tune.told import Rungs, at_end, result
 
 
@@ -22,18 +21,7 @@ def train(arguments: Arguments, number: int, rungs: Rungs | None, groups: Any) -
     Raises:
         StageError: the training failed.
     """
-    callbacks = [] if rungs is None else [_Reporting(rungs)]
-    try:
-        distributed.fit(arguments, callbacks, [_Noting(groups, number)])
-    except StageError as error:
-        raise StageError(ray.get(arguments.progress.failure.remote()) or str(error)) from error
-    if (failure := ray.get(arguments.progress.failure.remote())) is not None:
-        raise StageError(failure)
-
-
-def progress() -> Any:
-    """Where the workers of a training leave the reason why it cannot go on; how far it is they tell by their rungs."""
-    return board(lambda *_: None)
+    fit(arguments, [] if rungs is None else [_Reporting(rungs)], [_Noting(groups, number)])
 
 
 class Groups:

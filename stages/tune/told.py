@@ -18,14 +18,13 @@ _POINTS = 200
 
 @dataclass(frozen=True)
 class Rungs:
-    """When a trial is measured: after these shares of its training, for which the scheduler counts these units."""
+    """When a trial is measured: after so many units of its training, which the scheduler counts. The last are all."""
 
-    shares: tuple[float, ...]
     units: tuple[int, ...]
 
     def steps(self, steps: int) -> list[int]:
         """After which of so many steps that is."""
-        return [max(1, round(share * steps)) for share in self.shares]
+        return [max(1, round(units * steps / self.units[-1])) for units in self.units]
 
     def reached(self, step: int, steps: int) -> int:
         """The units of the last one that a training has come to; 0 before the first."""

@@ -17,7 +17,8 @@ from ray import tune
 
 from stages.base import StageError, TrainResources
 from stages.io import cache
-from stages.io.artifact import Artifact, Part
+from stages.io.artifact import Artifact
+from stages.io.board import board
 from stages.io.filenames import METRICS
 from stages.io.locks import lock
 from stages.io.output import Output
@@ -107,9 +108,9 @@ def _whole(trial: Trial, told: Row) -> Row:
 def _follow(trial: Trial, training: Training, told: Told | None) -> list[Row]:
     """Tell what a training has measured before, and train on to its end; returns the rows of all its steps. Another
     run at the same training on this machine is waited for."""
-    tell = told or (lambda _: None)
+    tell = told or _nobody
     with lock(training.output.store.scratch, training.output.fingerprint):
-        policy = _made(training.output)
+        policy = training.output.committed()  # by a run
         rows = _rows(training.output, policy)
         for number, row in enumerate(rows):
             if is_measured(row):
@@ -120,17 +121,8 @@ def _follow(trial: Trial, training: Training, told: Told | None) -> list[Row]:
             assert trial.heldout is not None
             rows[-1] |= _measure(trial, training, policy, trial.heldout)
             return rows
-        return _train(trial, training, told) or _rows(training.output, None)
-
-
-def _made(output: Output) -> Artifact | None:
-    """The policy, if a run has made it."""
-    data = output.store.read(f"{output.place}/manifest.json")
-    if data is None:
-        return None
-    manifest = json.loads(data)
-    parts = tuple(Part(**part) for part in manifest["parts"])
-    return Artifact(output.store, manifest["fingerprint"], manifest["attempt"], parts, manifest["summary"])
+        _train(trial, training, told)
+        return _rows(training.output, None)
 
 
 def _rows(output: Output, policy: Artifact | None) -> list[Row]:
@@ -139,20 +131,24 @@ def _rows(output: Output, policy: Artifact | None) -> list[Row]:
     return [] if file is None else [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _train(trial: Trial, training: Training, told: Told | None) -> list[Row] | None:
-    """Train on from the last checkpoint; returns the rows of all steps, or None where others have them."""
+def _train(trial: Trial, training: Training, told: Told | None) -> None:
+    """Train on from the last checkpoint."""
     given = (training.config, trial.resources, trial.cpus, dict(training.inputs), training.output)
     watched: dict[str, Any] = {"importable": trial.importable, "watch": trial.heldout, "finish": False}
     if _is_alone(trial):
         from stages.tune import alone
 
-        return alone.train(Arguments(*given, progress=None, **watched), told or (lambda _: None))
+        alone.train(Arguments(*given, progress=None, **watched), told or _nobody)
+        return
     from stages.tune import several
 
-    with several.progress() as progress:
-        rungs = trial.rungs if told else None
-        several.train(Arguments(*given, progress=progress, **watched), trial.number, rungs, trial.groups)
-    return None
+    with board(_nobody) as progress:  # how far it is, is told at its rungs
+        arguments = Arguments(*given, progress=progress, **watched)
+        several.train(arguments, trial.number, trial.rungs if told else None, trial.groups)
+
+
+def _nobody(*_: Any) -> None:
+    """Who is told nothing."""
 
 
 def _measure(trial: Trial, training: Training, policy: Artifact, heldout: HeldOut) -> Row:

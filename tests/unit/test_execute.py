@@ -37,7 +37,7 @@ def start(cluster):
     os.system("echo chatter of a child")
 
 local.start, local.stop, running.require = start, lambda: None, lambda *given: None
-sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), as_json=False, verbose=False))
+sys.exit(execute(load.load(sys.argv[1]), broken(), ArtifactStore(sys.argv[2]), as_json=False, verbose=False)[1])
 """
 
 
@@ -52,6 +52,14 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "store"))
+
+
+def code_of(loaded: Loaded, plan: Plan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
+    """Run as the command does: the record is printed where JSON is asked for."""
+    document, code = execute(loaded, plan, store, as_json, verbose)
+    if as_json:
+        print(json.dumps(document))
+    return code
 
 
 def sound(add: int = 2) -> Plan:
@@ -71,7 +79,7 @@ def opened(store: ArtifactStore, step: Step) -> Artifact:
 
 
 def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:
-    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 0
+    assert code_of(loaded, sound(), store, as_json=True, verbose=False) == 0
     out = capfd.readouterr().out
     said = json.loads(out)
     assert out.count("\n") == 1
@@ -89,19 +97,19 @@ def test_a_run_that_is_done(loaded: Loaded, store: ArtifactStore, capfd: pytest.
 def test_the_second_time_all_is_found(
     loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute(loaded, sound(), store, as_json=True, verbose=False)
+    code_of(loaded, sound(), store, as_json=True, verbose=False)
     capfd.readouterr()
 
     def start(cluster: object) -> None:
         raise AssertionError("a cluster was started for nothing")
 
     monkeypatch.setattr(local, "start", start)
-    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 0
+    assert code_of(loaded, sound(), store, as_json=True, verbose=False) == 0
     assert all(step["cached"] for step in json.loads(capfd.readouterr().out)["steps"])
 
 
 def test_a_run_whose_stage_fails(loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]) -> None:
-    assert execute(loaded, broken(), store, as_json=True, verbose=False) == 1
+    assert code_of(loaded, broken(), store, as_json=True, verbose=False) == 1
     captured = capfd.readouterr()
     said = json.loads(captured.out)
     assert (said["status"], said["error"], said["policy"]) == ("failed", "round-1/train: it always fails", None)
@@ -115,7 +123,7 @@ def test_an_interrupted_run_says_so(loaded: Loaded, store: ArtifactStore, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "start", start)
-    assert execute(loaded, sound(), store, as_json=False, verbose=False) == 130
+    assert code_of(loaded, sound(), store, as_json=False, verbose=False) == 130
     (name,) = store.runs()
     found = store.read_run(name)
     assert found is not None
@@ -135,7 +143,7 @@ def test_a_run_ends_as_it_did_when_its_record_cannot_be_written(
         raise ends_with
 
     monkeypatch.setattr(local, "start", start)
-    assert execute(loaded, sound(), store, as_json=False, verbose=False) == code
+    assert code_of(loaded, sound(), store, as_json=False, verbose=False) == code
     said = capfd.readouterr().out
     assert ("failed: store x is away" if code == 1 else "the same command continues") in said.replace(
         "StoreError: ", ""
@@ -145,10 +153,10 @@ def test_a_run_ends_as_it_did_when_its_record_cannot_be_written(
 def test_a_damaged_result_is_an_error_and_no_crash(
     loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    execute(loaded, sound(), store, as_json=True, verbose=False)
+    code_of(loaded, sound(), store, as_json=True, verbose=False)
     capfd.readouterr()
     opened(store, sound().policy).path("number").unlink()
-    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 1
+    assert code_of(loaded, sound(), store, as_json=True, verbose=False) == 1
     said = json.loads(capfd.readouterr().out)
     assert said["status"] == "failed"
     assert "is damaged" in said["error"]
@@ -161,7 +169,7 @@ def test_a_cluster_that_cannot_be_started_is_an_error_and_no_crash(
         raise OSError("no room in shared memory")
 
     monkeypatch.setattr(local, "start", start)
-    assert execute(loaded, sound(), store, as_json=True, verbose=False) == 1
+    assert code_of(loaded, sound(), store, as_json=True, verbose=False) == 1
     said = json.loads(capfd.readouterr().out)
     assert said["status"] == "failed"
     assert "no room in shared memory" in said["error"]
@@ -172,7 +180,7 @@ def test_square_brackets_in_a_path_are_shown_as_they_are(
     loaded: Loaded, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     store = ArtifactStore(str(tmp_path / name))
-    assert execute(loaded, sound(), store, as_json=False, verbose=False) == 0
+    assert code_of(loaded, sound(), store, as_json=False, verbose=False) == 0
     assert f"{name}/artifacts" in capfd.readouterr().out
 
 
@@ -196,7 +204,7 @@ def test_a_policy_that_needs_its_virtual_tokens_says_where_they_are(
     loaded: Loaded, store: ArtifactStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(as_json: bool) -> str:
-        assert execute(loaded, sound(), store, as_json=as_json, verbose=False) == 0
+        assert code_of(loaded, sound(), store, as_json=as_json, verbose=False) == 0
         return capfd.readouterr().out
 
     assert json.loads(run(True))["adapter"] is None

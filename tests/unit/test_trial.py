@@ -35,7 +35,7 @@ from tests import artifacts, specs, tiny
 CONFIG = TrainConfig(learning_rate=1e-3, batch_size=2, lora={"rank": 4})  # type: ignore[arg-type]
 DROPOUT = TrainConfig(learning_rate=1e-3, batch_size=2, lora={"rank": 4, "dropout": 0.5})  # type: ignore[arg-type]
 SCORED = ReferenceConfig(precision="fp32", mismatched=True)
-RUNGS = Rungs((1 / 3, 1.0), (1, 3))
+RUNGS = Rungs((1, 3))
 Told = list[dict[str, Any]]
 
 
@@ -229,7 +229,7 @@ def test_a_training_that_a_run_has_made_is_only_measured(
 
 
 def test_the_last_checkpoint_of_a_run_that_was_killed_is_measured(
-    make: Callable[..., Trial], told: Told, given: dict[str, Artifact]
+    make: Callable[..., Trial], told: Told, given: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make()
     unfinished = Arguments(CONFIG, TrainResources(), 1, given, made.trainings[0].output, None, (), finish=False)
@@ -237,6 +237,9 @@ def test_the_last_checkpoint_of_a_run_that_was_killed_is_measured(
     run(made)
     assert [(result["share"], bool(result.get("final"))) for result in told] == [(1.0, True)]
     assert "reward_accuracy" in told[0]
+    monkeypatch.setattr(alone, "train", lambda *given: pytest.fail("measured again"))
+    run(made)
+    assert told[1] == told[0]
 
 
 def test_a_trial_without_held_out_pairs_has_no_scores(make: Callable[..., Trial], told: Told) -> None:
