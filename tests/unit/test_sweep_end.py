@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.plan.steps import Step
+from pipelines.run.connection import Connection
 from pipelines.run.runner import StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.sweep import end
@@ -137,6 +138,31 @@ def test_where_the_winners_spec_cannot_go(
     assert found.exit_code == 2
     assert part in found.stderr
     assert not (tmp_path / ".rondo").exists()
+
+
+def test_a_module_beside_the_spec_keeps_the_winners_spec_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    folder = workspace.make(tmp_path / "there")
+    (folder / "strict_judge.py").write_text("def judge():\n    return lambda rollouts: []\n")
+    workspace.spec(folder, SPEC.replace("{use: sentiment}", '{use: "strict_judge:judge"}'))
+    found = rondo("sweep", "there/spec.yaml", "--set", "sweep.promote=best", "--out", "best.yaml")
+    assert found.exit_code == 2
+    assert "the spec names strict_judge.py, which stands beside it; put the file into that folder" in found.stderr
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_sweep_asks_for_the_places_of_its_trials(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("clusters.local.start", lambda cluster: None)
+    monkeypatch.setattr("clusters.running.require", asked.update)
+    loaded = workspace.loaded(tmp_path / "there", SPEC, "sweep.parallel=3")
+    store = ArtifactStore(str(tmp_path / "store"))
+    Connection(loaded, store, None, 0.0, print, sweep=sweep).open()
+    assert ("sweep.parallel" in asked) == sweep
+    assert not sweep or asked["sweep.parallel"].workers == 3
 
 
 def test_a_spec_without_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,22 @@ def test_the_time_of_earlier_commands_counts(opened: Open, tmp_path: Path) -> No
     assert stored(tmp_path)["seconds"] >= 100.0
 
 
+def test_a_trial_whose_process_was_lost_keeps_its_time_and_its_reason_has_no_secrets(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pipelines.sweep.record.time.monotonic", lambda: now[0])
+    record = opened()
+    record.add(1, {"beta": 1, "wpo": True})
+    record.started(1)
+    now[0] = 105.0
+    record.started(1)  # again, by Ray Tune
+    now[0] = 107.0
+    record.failed(1, "no access with hf_abcdefghijklmnopqrstuvwx")
+    assert record.trial(1)["seconds"] == 7.0
+    assert record.trial(1)["reason"] == "no access with [secret]"
+
+
 @pytest.mark.parametrize(
     ("objective", "ends", "winner", "pareto"),
     [
