@@ -11,6 +11,7 @@ import pytest
 from pipelines.plan import rounds
 from pipelines.sweep.trials import Space, places
 from stages.io.nodes import Node
+from stages.train.config import TrainConfig
 from tests.unit import workspace
 from tests.unit.test_sweep_checks import HEAD
 
@@ -127,3 +128,8 @@ def test_how_many_trials_run_at_the_same_time(
     overrides = [f"resources.train.{name}={value}" for name, value in resources.items()]
     spec = space(*overrides, *(f"sweep.{name}={value}" for name, value in sweep.items())).spec
     assert places(spec, [Node("here", has) for has in machines]) == expected
+
+
+def test_a_losss_options_come_after_the_loss_however_they_are_ordered() -> None:
+    changed = TrainConfig().changed({"loss.gamma": 0.7, "loss": "simpo"})
+    assert changed.loss == TrainConfig.model_validate({"loss": {"use": "simpo", "gamma": 0.7}}).loss
