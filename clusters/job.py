@@ -21,7 +21,7 @@ def known_jobs() -> Path:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One ``rondo run`` or ``rondo sweep`` to be done on a cluster."""
+    """One ``rondo run``, ``rondo sweep`` or ``rondo schedule --once`` to be done on a cluster."""
 
     id: str
     """The pipeline's name with a random ending, at most 47, a letter first: what the job is called where Rondo may
@@ -36,7 +36,8 @@ class JobSpec:
     """Where the job was submitted."""
     file: Path | None
     """The spec's file, whose folder travels to clusters that do not see it; None for a bundled recipe."""
-    command: Literal["run", "sweep"] = "run"
+    command: Literal["run", "sweep", "schedule"] = "run"
+    """The options of ``schedule`` begin with ``--once``: the cluster keeps the time."""
 
     @property
     def travels(self) -> Path | None:

@@ -44,7 +44,7 @@ class Kubectl:
         return [_node(name, group) for name, group in cluster.workers.items() for _ in range(group.range[1])]
 
     def show(self, job: JobSpec) -> str:
-        return yaml.dump(self._manifest(job), Dumper=_Readable, sort_keys=False, width=120)
+        return readable(self._manifest(job))
 
     def submit(self, job: JobSpec) -> str:
         """Make the RayJob, and its ConfigMap, which goes when it goes. Its pods wait for the ConfigMap.
@@ -91,11 +91,7 @@ class Kubectl:
         self._ask("delete", "rayjob", job, "--wait=false")
 
     def _manifest(self, job: JobSpec) -> dict[str, Any]:
-        files: dict[str, bytes] = {}
-        if job.travels and not self._cluster.folder:
-            found = folder.files(job.travels, _BOUND)
-            files = {file.relative_to(job.travels).as_posix(): file.read_bytes() for file in found}
-        return rayjob.manifest(self._cluster, job, files)
+        return rayjob.manifest(self._cluster, job, taken(self._cluster, job))
 
     def _ask(self, *arguments: str, given: str | None = None) -> str:
         """What kubectl answers.
@@ -119,6 +115,23 @@ class Kubectl:
             said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or [""]
             raise StageError(f"Kubernetes refused (kubectl {arguments[0]}): {said[-1].strip()}")
         return done.stdout
+
+
+def taken(cluster: KubeRayCluster, job: JobSpec) -> dict[str, bytes]:
+    """The files of the spec's folder that travel with a job, by their paths in it.
+
+    Raises:
+        StageError: they are too large.
+    """
+    if not job.travels or cluster.folder:
+        return {}
+    found = folder.files(job.travels, _BOUND)
+    return {file.relative_to(job.travels).as_posix(): file.read_bytes() for file in found}
+
+
+def readable(manifest: dict[str, Any]) -> str:
+    """A manifest as YAML for people and for ``kubectl apply``."""
+    return yaml.dump(manifest, Dumper=_Readable, sort_keys=False, width=120)
 
 
 class _Readable(yaml.SafeDumper):

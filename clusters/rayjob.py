@@ -15,30 +15,32 @@ from typing import Any
 from clusters.job import JobSpec
 from clusters.kuberay import Group, KubeRayCluster, WorkerGroup
 
-_PLACE = "/rondo/job"
+PLACE = "/rondo/job"
 _CACHE = "/rondo/cache"
 _SCRIPT = "run.sh"
 _SHM_SHARE = 0.3
 """Of a pod's memory what Ray's objects may take, as Ray has it by default."""
-_CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def manifest(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
     """What is sent to Kubernetes. ``files`` are those of the spec's folder by their paths in it."""
+    named = metadata(cluster, job, job.id)
     return {
         "apiVersion": "v1",
         "kind": "List",
-        "items": [_config_map(cluster, job, files), _ray_job(cluster, job, files)],
+        "items": [config_map(cluster, job, files, job.id), ray_job(cluster, files, job.id, named)],
     }
 
 
 def entry(cluster: KubeRayCluster, job: JobSpec) -> str:
     """The script that the job runs."""
-    folder = cluster.folder or (f"{_PLACE}/spec" if job.travels else _PLACE)
+    folder = cluster.folder or (f"{PLACE}/spec" if job.travels else PLACE)
     return f"#!/bin/sh\ncd {shlex.quote(folder)} && exec {shlex.join(job.away)}\n"
 
 
-def _config_map(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
+def config_map(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """What the pods of a job find at ``PLACE``."""
     text: dict[str, str] = {_SCRIPT: entry(cluster, job)}
     other: dict[str, str] = {}
     for key, content in zip(_keys(files), files.values(), strict=True):
@@ -47,7 +49,7 @@ def _config_map(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes
         except UnicodeDecodeError:
             other[key] = base64.b64encode(content).decode()
     binary = {"binaryData": other} if other else {}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(cluster, job), "data": text, **binary}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(cluster, job, name), "data": text, **binary}
 
 
 def _keys(files: Mapping[str, bytes]) -> list[str]:
@@ -55,39 +57,44 @@ def _keys(files: Mapping[str, bytes]) -> list[str]:
     return [f"file-{number}" for number in range(len(files))]
 
 
-def _metadata(cluster: KubeRayCluster, job: JobSpec) -> dict[str, Any]:
+def metadata(cluster: KubeRayCluster, job: JobSpec, name: str) -> dict[str, Any]:
     labels = {"app.kubernetes.io/name": "rondo", "rondo/pipeline": job.name}
     if cluster.queue:
         labels["kueue.x-k8s.io/queue-name"] = cluster.queue
     namespace = {"namespace": cluster.namespace} if cluster.namespace else {}
-    return {"name": job.id, **namespace, "labels": labels}
+    return {"name": name, **namespace, "labels": labels}
 
 
-def _ray_job(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
-    limit = {"activeDeadlineSeconds": cluster.time_limit_seconds} if cluster.time_limit_seconds else {}
+def ray_job(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, named: dict[str, Any]) -> dict[str, Any]:
+    """A RayJob with the metadata ``named``, whose pods mount the ConfigMap ``config`` with ``files``."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(cluster, job),
-        "spec": {
-            "entrypoint": f"sh {_PLACE}/{_SCRIPT}",
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": cluster.keep_seconds,
-            "backoffLimit": cluster.retries,
-            **limit,
-            **({"suspend": True} if cluster.queue else {}),  # until Kueue lets it in
-            "submitterPodTemplate": _submitter(cluster),
-            "rayClusterSpec": _ray_cluster(cluster, job, files),
-        },
+        "metadata": named,
+        "spec": ray_job_spec(cluster, files, config),
     }
 
 
-def _ray_cluster(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
+def ray_job_spec(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str) -> dict[str, Any]:
+    limit = {"activeDeadlineSeconds": cluster.time_limit_seconds} if cluster.time_limit_seconds else {}
+    return {
+        "entrypoint": f"sh {PLACE}/{_SCRIPT}",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": cluster.keep_seconds,
+        "backoffLimit": cluster.retries,
+        **limit,
+        **({"suspend": True} if cluster.queue else {}),  # until Kueue lets it in
+        "submitterPodTemplate": _submitter(cluster),
+        "rayClusterSpec": _ray_cluster(cluster, files, config),
+    }
+
+
+def _ray_cluster(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str) -> dict[str, Any]:
     scaling: dict[str, Any] = {}
     if cluster.grows:
         scaling = {
             "enableInTreeAutoscaling": True,
-            "autoscalerOptions": {"idleTimeoutSeconds": 60, "securityContext": _CONTAINER_SECURITY},
+            "autoscalerOptions": {"idleTimeoutSeconds": 60, "securityContext": CONTAINER_SECURITY},
         }
     return {
         "rayVersion": importlib.metadata.version("ray"),
@@ -96,14 +103,14 @@ def _ray_cluster(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, byte
         "headGroupSpec": {
             # With workers the head only directs them.
             "rayStartParams": {"num-cpus": "0"} if cluster.workers else {},
-            "template": {"spec": _pod(cluster, job, files, "ray-head", cluster.head)},
+            "template": {"spec": _pod(cluster, files, config, "ray-head", cluster.head)},
         },
-        "workerGroupSpecs": [_worker_group(cluster, job, files, *each) for each in cluster.workers.items()],
+        "workerGroupSpecs": [_worker_group(cluster, files, config, *each) for each in cluster.workers.items()],
     }
 
 
 def _worker_group(
-    cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name: str, group: WorkerGroup
+    cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, name: str, group: WorkerGroup
 ) -> dict[str, Any]:
     fewest, most = group.range
     return {
@@ -113,15 +120,15 @@ def _worker_group(
         "maxReplicas": most,
         "rayStartParams": {},
         **({"labels": dict(group.labels)} if group.labels else {}),
-        "template": {"spec": _pod(cluster, job, files, "ray-worker", group)},
+        "template": {"spec": _pod(cluster, files, config, "ray-worker", group)},
     }
 
 
-def _pod(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name: str, group: Group) -> dict[str, Any]:
+def _pod(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, name: str, group: Group) -> dict[str, Any]:
     size = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
     if group.gpus:
         size["nvidia.com/gpu"] = str(group.gpus)
-    volumes, mounts = _volumes(cluster, job, files, group)
+    volumes, mounts = _volumes(cluster, files, config, group)
     container = {
         "name": name,
         "image": cluster.image,
@@ -129,7 +136,7 @@ def _pod(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name
         "env": [{"name": key, "value": value} for key, value in _environment(cluster).items()],
         "envFrom": [{"secretRef": {"name": secret}} for secret in cluster.secrets],
         "volumeMounts": mounts,
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     placed: dict[str, Any] = {}
     if group.node_selector:
@@ -138,16 +145,16 @@ def _pod(cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], name
         placed["tolerations"] = [each.model_dump(exclude_none=True) for each in group.tolerations]
     needs_api = name == "ray-head" and cluster.grows  # the autoscaler beside the head asks for pods
     return {
-        **_account(cluster),
+        **account(cluster),
         "automountServiceAccountToken": needs_api,
-        "securityContext": _pod_security(cluster),
+        "securityContext": pod_security(cluster),
         "containers": [container],
         "volumes": volumes,
         **placed,
     }
 
 
-def _account(cluster: KubeRayCluster) -> dict[str, Any]:
+def account(cluster: KubeRayCluster) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if cluster.service_account:
         found["serviceAccountName"] = cluster.service_account
@@ -156,7 +163,7 @@ def _account(cluster: KubeRayCluster) -> dict[str, Any]:
     return found
 
 
-def _pod_security(cluster: KubeRayCluster) -> dict[str, Any]:
+def pod_security(cluster: KubeRayCluster) -> dict[str, Any]:
     user = cluster.run_as
     return {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
             "seccompProfile": {"type": "RuntimeDefault"}}  # fmt: skip
@@ -174,7 +181,7 @@ def _environment(cluster: KubeRayCluster) -> dict[str, str]:
 
 
 def _volumes(
-    cluster: KubeRayCluster, job: JobSpec, files: Mapping[str, bytes], group: Group
+    cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, group: Group
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A pod's volumes, and where they stand in it: the command and the spec, a disk for copies, memory for Ray's
     objects, and the user's own volume."""
@@ -182,12 +189,12 @@ def _volumes(
     items += [{"key": key, "path": f"spec/{path}"} for key, path in zip(_keys(files), files, strict=True)]
     shm = f"{max(1, round(group.memory_gib * _SHM_SHARE))}Gi"
     volumes: list[dict[str, Any]] = [
-        {"name": "job", "configMap": {"name": job.id, "items": items}},
+        {"name": "job", "configMap": {"name": config, "items": items}},
         {"name": "cache", "emptyDir": {"sizeLimit": f"{cluster.cache_gib}Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}},
     ]
     mounts: list[dict[str, Any]] = [
-        {"name": "job", "mountPath": _PLACE, "readOnly": True},
+        {"name": "job", "mountPath": PLACE, "readOnly": True},
         {"name": "cache", "mountPath": _CACHE},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
     ]
@@ -204,14 +211,14 @@ def _submitter(cluster: KubeRayCluster) -> dict[str, Any]:
         "name": "ray-job-submitter",
         "image": cluster.image,
         "resources": {"requests": size, "limits": size},
-        "securityContext": _CONTAINER_SECURITY,
+        "securityContext": CONTAINER_SECURITY,
     }
     return {
         "spec": {
             "restartPolicy": "Never",
-            **_account(cluster),
+            **account(cluster),
             "automountServiceAccountToken": False,
-            "securityContext": _pod_security(cluster),
+            "securityContext": pod_security(cluster),
             "containers": [container],
         }
     }
