@@ -56,12 +56,16 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def main() -> None:
+def main(account: Path = _ACCOUNT) -> None:
+    if len(sys.argv) != 2 or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        sys.exit("usage, in a pod of Kubernetes: python -m clusters.create_rayjob FILE")
     try:
-        name = create(
-            json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")),
-            os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"]),
-        )  # fmt: skip
+        ray_job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"no RayJob was made: {sys.argv[1]} cannot be read: {error}")
+    try:
+        address = os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"])
+        name = create(ray_job, *address, account)
     except StageError as error:
         sys.exit(str(error))
     print(name)

@@ -7,8 +7,8 @@ kubectl keeps a copy of the ConfigMap in an annotation, which takes 256 KiB. Ray
 
 A **RayCronJob** is KubeRay's own, alpha, behind the operator's feature gate ``RayCronJob``. As of KubeRay 1.7.0:
 
-- ``timeZone`` is new in 1.7.0. With 1.6, which knows no other time zone than the operator's own, kubectl refuses the
-  manifest for its unknown field. A ``TZ=`` before the schedule, which 1.6 let through, 1.7 refuses.
+- ``timeZone`` is new in 1.7.0; 1.6 has no such field, and takes the operator's own time zone. A ``TZ=`` before the
+  schedule, which 1.6 let through, 1.7 refuses.
 - Its name has at most 36 characters, since a RayJob's, with the tick's minute behind it, has at most 47.
 - There is no policy of overlapping and no deadline: RayJobs overlap, and after a pause each missed tick makes one.
 - There is no metadata in its template, so a RayJob cannot have the label by which Kueue knows its queue.

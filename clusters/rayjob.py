@@ -58,6 +58,7 @@ def _keys(files: Mapping[str, bytes]) -> list[str]:
 
 
 def metadata(cluster: KubeRayCluster, job: JobSpec, name: str) -> dict[str, Any]:
+    """The metadata of an object ``name`` that belongs to a job."""
     labels = {"app.kubernetes.io/name": "rondo", "rondo/pipeline": job.name}
     if cluster.queue:
         labels["kueue.x-k8s.io/queue-name"] = cluster.queue
@@ -76,6 +77,7 @@ def ray_job(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, na
 
 
 def ray_job_spec(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str) -> dict[str, Any]:
+    """What a RayJob says but for its metadata, as a RayCronJob holds it."""
     limit = {"activeDeadlineSeconds": cluster.time_limit_seconds} if cluster.time_limit_seconds else {}
     return {
         "entrypoint": f"sh {PLACE}/{_SCRIPT}",
@@ -155,6 +157,7 @@ def _pod(cluster: KubeRayCluster, files: Mapping[str, bytes], config: str, name:
 
 
 def account(cluster: KubeRayCluster) -> dict[str, Any]:
+    """Of a pod: as whom it runs, and with which account its image is fetched."""
     found: dict[str, Any] = {}
     if cluster.service_account:
         found["serviceAccountName"] = cluster.service_account
@@ -164,6 +167,7 @@ def account(cluster: KubeRayCluster) -> dict[str, Any]:
 
 
 def pod_security(cluster: KubeRayCluster) -> dict[str, Any]:
+    """Of a pod: it runs as a user that is not root."""
     user = cluster.run_as
     return {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
             "seccompProfile": {"type": "RuntimeDefault"}}  # fmt: skip

@@ -8,11 +8,12 @@ hosts that want to follow the same champion one wins, on a disk and in a bucket;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import StageError
@@ -34,9 +35,12 @@ class Champion:
     run: str | None = None
     """The run that made it champion; None where a person did."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured when it became champion."""
+    """What that run had measured."""
     restores: int | None = None
-    """The earlier entry that a rollback went back to."""
+    """The earlier entry that a rollback went back to; its run and evidence stand there."""
+
+
+_ENTRY = TypeAdapter(Champion)
 
 
 class NoChampion(StageError):
@@ -83,7 +87,7 @@ class Champions:
         raise NoChampion(f"{self.name} has no champion in {self._store.location}; {there}")
 
     def move(
-        self, manifest: Manifest, inputs: str, reason: str, run: str | None = None,
+        self, policy: str, inputs: str, reason: str, run: str | None = None,
         evidence: Mapping[str, Any] | None = None, restores: int | None = None,
     ) -> Champion:  # fmt: skip
         """Make a policy the champion after the one that was read.
@@ -93,9 +97,9 @@ class Champions:
         """
         number = self.current.number + 1 if self.current else 1
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = Champion(number, manifest["fingerprint"], inputs, since, reason, run, evidence or {}, restores)
+        entry = Champion(number, policy, inputs, since, reason, run, evidence or {}, restores)
         place = f"champions/{self.name}/{number:06d}.json"
-        if not self._store.store.create(place, json.dumps(asdict(entry), indent=1, ensure_ascii=False).encode()):
+        if not self._store.create_json(place, asdict(entry)):
             raise Moved(
                 f"the champion of {self.name} was changed by another command meanwhile; look at it, and try again"
             )
@@ -107,19 +111,21 @@ class Champions:
 
         Raises:
             NoChampion: there is none so far back.
+            StoreError: its policy was deleted.
             Moved: there is another one meanwhile.
         """
-        entries = {entry.number: entry for entry in self.history}
         at = self._stands_for(self.require())
         for taken in range(steps):
-            before = entries.get(at.number - 1)
-            if before is None:
+            place = self.history.index(at)
+            if place == 0:
                 changes = f"{taken} change{'' if taken == 1 else 's'}"
                 raise NoChampion(f"{self.name}: {steps} back is past the beginning; before this champion: {changes}")
-            at = self._stands_for(before)
-        return self.move(
-            manifest_at(self._store, at.policy, at.inputs), at.inputs, reason, at.run, at.evidence, at.number
-        )
+            at = self._stands_for(self.history[place - 1])
+        if manifest_at(self._store, at.policy, at.inputs) is None:
+            raise StoreError(
+                f"the policy {at.policy[:12]} is not in {self._store.location} any more; choose another one"
+            )
+        return self.move(at.policy, at.inputs, reason, restores=at.number)
 
     def put(self, fingerprint: str, reason: str) -> Champion:
         """Make any policy of the store the champion.
@@ -128,8 +134,7 @@ class Champions:
             StageError: no policy's fingerprint begins so, or several do.
             Moved: there is another one meanwhile.
         """
-        manifest, inputs = find_policy(self._store, fingerprint)
-        return self.move(manifest, inputs, reason)
+        return self.move(*find_policy(self._store, fingerprint), reason)
 
     def _stands_for(self, entry: Champion) -> Champion:
         """The entry itself, or the one that it restored."""
@@ -141,39 +146,33 @@ def names(store: ArtifactStore) -> list[str]:
     return store.store.names("champions")
 
 
-def manifest_at(store: ArtifactStore, fingerprint: str, inputs: str) -> Manifest:
-    """The manifest of a policy that is or was a champion.
-
-    Raises:
-        StoreError: its artifact was deleted.
-    """
-    manifest = store.read_json(f"artifacts/{fingerprint}/{inputs}/manifest.json")
-    if manifest is None:
-        raise StoreError(f"the policy {fingerprint[:12]} is not in {store.location} any more; choose another one")
-    return manifest
+def manifest_at(store: ArtifactStore, fingerprint: str, inputs: str) -> Manifest | None:
+    """The manifest of an artifact by its place; None where there is none (any more)."""
+    return store.read_json(f"artifacts/{fingerprint}/{inputs}/manifest.json")
 
 
-def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[Manifest, str]:
-    """The manifest of the one policy whose fingerprint begins so, and its ``inputs``; of several attempts the latest.
+def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[str, str]:
+    """The whole fingerprint of the one policy whose fingerprint begins so, and its ``inputs``; of several attempts the
+    latest.
 
     Raises:
         StageError: there is none, or there are several.
     """
-    found: dict[str, list[tuple[Manifest, str]]] = {}
+    found: dict[str, dict[str, Manifest]] = {}
     for whole in store.store.names("artifacts"):
         if not fingerprint or not whole.startswith(fingerprint):
             continue
         for inputs in store.store.names(f"artifacts/{whole}"):
-            manifest = store.read_json(f"artifacts/{whole}/{inputs}/manifest.json")
+            manifest = manifest_at(store, whole, inputs)
             if manifest is not None and manifest["produces"] == "policy":
-                found.setdefault(whole, []).append((manifest, inputs))
+                found.setdefault(whole, {})[inputs] = manifest
     if len(found) != 1:
         several = f"several policies begin so: {', '.join(sorted(each[:16] for each in found))}"
         raise StageError(
             f"{fingerprint or repr(fingerprint)}: {several if found else 'no policy of the store begins so'}"
         )
-    (attempts,) = found.values()
-    return max(attempts, key=lambda each: str(each[0]["committed"]))
+    ((whole, attempts),) = found.items()
+    return whole, max(attempts, key=lambda inputs: str(attempts[inputs]["committed"]))
 
 
 def _is_entry(file: str) -> bool:
@@ -183,7 +182,7 @@ def _is_entry(file: str) -> bool:
 
 def _entry(place: str, data: bytes) -> Champion:
     try:
-        return Champion(**json.loads(data))
-    except (ValueError, TypeError):
+        return _ENTRY.validate_json(data)
+    except ValidationError:
         text = "restore it, or delete it: then the entry before it counts"
         raise StoreError(f"{place} is damaged (not an entry of a champion's history); {text}") from None

@@ -83,7 +83,7 @@ class ArtifactStore:
             "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         place = f"{output.place}/manifest.json"
-        if not self.store.create(place, _json(document)):
+        if not self.create_json(place, document):
             now = self.read_json(place)
             assert now is not None
             document = now
@@ -135,6 +135,10 @@ class ArtifactStore:
     def runs(self) -> list[str]:
         """Names of all runs, the oldest first."""
         return sorted(name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json"))
+
+    def create_json(self, place: str, value: Mapping[str, Any]) -> bool:
+        """Put a document in place if none is there; returns whether it was."""
+        return self.store.create(place, _json(value))
 
     def read_json(self, place: str) -> dict[str, Any] | None:
         """Raises:

@@ -1,5 +1,5 @@
-"""A schedule: when its ticks are due, who runs one, what became of each, and who is told when one fails.
+"""When the ticks of a schedule are due, and how a webhook is told of one that failed.
 
-A spec, a cron expression and a time zone come in; runs and a ledger of ticks go out. It imports ``sweep``, ``run``,
-``report``, ``plan`` and ``spec``.
+A cron expression and a time zone come in, due times go out. It may import ``sweep``, ``run``, ``report``, ``plan`` and
+``spec``.
 """

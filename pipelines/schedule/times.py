@@ -21,8 +21,6 @@ _FIELDS = {
 }
 _ANY_YEAR = datetime(2000, 1, 1)
 """A leap year; from here CronSim looks 50 years ahead, in which every date falls on every day of the week."""
-_LONGEST = timedelta(days=50 * 366)
-"""How far back a due time is searched; no schedule that comes at all pauses for so long."""
 _SECOND, _MINUTE, _WEEK = timedelta(seconds=1), timedelta(minutes=1), timedelta(weeks=1)
 
 
@@ -68,16 +66,14 @@ class Times:
             return self._real(instant.astimezone(UTC))
         return self._once(instant.astimezone(UTC))
 
-    def until(self, instant: datetime) -> datetime | None:
-        """The latest due time that is not after an aware ``instant``, in UTC; None if 50 years have none.
+    def until(self, instant: datetime) -> datetime:
+        """The latest due time that is not after an aware ``instant``, in UTC.
 
         It is found by halving: the search forward is exact at every change of the clocks, CronSim's backward is not.
         """
         instant, back = instant.astimezone(UTC), _MINUTE
         while (latest := self.after(instant - back)) > instant:
-            if back > _LONGEST:
-                return None
-            back *= 16
+            back *= 16  # a schedule that comes at all never pauses for long: parse has seen that it comes
         ahead = instant
         while ahead - latest > _SECOND:
             middle = latest + (ahead - latest) / 2

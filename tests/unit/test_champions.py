@@ -70,6 +70,25 @@ def test_rolling_back_several_at_once(store: ArtifactStore) -> None:
     assert put(store, "aa", "bb", "cc").roll_back(2, "both").policy == "aa"
 
 
+def test_a_rollback_names_the_entry_whose_evidence_holds(store: ArtifactStore) -> None:
+    policy(store, "aa")
+    champions = Champions(store, "nightly")
+    (inputs,) = store.store.names("artifacts/aa")
+    champions.move("aa", inputs, "won", run="run-1", evidence={"win_rate": 0.7})
+    policy(store, "bb")
+    champions.put("bb", "by hand")
+    restored = Champions(store, "nightly").roll_back(1, "bb is rude")
+    assert (restored.restores, restored.run, restored.evidence) == (1, None, {})
+    first = Champions(store, "nightly").history[0]
+    assert (first.run, first.evidence) == ("run-1", {"win_rate": 0.7})
+
+
+def test_a_damaged_entry_that_was_deleted_is_stepped_over(store: ArtifactStore) -> None:
+    put(store, "aa", "bb", "cc")
+    (Path(store.location) / "champions/nightly/000002.json").unlink()
+    assert Champions(store, "nightly").roll_back(1, "back").policy == "aa"
+
+
 def test_past_the_beginning_nothing_is_changed(store: ArtifactStore) -> None:
     champions = put(store, "aa", "bb")
     with pytest.raises(NoChampion, match=r"2 back is past the beginning; before this champion: 1 change$"):
@@ -117,7 +136,7 @@ def test_of_several_attempts_the_latest_is_set(store: ArtifactStore, monkeypatch
     assert Champions(store, "nightly").put("ab", "try").inputs == places["b"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}', '{"number": "x", "policy": "aa"}'])
 def test_a_damaged_entry_is_named(store: ArtifactStore, text: str) -> None:
     put(store, "aa", "bb")
     (Path(store.location) / "champions/nightly/000002.json").write_text(text)

@@ -131,11 +131,36 @@ def test_the_command_says_the_name_or_ends_with_one(
     monkeypatch.setattr(sys, "argv", ["create_rayjob", str(tmp_path / "rayjob.json")])
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
-    monkeypatch.setattr(create_rayjob.create, "__defaults__", (account,))
-    create_rayjob.main()
+    create_rayjob.main(account)
     assert capsys.readouterr().out == "rondo-nightly-x7k2p\n"
     assert server.asked[0][2] == RAY_JOB
     server.answer = (403, b'{"message": "no"}')
     with pytest.raises(SystemExit) as ended:
-        create_rayjob.main()
+        create_rayjob.main(account)
     assert ended.value.code == "no RayJob was made: Kubernetes refused (403): no"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage, in a pod of Kubernetes: python -m clusters.create_rayjob FILE"),
+        (["gone.json"], "no RayJob was made: gone.json cannot be read: .*No such file"),
+        (["broken.json"], "no RayJob was made: broken.json cannot be read: .*column 1"),
+    ],
+)
+def test_a_wrong_file_ends_with_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("kind: RayJob")
+    monkeypatch.setattr(sys, "argv", ["create_rayjob", *arguments])
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with pytest.raises(SystemExit, match=message):
+        create_rayjob.main()
+
+
+def test_outside_of_a_pod_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["create_rayjob", "rayjob.json"])
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SystemExit, match="usage, in a pod"):
+        create_rayjob.main()

@@ -28,8 +28,8 @@ def on(cron: str, zone: str, day: tuple[int, int, int]) -> list[str]:
     return found
 
 
-def utc(*values: int) -> datetime:
-    return datetime(*values, tzinfo=UTC)  # type: ignore[misc,arg-type]
+def utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
 
 def test_a_tick_is_due_at_the_zones_clock_and_told_in_utc() -> None:

@@ -135,11 +135,9 @@ def test_nobody_listens(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> 
 def test_nobody_answers(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(webhook, "TIMEOUT", 0.05)
-    begun = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reason = webhook.call(f"http://127.0.0.1:{silent.getsockname()[1]}/", EVENT)
     assert reason == "no answer within 0.05 s, 3 times"
-    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(
