@@ -8,6 +8,7 @@ hosts that want to follow the same champion one wins, on a disk and in a bucket;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.run.store import ArtifactStore, Manifest
+from pipelines.spec.models import NAME
 from stages.base import StageError
 from stages.hints import closest
 from stages.io.store import StoreError
@@ -55,10 +57,13 @@ class Champions:
     """The champions of one pipeline, the oldest first, as they were when they were read.
 
     Raises:
+        NoChampion: the name is not one that a pipeline can have.
         StoreError: an entry is damaged, or the store cannot be reached.
     """
 
     def __init__(self, store: ArtifactStore, name: str) -> None:
+        if not re.match(NAME, name):
+            raise NoChampion(f"{name!r} is no pipeline's name: those have lower-case letters, digits and hyphens")
         self._store, self.name = store, name
         places = [f"champions/{name}/{file}" for file in store.store.names(f"champions/{name}") if _is_entry(file)]
         self.history = [

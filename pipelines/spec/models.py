@@ -19,6 +19,8 @@ from stages.tune.config import SweepConfig
 
 Location = Annotated[str, Field(min_length=1)]
 """A file, folder or glob, relative to the spec's folder, or an address (s3://, gs://, hf://)."""
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""What a pipeline may be called."""
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 Origin = Literal["base", "previous"]
 
@@ -118,7 +120,7 @@ class ResourcesSpec(Config):
 
 
 class PipelineSpec(Config):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    name: Annotated[str, Field(pattern=NAME)]
     policy: ModelSource
     prompts: PromptFiles = PromptFiles()
     preferences: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = ()

@@ -66,6 +66,27 @@ def test_rolling_back_goes_on_from_where_it_went_back_to(store: ArtifactStore) -
     assert Champions(store, "nightly").require().reason == "worse"
 
 
+def test_what_was_rolled_back_is_stepped_over(store: ArtifactStore) -> None:
+    champions = put(store, "aa", "bb", "cc")
+    champions.roll_back(1, "cc is rude")
+    policy(store, "dd")
+    champions.put("dd", "better")
+    assert champions.roll_back(2, "both").policy == "aa"
+
+
+def test_other_files_beside_the_entries_do_not_count(store: ArtifactStore) -> None:
+    put(store, "aa")
+    for name in ("000002.json~", "notes.json", "000003"):
+        (Path(store.location) / "champions/nightly" / name).write_text("mine")
+    assert held(store) == "aa"
+
+
+@pytest.mark.parametrize("name", ["../artifacts", "", "a/b", "Nightly"])
+def test_what_no_pipeline_can_be_called(store: ArtifactStore, name: str) -> None:
+    with pytest.raises(NoChampion, match=f"'{name}' is no pipeline's name"):
+        Champions(store, name)
+
+
 def test_rolling_back_several_at_once(store: ArtifactStore) -> None:
     assert put(store, "aa", "bb", "cc").roll_back(2, "both").policy == "aa"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,12 @@ def test_a_queue_needs_a_label_that_only_the_cronjob_can_give() -> None:
     assert "metadata" not in by_kind(made)["CronJob"]["spec"]["jobTemplate"]
 
 
-def test_a_folder_in_the_image_does_not_travel() -> None:
+def test_a_folder_in_the_image_does_not_travel(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("name: nightly\n")
+    job = replace(nightly(), file=tmp_path / "spec.yaml")
+    assert taken(kuberay(), job) == {"spec.yaml": b"name: nightly\n"}
     cluster = kuberay(folder="/app/specs")
-    files = taken(cluster, nightly())
+    files = taken(cluster, job)
     assert files == {}
     for form, keys in ((ray_cron_job, ["run.sh"]), (cron_job, ["run.sh", "rayjob.json"])):
         config = by_kind(form(cluster, nightly(), files, *TICKS))["ConfigMap"]

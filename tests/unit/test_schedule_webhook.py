@@ -132,6 +132,19 @@ def test_nobody_listens(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> 
     assert [wait for wait in waits if wait] == [1, 2]
 
 
+def test_a_connection_has_a_bounded_time(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[float] = []
+
+    def connect(address: object, timeout: float, source: object) -> None:
+        allowed.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert webhook.call("http://hooks.example/", EVENT) == "no answer within 10 s, 3 times"
+    assert allowed == [10.0] * 3
+
+
 def test_nobody_answers(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(webhook, "TIMEOUT", 0.05)
