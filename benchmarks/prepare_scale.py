@@ -101,14 +101,15 @@ def measure(rows: int, model: Path, report: bool) -> dict[str, Any]:
         write(folder / "pairs.jsonl", rows)
         spec = {"name": "scale", "policy": {"model": str(model)}, "preferences": ["pairs.jsonl"]}
         (folder / "spec.json").write_text(json.dumps(spec))  # JSON is YAML
+        store = ArtifactStore(str(folder / "store"))
         if report:
-            steps = datareport.plan(str(folder / "pairs.jsonl"), ()).steps
+            steps = datareport.plan(str(folder / "pairs.jsonl"), (), store).steps
         else:
             plan = rounds.plan(load.load(str(folder / "spec.json")).spec, folder)
             wanted = ("materialise", "ingest", "curate", "encode", "prepare")
             steps = [step for step in plan.steps if step.stage.name in wanted]
             local.start(local.default())
-        runner = Runner(ArtifactStore(str(folder / "store")), _Quiet(), lambda: None)
+        runner = Runner(store, _Quiet(), lambda: None)
         with watching() as seen:
             started = time.perf_counter()
             runner.run(steps)

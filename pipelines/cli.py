@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import connect, jobs, sweeping
+from pipelines.commands import champion, connect, jobs, sweeping
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -74,7 +74,7 @@ def check(
         address = None
     if address is not None and cluster is not None:
         refuse("--address and --cluster are two clusters; give one")
-    loaded, plan = plan_of(spec, overrides, address, cluster, sweep=True)
+    loaded, plan = plan_of(spec, overrides, address, cluster, sweep=True, store=open_store(store))
     if address is not None:
         connect.ask(loaded, store, address)
     loaded, shown = looked_at(loaded, show)
@@ -93,8 +93,8 @@ def plan(
     from pipelines.run.explain import Explain
     from pipelines.run.runner import Committed
 
-    _, planned = plan_of(spec, overrides)
     opened = open_store(store)
+    _, planned = plan_of(spec, overrides, store=opened)
     committed, explain = Committed(opened), Explain(opened)
     rows = []
     to_run: set[str] = set()
@@ -136,8 +136,8 @@ def run(
     from pipelines.run.runner import Committed
 
     ray = connect.ray_for(address, cluster)
-    loaded, planned = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster)
     opened = open_store(store)
+    loaded, planned = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, store=opened)
     if loaded.spec.sweep is not None:
         loaded = replace(loaded, notes=(*loaded.notes, sweeping.NOT_NOW))
     committed = Committed(opened)
@@ -151,6 +151,7 @@ def run(
 
 
 app.command()(sweeping.sweep)
+app.command(cls=champion.RollbackCommand)(champion.champion)
 app.command()(jobs.submit)
 app.command()(jobs.jobs)
 app.command()(jobs.logs)
@@ -184,10 +185,11 @@ def data(
     from pipelines.spec.problems import SpecError
 
     try:
-        planned = datareport.plan(what, overrides or ())
+        opened = open_store(store)
+        planned = datareport.plan(what, overrides or (), opened)
     except SpecError as error:
         refuse_all(error)
-    raise typer.Exit(datareport.make(planned, open_store(store), html, as_json, verbose))
+    raise typer.Exit(datareport.make(planned, opened, html, as_json, verbose))
 
 
 @app.command()

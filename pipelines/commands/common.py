@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -58,19 +59,22 @@ def plan_of(
     cluster: Path | None = None,
     ask: bool = True,
     sweep: bool = False,
+    store: ArtifactStore | None = None,
 ) -> tuple[Loaded, Plan]:
     """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
     machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file, which is asked what
-    it has if it is running already (``ask``). The trials of a ``sweep`` have to have a place too."""
+    it has if it is running already (``ask``). The trials of a ``sweep`` have to have a place too. A champion is looked
+    up in the ``store``; without one it stays open which one that is."""
     from clusters import local, running
     from pipelines.commands import submit
     from pipelines.plan import rounds
+    from pipelines.run import champions
     from pipelines.spec import load
     from pipelines.spec.problems import Problem, SpecError
     from stages.base import StageError
 
     try:
-        loaded = load.load(spec, overrides or ())
+        loaded = load.load(spec, overrides or (), partial(champions.source, store) if store else None)
         if address is not None:
             running.reach(address)
         if cluster is not None:

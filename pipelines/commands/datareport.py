@@ -8,12 +8,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pipelines.plan import given
 from pipelines.plan.base_model import base_step
 from pipelines.plan.steps import Step, walk
-from pipelines.run import console
+from pipelines.run import champions, console
 from pipelines.run.execute import reason
 from pipelines.run.runner import Runner, StepFailed
 from pipelines.run.store import ArtifactStore
@@ -38,14 +39,14 @@ class DataPlan:
         return walk([self.report])
 
 
-def plan(argument: str, overrides: Sequence[str]) -> DataPlan:
-    """The report of a spec's preferences, or of the files that ``argument`` names.
+def plan(argument: str, overrides: Sequence[str], store: ArtifactStore) -> DataPlan:
+    """The report of a spec's preferences, or of the files that ``argument`` names. A champion is one of the store.
 
     Raises:
         SpecError: the spec, or the source, is wrong.
     """
     if argument in load.recipes() or Path(argument).suffix in (".yaml", ".yml"):
-        return _of_spec(load.load(argument, overrides))
+        return _of_spec(load.load(argument, overrides, partial(champions.source, store)))
     source, notes = load.source(argument, overrides)
     return DataPlan(_report([source], Path.cwd(), {}, FilterConfig()), notes)
 

@@ -59,12 +59,12 @@ def sweep(
     from stages.base import StageError
 
     ray = connect.ray_for(address, cluster)
-    loaded, _ = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, sweep=True)
+    opened = open_store(store)
+    loaded, _ = plan_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, sweep=True, store=opened)
     if loaded.spec.sweep is None:
         refuse(f"{loaded.path}: has no sweep section; for example sweep: {{space: {{beta: [0.05, 0.1, 0.3]}}}}")
     if out is not None:
         _check_out(out, loaded)
-    opened = open_store(store)
     loaded, _ = looked_at(loaded)
     try:
         document, code = execute(loaded, opened, Options(as_json, verbose, ray, wait, out))

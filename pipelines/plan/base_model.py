@@ -1,4 +1,4 @@
-"""Where a base model comes from: a folder, a GGUF file in a package, or the hub. Nothing is loaded here."""
+"""Where a base model comes from: a folder, a GGUF file in a package, the hub, or a champion. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import re
 from pathlib import Path
 
 from pipelines.fingerprint import hash_path
-from pipelines.plan.steps import Source, Step
+from pipelines.plan.steps import Source, Step, found
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import ModelSource
+from pipelines.spec.models import CHAMPION, ChampionSource, ModelSource
 from pipelines.spec.problems import Problem, SpecError
-from stages.catalog import MATERIALISE
+from stages.catalog import MATERIALISE, TRAIN
 from stages.policy.config import MaterialiseConfig
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 def base_step(source: ModelSource, base: Path) -> Step:
-    """The step that makes the base policy's artifact.
+    """The step that makes the base policy's artifact; a champion's is there already.
 
     Raises:
         SpecError: a hub revision cannot be resolved to a commit.
     """
+    if source.model.startswith(CHAMPION):  # one that was not looked up has a place in a plan, but is not to be run
+        return found("base", TRAIN, source.made if isinstance(source, ChampionSource) else (source.model, ""))
     path = local_path(source, base)
     inputs: dict[str, Step | Source] = {}
     if source.adapter is not None:

@@ -60,6 +60,26 @@ class Step:
         return fingerprint(self.payload)
 
 
+@dataclass(frozen=True)
+class Found(Step):
+    """An artifact that another run has committed: an input like any other, but never made here."""
+
+    made: tuple[str, str] = ("", "")
+    """Its fingerprint and its ``inputs`` (``artifacts/<fingerprint>/<inputs>``)."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.made[0]
+
+
+def found(key: str, stage: Stage[Any], made: tuple[str, str]) -> Found:
+    """What the stage made in another run."""
+    return Found(key, stage, Config(), {}, made=made)
+
+
 def walk(targets: Iterable[Step]) -> list[Step]:
     """Every step that the targets need, inputs before their users, each identity once."""
     order: dict[str, Step] = {}

@@ -12,14 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.run.store import ArtifactStore, Manifest
-from pipelines.spec.models import NAME
+from pipelines.spec.models import CHAMPION, NAME, ChampionSource, ModelSource
 from stages.base import StageError
 from stages.hints import closest
+from stages.io.filenames import MODEL
 from stages.io.store import StoreError
 
 
@@ -126,7 +127,7 @@ class Champions:
                 changes = f"{taken} change{'' if taken == 1 else 's'}"
                 raise NoChampion(f"{self.name}: {steps} back is past the beginning; before this champion: {changes}")
             at = self._stands_for(self.history[place - 1])
-        if manifest_at(self._store, at.policy, at.inputs) is None:
+        if self._store.manifest_at(at.policy, at.inputs) is None:
             raise StoreError(
                 f"the policy {at.policy[:12]} is not in {self._store.location} any more; choose another one"
             )
@@ -146,14 +147,40 @@ class Champions:
         return next((each for each in self.history if each.number == entry.restores), entry)
 
 
+def source(store: ArtifactStore, named: ModelSource) -> ChampionSource:
+    """The champion that a spec starts from: ``champion://NAME``, or one of its history, ``champion://NAME@3``.
+
+    Raises:
+        NoChampion: there is no such one.
+        StoreError: its entry is damaged, or its policy was deleted.
+    """
+    name, at, number = named.model.removeprefix(CHAMPION).partition("@")
+    champions = Champions(store, name)
+    entry = champions.require()
+    if at:
+        entry = next((each for each in champions.history if str(each.number) == number), None) or _none_such(champions)
+    manifest = store.manifest_at(entry.policy, entry.inputs)
+    if manifest is None:
+        raise NoChampion(f"the policy of {CHAMPION}{name}@{entry.number} was deleted from {store.location}")
+    artifact = store.open(manifest)
+    (part,) = artifact.parts
+    for file in part.files:
+        if file.startswith(f"{MODEL}/") and not file.endswith(".safetensors"):
+            artifact.path(file)
+    return ChampionSource(
+        **{**named.model_dump(), "model": f"{CHAMPION}{name}@{entry.number}"},
+        made=(entry.policy, entry.inputs), folder=store.store.local(part.place) / MODEL,
+    )  # fmt: skip
+
+
+def _none_such(champions: Champions) -> NoReturn:
+    numbers = ", ".join(str(each.number) for each in champions.history)
+    raise NoChampion(f"{champions.name} had no champion of that number; there are {numbers}")
+
+
 def names(store: ArtifactStore) -> list[str]:
     """The pipelines that have a champion."""
     return store.store.names("champions")
-
-
-def manifest_at(store: ArtifactStore, fingerprint: str, inputs: str) -> Manifest | None:
-    """The manifest of an artifact by its place; None where there is none (any more)."""
-    return store.read_json(f"artifacts/{fingerprint}/{inputs}/manifest.json")
 
 
 def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[str, str]:
@@ -168,7 +195,7 @@ def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[str, str]:
         if not fingerprint or not whole.startswith(fingerprint):
             continue
         for inputs in store.store.names(f"artifacts/{whole}"):
-            manifest = manifest_at(store, whole, inputs)
+            manifest = store.manifest_at(whole, inputs)
             if manifest is not None and manifest["produces"] == "policy":
                 found.setdefault(whole, {})[inputs] = manifest
     if len(found) != 1:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipelines.fingerprint import data_identity, hash_path
-from pipelines.plan.steps import Source, Step
+from pipelines.plan.steps import Found, Source, Step
 from pipelines.run.explain import Explain
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import StageError, resolve
@@ -104,9 +104,14 @@ class Runner:
 
     def output(self, step: Step) -> Output:
         """Where a step's artifact is made; all its inputs have to be there."""
+        if isinstance(step, Found):
+            return Output(self.store.store, *step.made)
         return self.store.output(step.fingerprint, self._committed.made_from(step))
 
     def _execute(self, step: Step) -> StepResult:
+        if isinstance(step, Found):
+            place = "/".join(("artifacts", *step.made))
+            raise StepFailed(step, StageError(f"{place} is not in {self.store.location} (any more)"))
         self.listener.started(step, self._explain(step))
         if not self._connected:
             self.connect()
@@ -188,6 +193,9 @@ class Committed:
     def __call__(self, step: Step) -> Manifest | None:
         if step.fingerprint in self._found:
             return self._found[step.fingerprint]
+        if isinstance(step, Found):
+            manifest = self._store.manifest_at(*step.made)
+            return None if manifest is None else self.add(step, manifest)
         inputs = [value for value in step.inputs.values() if isinstance(value, Step)]
         if any(self(value) is None for value in inputs):
             return None

@@ -50,7 +50,11 @@ class ArtifactStore:
 
     def manifest(self, fingerprint: str, made_from: MadeFrom) -> Manifest | None:
         """The manifest of a committed artifact, or None."""
-        return self.read_json(f"{_place(fingerprint, _key(made_from))}/manifest.json")
+        return self.manifest_at(fingerprint, _key(made_from))
+
+    def manifest_at(self, fingerprint: str, inputs: str) -> Manifest | None:
+        """The manifest of an artifact by its place, or None."""
+        return self.read_json(f"{_place(fingerprint, inputs)}/manifest.json")
 
     def manifests(self) -> list[Manifest]:
         """Every committed artifact's manifest."""

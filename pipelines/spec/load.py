@@ -17,9 +17,12 @@ from pipelines.spec import yamlfile
 from pipelines.spec.checks import preflight, rendering
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.invalid import invalid, unknown_key
-from pipelines.spec.models import PipelineSpec, SourceSpec
+from pipelines.spec.models import CHAMPION, ChampionSource, ModelSource, PipelineSpec, SourceSpec
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
+from stages.base import StageError
 from stages.hints import closest
+
+Champion = Callable[[ModelSource], ChampionSource]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def find(name: str) -> Path:
     raise SpecError([Problem(name, f"no such file or recipe; {meant}")])
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Read, override, validate and check a spec.
+def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = None) -> Loaded:
+    """Read, override, validate and check a spec. ``champion`` looks one up; without it, where the spec starts from one
+    stays open.
 
     Raises:
         SpecError: with every problem found.
@@ -80,6 +84,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         problems += _override(raw, text)
     preflight.importable_from(path.parent)
     values, invalid = validate(raw, path.parent)
+    policy = values.get("policy")
+    if champion is not None and policy is not None and policy.model.startswith(CHAMPION):
+        try:
+            values["policy"] = champion(policy)
+        except StageError as error:
+            invalid.append(Fault(("policy", "model"), str(error)))
     checked = preflight.check(values, path.parent)
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 

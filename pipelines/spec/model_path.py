@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipelines.spec.models import HUB_ID, ModelSource
+from pipelines.spec.models import CHAMPION, HUB_ID, ChampionSource, ModelSource
 
 
 def local_path(source: ModelSource, base: Path) -> Path | None:
-    """The folder or file that a local source means; None for a hub id.
+    """The folder or file that a local source means; None for a hub id, and a champion that was not looked up.
 
     Raises:
         ValueError: the package or the file in it is not there.
     """
+    if isinstance(source, ChampionSource):
+        return source.folder
+    if source.model.startswith(CHAMPION):
+        return None
     if source.model.startswith("pkg://"):
         return _in_package(source.model.removeprefix("pkg://"))
     path = base / Path(source.model).expanduser()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
@@ -21,6 +22,7 @@ Location = Annotated[str, Field(min_length=1)]
 """A file, folder or glob, relative to the spec's folder, or an address (s3://, gs://, hf://)."""
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """What a pipeline may be called."""
+CHAMPION = "champion://"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 Origin = Literal["base", "previous"]
 
@@ -29,7 +31,8 @@ class ModelSource(Config):
     """Where the base model comes from.
 
     ``model`` is a folder in Hugging Face format, ``pkg://package/file.gguf`` (a GGUF file inside an installed
-    package), or a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit).
+    package), a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit), or
+    ``champion://NAME``: the champion of a pipeline in the same store, ``champion://NAME@3`` the third one it had.
     ``adapter`` is a folder in PEFT format that is merged into the model before anything else.
     """
 
@@ -39,6 +42,15 @@ class ModelSource(Config):
     date: datetime.date | None = None
     """What a chat template that writes today's date takes for it; else the same data would be tokenised differently
     every day."""
+
+
+class ChampionSource(ModelSource):
+    """A champion that was looked up in the store; ``model`` says which it was."""
+
+    made: Annotated[tuple[str, str], Field(exclude=True)]
+    """Where its artifact is (``artifacts/<fingerprint>/<inputs>``)."""
+    folder: Annotated[Path, Field(exclude=True)]
+    """Its model on this machine; of a store that is a bucket without the weights."""
 
 
 class PromptFiles(Config):

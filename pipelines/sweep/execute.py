@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from pipelines.plan import rounds
+from pipelines.run import champions
 from pipelines.run import execute as runs
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
@@ -47,7 +49,7 @@ def _promoted(
     if file is None:
         chosen, place = replace(loaded, spec=best, overrides=()), f"{store.location.rstrip('/')}/{kept}"
     else:
-        chosen, place = load.load(str(file)), str(file)
+        chosen, place = load.load(str(file), champion=partial(champions.source, store)), str(file)
     plan = rounds.plan(chosen.spec, chosen.path.parent)
     run, code = runs.execute(chosen, plan, store, options.as_json, options.verbose, options.ray, options.wait)
     return {**document, "best_spec": place, "run": run}, code

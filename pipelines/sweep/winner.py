@@ -15,7 +15,7 @@ import yaml
 from pipelines.run.execute import command, redacted
 from pipelines.spec import load, yamlfile
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import PipelineSpec
+from pipelines.spec.models import CHAMPION, PipelineSpec
 
 _PLAIN = re.compile(r"[A-Za-z][\w./:-]*")
 _HEADER = "# Written by rondo sweep: the values that won. Changes here are lost when the sweep is run again."
@@ -100,7 +100,8 @@ def _free(file: Path) -> Path:
 def _relocate(document: dict[str, Any], spec: PipelineSpec, folder: Path) -> None:
     """Make what is relative to the old spec's folder absolute."""
     policy = document["policy"]
-    if not spec.policy.model.startswith("pkg://") and (model := local_path(spec.policy, folder)) is not None:
+    elsewhere = spec.policy.model.startswith(("pkg://", CHAMPION))
+    if not elsewhere and (model := local_path(spec.policy, folder)) is not None:
         policy["model"] = str(model)
     if spec.policy.adapter is not None:
         policy["adapter"] = str(adapter_path(spec.policy.adapter, folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import ModelSource
+from pipelines.spec.models import CHAMPION, ModelSource
 from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
 from stages.policy.config import MERGEABLE
 from stages.policy.families import untrainable
@@ -17,6 +17,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"
 
 def problems(source: ModelSource, base: Path) -> list[str]:
     """What stops this source from being used, as far as can be told without loading or downloading it."""
+    if source.model.startswith(CHAMPION):
+        return []  # a training has made it
     try:
         path = local_path(source, base)
     except (ValueError, OSError, RuntimeError) as error:
@@ -46,6 +48,8 @@ def adapter_problems(source: ModelSource, base: Path) -> list[str]:
     """What stops the source's adapter from being merged, as far as can be told without loading it."""
     if source.adapter is None:
         return []
+    if source.model.startswith(CHAMPION):
+        return ["a champion is taken as it is; leave the adapter out"]
     try:
         path = adapter_path(source.adapter, base)
         if not path.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.spec.checks.adapters import misfit
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import PipelineSpec
+from pipelines.spec.models import CHAMPION, PipelineSpec
 from pipelines.spec.problems import Checked, Fault
 from stages.core.errors import RowError
 from stages.core.tokens.ends import end_of_turn
@@ -58,6 +58,8 @@ def read(spec: PipelineSpec, folder: Path, checked: Checked) -> Chat | None:
 
 def _downloaded(hub_id: str, revision: str | None) -> Path:
     """A hub model's folder with all but its weights."""
+    if hub_id.startswith(CHAMPION):
+        raise ValueError(f"{hub_id} is looked up where the run starts")
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja"]
