@@ -15,12 +15,13 @@ from stages.train.config import TrainConfig
 MATERIALISE = Stage(
     "materialise", 2, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
 )
-INGEST = Stage("ingest", 5, IngestConfig, ("files",), "records", "stages.data.ingest:run")
-CURATE = Stage("curate", 3, CurateConfig, ("pairs", "heldout"), "selection", "stages.data.curate:run")
+INGEST = Stage("ingest", 5, IngestConfig, ("files", "seen"), "records", "stages.data.ingest:run")
+CURATE = Stage("curate", 3, CurateConfig, ("pairs", "heldout", "seen"), "selection", "stages.data.curate:run")
 ENCODE = Stage("encode", 5, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
-    "prepare", 5, PrepareConfig, ("selection", "selected", "pairs", "replay"), "shards", "stages.data.prepare:run"
-)
+    "prepare", 5, PrepareConfig, ("selection", "selected", "pairs", "replay", "past_selection", "past"), "shards",
+    "stages.data.prepare:run",
+)  # fmt: skip
 REFERENCE = Stage("reference", 5, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(

@@ -115,10 +115,12 @@ class PrepareConfig(Config):
     preferences: Share = 1.0
     """Share of the selected pairs that are taken."""
     replay: Share = 0.0
-    """Share of the pairs under ``replay`` that are added to the others."""
+    """Share of the pairs under ``replay``, and of those that ``past_selection`` chose, that are added to the others."""
     heldout: bool = False
     """Take the held-out rows of the selection instead of the others."""
     source_of: tuple[int, ...] = ()
     """The source of each file of ``selected``."""
+    past_of: tuple[int, ...] = ()
+    """Which ``past_selection`` each file of ``past`` belongs to."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The stage fails when a larger share of a source's rows was refused, whether by reading or by tokenising."""

@@ -11,11 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.base import StageError, Summary
-from stages.core.records import SELECTION, content_id, id_numbers, messages_of, prompt_key
+from stages.core.records import SELECTION, content_id, id_numbers, messages_of
 from stages.data import labels, selection
 from stages.data.badrows import BadRows, refuse_too_many
 from stages.data.config import CurateConfig, FilterConfig
 from stages.data.hashing import held_out, repeats, within_cap
+from stages.data.seen import pairs_seen, prompt_keys
 from stages.data.selection import Pairs
 from stages.data.votes import BallotBox, Ballots, share
 from stages.io.artifact import Artifact, Table, grouped
@@ -36,6 +37,11 @@ _NAMED = 20
 
 
 def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
+    """Check how many rows could not be read, then ``curate``.
+
+    Raises:
+        StageError: too many of a source's rows are in quarantine, or no pair is left to train on.
+    """
     _check_quarantine(config, grouped(inputs, "pairs"))
     made: Summary = run_alone("stages.data.curate:curate", context, config, dict(inputs))
     return made
@@ -44,18 +50,25 @@ def run(config: CurateConfig, inputs: Mapping[str, Artifact], context: StageCont
 def curate(output: Output, progress: Progress, config: CurateConfig, inputs: Mapping[str, Artifact]) -> Summary:
     """Write ``selection.arrow`` and, if there are votes, ``annotators.json``.
 
-    A pair is left out, for the first of these reasons: filters, the user's held-out prompts, too few votes, a tie, a
-    weight of zero. Then its source's cap counts those that remain. Then its prompt decides whether it is held out, and
-    if it is not, its source's weight decides how often it is trained on. A held-out pair is seen once.
+    A pair is left out, for the first of these reasons: an earlier tick of a schedule has ``seen`` it, filters, the
+    user's held-out prompts, too few votes, a tie, a weight of zero. Then its source's cap counts those that remain.
+    Then its prompt decides whether it is held out, and if it is not, its source's weight decides how often it is
+    trained on. A held-out pair is seen once.
+
+    With ``seen`` there may be no pair left to train on, since a tick may find nothing new: ``training`` is then 0.
 
     Raises:
-        StageError: too many of a source's rows are in quarantine, or no pair is left to train on.
+        StageError: no pair is left to train on, and nothing was ``seen``.
     """
     files = [artifact.tables(RECORDS) for artifact in grouped(inputs, "pairs")]
     prompts = [table for artifact in grouped(inputs, "heldout") for table in artifact.tables(RECORDS)]
     pairs = Pairs([sum(table.rows for table in file) for file in files], config.source_of)
+    seen = grouped(inputs, "seen")
+    if seen:
+        tables = [table for artifact in seen for table in artifact.tables(RECORDS)]
+        pairs.leave_out(np.flatnonzero(pairs_seen(files, tables)), selection.TRAINED_BEFORE)
     filters = _filter(config.filters, files, prompts, pairs, progress)
-    boxes = _read(config, files, _keys(prompts), pairs, progress)
+    boxes = _read(config, files, _numbers(sorted(prompt_keys(prompts))), pairs, progress)
     annotators: list[dict[str, Any]] = []
     for source, box in enumerate(boxes):
         if ballots := box.close():
@@ -69,7 +82,7 @@ def curate(output: Output, progress: Progress, config: CurateConfig, inputs: Map
     tasks = [mix.task for mix in config.mix]
     sources = [{"task": task, **pairs.count(pairs.of_source(source))} for source, task in enumerate(tasks)]
     summary = {**pairs.count(), "filters": filters, "sources": sources}
-    if not summary["training"]:
+    if not summary["training"] and not seen:
         raise StageError(_nothing_left(summary))
     with output.part("selection") as part:
         part.table(SELECTION_FILE, pairs.selected(tasks), SELECTION)
@@ -97,18 +110,11 @@ def _filter(
 ) -> dict[str, Any]:
     from stages.data.quality.filters import Filters
 
-    found = Filters(config, prompts).examine(files, progress)
+    found = Filters(config, prompts).examine(files, progress, pairs.reason > 0)
     for file, factors in enumerate(found.factors):
         pairs.weight[pairs.of_file(file)] = factors
     pairs.leave_out(np.flatnonzero(pairs.weight == 0), selection.FILTERS)
     return {"dropped": found.dropped, "down_weighted": found.down_weighted}
-
-
-def _keys(prompts: Sequence[Table]) -> NDArray[np.uint64]:
-    """The keys of held-out prompts, given as rows of ``PROMPTS``."""
-    tables = stream_columns(prompts, ["messages"])
-    keys = {prompt_key(messages_of(row)) for table in tables for row in table["messages"].to_pylist()}
-    return _numbers(sorted(keys))
 
 
 def _numbers(ids: Sequence[str]) -> NDArray[np.uint64]:

@@ -13,9 +13,10 @@ import pyarrow as pa
 from stages.base import StageError, Summary
 from stages.core.errors import NoPair, RowError
 from stages.core.formats import RowParser, parse_prompt
-from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_row
+from stages.core.records import PAIRS, PROMPTS, pair_row, prompt_key, prompt_row
 from stages.data.config import IngestConfig
-from stages.io.artifact import UserFile, grouped
+from stages.data.seen import prompt_keys
+from stages.io.artifact import Artifact, Table, UserFile, grouped
 from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
 from stages.io.output import Output, add_up
@@ -30,28 +31,40 @@ _PART = 50_000
 """Records of a part: what a machine fetches that needs some of them."""
 
 
-def run(config: IngestConfig, inputs: Mapping[str, UserFile], context: StageContext) -> Summary:
+def run(config: IngestConfig, inputs: Mapping[str, UserFile | Artifact], context: StageContext) -> Summary:
     """Read the files one after another; parts have ``records.arrow`` and ``quarantine.jsonl``.
 
     ``read`` counts the files' rows and ``rows`` what they became; ``skipped`` counts valid rows that yield no pair by
     their nature, such as answers with equal scores.
 
+    Prompts that stand in the records ``seen``, those of earlier ticks of a schedule, are left out and counted as
+    ``seen``; there may then be none left. Pairs are not compared here: a file's records are kept for the file alone,
+    and ``stages.data.curate`` leaves out those that were seen.
+
     Raises:
-        StageError: there are no prompts. (Pairs are checked together with those of other files, in
-            ``stages.data.curate``.)
+        StageError: there are no prompts, and nothing was ``seen``. (Pairs are checked together with those of other
+            files, in ``stages.data.curate``.)
+        ValueError: pairs are given ``seen``.
     """
-    files = grouped(inputs, "files")
-    summary: Summary = run_alone("stages.data.ingest:ingest", context, config, files)
-    if not summary["rows"] and config.kind == "prompts":
+    files: list[UserFile] = grouped(inputs, "files")  # type: ignore[arg-type]
+    seen: list[Artifact] = grouped(inputs, "seen")  # type: ignore[arg-type]
+    if seen and config.kind != "prompts":
+        raise ValueError("only prompts are compared with those that were seen")
+    tables = [table for artifact in seen for table in artifact.tables(RECORDS)] if seen else None
+    summary: Summary = run_alone("stages.data.ingest:ingest", context, config, files, tables)
+    if not summary["rows"] and config.kind == "prompts" and not seen:
         names, reasons = ", ".join(file.name for file in files), summary["quarantine_reasons"]
         raise StageError(f"no usable row in {names}" + (f"; all went to quarantine: {reasons}" if reasons else ""))
     return summary
 
 
-def ingest(output: Output, report: Progress, config: IngestConfig, files: Sequence[UserFile]) -> Summary:
-    """Read the files to their end, one part after another."""
+def ingest(
+    output: Output, report: Progress, config: IngestConfig, files: Sequence[UserFile], seen: Sequence[Table] | None
+) -> Summary:
+    """Read the files to their end, one part after another, without the prompts that were ``seen``."""
     schema = PAIRS if config.kind == "pairs" else PROMPTS
-    reading = _Reading(config, [file_at(file.location, file.name) for file in files], report)
+    known = frozenset(prompt_keys(seen or ()))
+    reading = _Reading(config, [file_at(file.location, file.name) for file in files], report, known)
     records = reading.records()
     for number in count():
         with output.part(part_name(number)) as part:
@@ -61,7 +74,8 @@ def ingest(output: Output, report: Progress, config: IngestConfig, files: Sequen
             break
     counts = add_up(part.counts for part in output.parts)
     skipped = {"skipped": reading.skipped.total(), "skipped_reasons": dict(reading.skipped.most_common())}
-    return {"read": reading.read, **counts, **(skipped if reading.skipped else {})}
+    left_out = {} if seen is None else {"seen": reading.seen}
+    return {"read": reading.read, **counts, **(skipped if reading.skipped else {}), **left_out}
 
 
 def _tables(records: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -74,11 +88,15 @@ class _Reading:
     config: IngestConfig
     files: Sequence[DataFile]
     report: Progress
+    known: frozenset[str] = frozenset()
+    """The keys of prompts that are left out."""
     quarantine: Quarantine | None = None
     """That of the part which is being written."""
     skipped: Counter[str] = field(default_factory=Counter)
     read: int = 0
     """Rows of the files so far, usable or not."""
+    seen: int = 0
+    """Those whose prompts are known."""
 
     def records(self) -> Iterator[Mapping[str, Any]]:
         """Every row that can be used, as rows of ``PAIRS`` or ``PROMPTS``."""
@@ -100,13 +118,17 @@ class _Reading:
                 self._reject(row, error)
 
     def _prompts(self) -> Iterator[Mapping[str, Any]]:
-        """Rollouts are grouped by prompt id, so a prompt may appear only once."""
-        seen: dict[str, str] = {}
+        """Rollouts are grouped by prompt id, so a prompt may appear only once. Of the known ones every row is left out:
+        a repeated one is then no mistake of the file's."""
+        places: dict[str, str] = {}
         for row in self._rows():
             place = str(row.place)
             try:
                 prompt = parse_prompt(_value(row), row.typed)
-                first = seen.setdefault(prompt.prompt_id, place)
+                if self.known and prompt_key(prompt.messages) in self.known:
+                    self.seen += 1
+                    continue
+                first = places.setdefault(prompt.prompt_id, place)
                 if first != place:
                     raise RowError("prompt", f"repeats an earlier prompt; first at {first}")
                 yield prompt_row(prompt, place)

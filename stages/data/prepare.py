@@ -1,5 +1,5 @@
 """Tokenised pairs become training shards: the selected rows of the given data, a round's own pairs, and a share of
-earlier ones."""
+earlier ones, of earlier rounds or of earlier ticks of a schedule."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ _ROWS_EACH = 100_000
 def run(config: PrepareConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
     """Write shards of at most ``shard_rows`` rows, in parallel; their order is that of the inputs.
 
+    What earlier ticks selected to train on (``past_selection``, with the tokens of their files in ``past``) comes last.
+    It is never held out again, and the rows that were refused then do not count now.
+
     Raises:
         StageError: no pair is left, or too many of a source's rows were refused.
+        ValueError: ``past_of`` has not one number for each file of ``past``.
     """
     if not config.heldout:
         _check_refused(config, inputs)
@@ -98,7 +102,15 @@ def _sources(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> list[Sour
         found.append(Source(tuple(grouped(inputs, "selected")), selection, config.preferences))
     for name, share in (("pairs", 1.0), ("replay", config.replay)):
         found += [Source((artifact,), None, share) for artifact in grouped(inputs, name)]
-    return found
+    return found if config.heldout else [*found, *_past(config, inputs)]
+
+
+def _past(config: PrepareConfig, inputs: Mapping[str, Artifact]) -> Iterator[Source]:
+    """Every earlier tick's selection with that tick's own files, since it names them by their numbers there."""
+    files = list(zip(config.past_of, grouped(inputs, "past"), strict=True))
+    for tick, artifact in enumerate(grouped(inputs, "past_selection")):
+        (selection,) = artifact.tables(SELECTION)
+        yield Source(tuple(file for of, file in files if of == tick), selection, config.replay)
 
 
 class Sharder:

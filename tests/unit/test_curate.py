@@ -14,10 +14,12 @@ import pytest
 from stages.base import StageError, Summary
 from stages.catalog import CURATE
 from stages.core.records import PAIRS, PreferencePair, pair_row, prompt_key
+from stages.data import seen
 from stages.data.config import CurateConfig, FilterConfig, LabelsConfig, MixConfig
 from stages.data.quality import filters
 from stages.io.artifact import Table
 from stages.io.filenames import ANNOTATORS, RECORDS, SELECTION
+from stages.io.tables import stream_columns
 from tests import artifacts
 from tests.unit.quality import pair, write, write_prompts
 
@@ -40,6 +42,7 @@ class Stage:
         self,
         *files: Sequence[PreferencePair],
         prompts: Sequence[str] = (),
+        seen: Sequence[Sequence[PreferencePair]] = (),
         summaries: Sequence[Summary] = (),
         **settings: Any,
     ) -> tuple[Selected, Summary]:
@@ -51,6 +54,7 @@ class Stage:
         }
         if prompts:
             inputs["heldout"] = write_prompts(place, "prompts", prompts)
+        inputs |= {f"seen.{number}": write(place, f"seen{number}", file) for number, file in enumerate(seen)}
         config = CurateConfig(**{"mix": (MixConfig(),), "source_of": (0,) * len(files), **settings})
         self.made = artifacts.run(CURATE, place, config, inputs)
         summary = dict(self.made.summary)
@@ -243,7 +247,7 @@ def test_filters_drop_and_weigh_down(stage: Stage, monkeypatch: pytest.MonkeyPat
         def __init__(self, config: FilterConfig, heldout: Sequence[Table]) -> None:
             seen.append((config, [table.name for table in heldout]))
 
-        def examine(self, files: Sequence[Sequence[Table]], progress: Any) -> filters.Found:
+        def examine(self, files: Sequence[Sequence[Table]], progress: Any, left_out: Any) -> filters.Found:
             factors = [np.array([1, 0, 0.5], np.float32), np.array([0.25, 0], np.float32)]
             return filters.Found(factors, {"languages": 2}, {"near_duplicates": 2})
 
@@ -289,6 +293,61 @@ def test_nothing_left_says_why(stage: Stage) -> None:
     )
     with pytest.raises(StageError, match="of 30, held out 30"):
         stage(pairs(30), heldout=1 - 2**-53)
+
+
+def test_of_a_file_that_grew_only_what_is_new_is_selected(stage: Stage) -> None:
+    """Wherever the old rows stand, and in whichever of the earlier files."""
+    grown = [*pairs(2, 10), *pairs(4), *pairs(3, 20), *pairs(1, 30), *pairs(2, 10)]
+    rows, summary = stage(grown, pairs(2, 40), seen=[pairs(4), [], pairs(1, 30) + pairs(1, 99)])
+    assert places(rows) == [(0, 0), (0, 1), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1)]
+    assert summary["dropped"] == {"trained_before": 5, "filters": 2}  # a new pair that is repeated is still one
+    assert summary["filters"]["dropped"] == {"duplicates": 2}
+    assert (summary["pairs"], summary["training"]) == (14, 7)
+
+
+def test_what_was_seen_counts_under_no_other_reason_and_takes_no_place(stage: Stage) -> None:
+    old = [
+        *pairs(2), *pairs(2),  # would be duplicates
+        pair("Long?", "word " * 50, "bad"), pair("Tie?", "x", "y", probability=0.5),
+        pair("Votes?", "x", "y", votes=(1.0,)), replace(pairs(1, 5)[0], weight=0.0), *pairs(1, 7),
+    ]  # fmt: skip
+    settings: dict[str, Any] = {
+        "filters": FilterConfig(max_words=40), "labels": LabelsConfig(min_votes=2), "prompts": ["question 7?"],
+        "mix": (MixConfig(max_pairs=5),),
+    }  # fmt: skip
+    rows, summary = stage(old + pairs(5, 50), seen=[old], **settings)
+    assert [row["row"] for row in rows] == [9, 10, 11, 12, 13]
+    assert {row["weight"] for row in rows} == {1.0}
+    assert summary["dropped"] == summary["sources"][0]["dropped"] == {"trained_before": 9}
+    assert summary["filters"]["dropped"] == {"duplicates": 0, "max_words": 0}
+
+
+def test_a_tick_that_finds_nothing_new_selects_nothing(stage: Stage) -> None:
+    for files, before in (([pairs(3), pairs(2, 5)], [pairs(9)]), ([[]], [pairs(1)]), ([], [[]])):
+        rows, summary = stage(*files, seen=before)
+        assert rows == []
+        assert (summary["training"], summary["heldout"]) == (0, 0)
+        assert stage.made.has(SELECTION)
+    held, summary = stage(pairs(3) + pairs(5, 10), seen=[pairs(3)], heldout=1 - 2**-53)
+    assert [(row["row"], row["heldout"]) for row in held] == [(n, True) for n in range(3, 8)]
+    assert summary["training"] == 0
+    bad: Summary = {"read": 3, "quarantined": 3, "quarantine_reasons": {"no JSON": 3}}
+    with pytest.raises(StageError, match="3 of 3 rows are in quarantine"):
+        stage([], seen=[pairs(1)], summaries=(bad,), max_bad_share=0.5)
+
+
+def test_of_what_was_seen_the_ids_alone_are_read(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = write(tmp_path, "earlier", pairs(3), [], pairs(2, 3))
+    parts, read = {part.place for part in earlier.parts}, []
+
+    def stream(tables: Sequence[Table], columns: Sequence[str]) -> Any:
+        read.extend((table.part.place, tuple(columns)) for table in tables)
+        return stream_columns(tables, columns)
+
+    monkeypatch.setattr(seen, "stream_columns", stream)
+    found = seen.pairs_seen([write(tmp_path, "now", pairs(6, 2)).tables(RECORDS)], earlier.tables(RECORDS))
+    assert found.tolist() == [True, True, True, False, False, False]
+    assert {columns for place, columns in read if place in parts} == {("pair_id",)}
 
 
 def test_too_much_quarantine_fails_with_the_reasons(stage: Stage) -> None:

@@ -43,10 +43,10 @@ def tokens(folder: Path, name: str, rows: list[int], **options: Any) -> Artifact
     return artifacts.of_rows(folder, name, TOKENISED, parts, TOKENS)
 
 
-def selection(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
+def selection(folder: Path, rows: list[dict[str, Any]], name: str = "selection") -> Artifact:
     defaults = {"probability": 1.0, "weight": 1.0, "task": "", "heldout": False}
     parts = [[{**defaults, **row} for row in rows]]
-    return artifacts.of_rows(folder, "selection", SELECTION, parts, SELECTION_SCHEMA)
+    return artifacts.of_rows(folder, name, SELECTION, parts, SELECTION_SCHEMA)
 
 
 def shards(folder: Path, inputs: dict[str, Artifact], **config: Any) -> tuple[list[list[EncodedPair]], Summary]:
@@ -120,6 +120,69 @@ def test_later_rounds_take_a_fixed_share_of_what_was_given_and_of_earlier_pairs(
     assert 25 < len(taken["old"]) < 75
     (more, *_), _ = shards(folder, inputs, preferences=0.5, replay=0.5)
     assert set(taken["a"]) < {pair.source for pair in more}
+
+
+def past_ticks(folder: Path) -> dict[str, Artifact]:
+    """Ticks of two files, of one, and one that found nothing; each names its files from 0 on."""
+    first = [
+        {"input": 0, "row": 0, "probability": 0.75, "task": "maths"}, {"input": 0, "row": 1, "heldout": True},
+        {"input": 1, "row": 0}, {"input": 1, "row": 0},
+    ]  # fmt: skip
+    second = [{"input": 0, "row": row, "heldout": row % 10 == 0} for row in range(200)]
+    return {
+        "selection": selection(folder, [{"input": 0, "row": 0}, {"input": 0, "row": 1, "heldout": True}], "now"),
+        "selected.0": tokens(folder, "new", [0, 1]),
+        "past_selection.0": selection(folder, first, "first"), "past_selection.1": selection(folder, second, "second"),
+        "past_selection.2": selection(folder, [], "third"),
+        "past.0": tokens(folder, "a", [0, 1, 2]), "past.1": tokens(folder, "b", list(range(200))),
+        "past.2": tokens(folder, "c", [0]),
+    }  # fmt: skip
+
+
+def test_what_earlier_ticks_trained_on_comes_again_with_its_label(folder: Path) -> None:
+    made, summary = shards(folder, past_ticks(folder), replay=1, past_of=(0, 1, 0), source_of=(0,))
+    now, first, second = made
+    assert [pair.source for pair in now] == ["new:0"]
+    assert [(pair.source, pair.probability, pair.task) for pair in first] == [
+        ("a:0", 0.75, "maths"), ("c:0", 1.0, ""), ("c:0", 1.0, ""),
+    ]  # fmt: skip
+    assert [pair.source for pair in second] == [f"b:{row}" for row in range(200) if row % 10]
+    assert summary == {"pairs": 184, "shards": 3, "tokens": 5 * 184, "unpaired": 0}
+
+
+def test_of_earlier_ticks_a_fixed_share_is_taken(folder: Path) -> None:
+    inputs, of = past_ticks(folder), (0, 1, 0)
+    taken = [
+        [pair.source for pair in shards(folder, inputs, replay=share, past_of=of)[0][-1]] for share in (0.3, 0.3, 0.6)
+    ]
+    assert taken[0] == taken[1]
+    assert 25 < len(taken[0]) < 90
+    assert set(taken[0]) < set(taken[2]) < {f"b:{row}" for row in range(200) if row % 10}
+    alone = {"past_selection.0": inputs["past_selection.1"], "past.0": inputs["past.1"]}
+    _, same = shards(folder, {**alone, "pairs.0": tokens(folder, "own", [0])}, replay=0.3, past_of=(0,))[0]
+    assert [pair.source for pair in same] == taken[0]
+
+
+def test_held_out_rows_of_earlier_ticks_stay_out(folder: Path) -> None:
+    """They are neither trained on nor measured again."""
+    made, summary = shards(folder, past_ticks(folder), heldout=True, replay=1, past_of=(0, 1, 0))
+    assert [[pair.source for pair in shard] for shard in made] == [["new:1"]]
+    assert summary["pairs"] == 1
+
+
+def test_rows_that_an_earlier_tick_could_not_use_are_its_own_matter(folder: Path) -> None:
+    inputs = past_ticks(folder) | {"past.1": encoded(folder, "d", list(range(200)), 1000, 800)}
+    settings: dict[str, Any] = {"replay": 1, "source_of": (0,), "max_bad_share": 0.1}
+    assert shards(folder, inputs, past_of=(0, 1, 0), **settings)[1]["pairs"] == 184
+    with pytest.raises(StageError, match=r"preferences\.0: 4 of 5"):
+        shards(folder, inputs | {"selected.0": encoded(folder, "e", [0], 5, 4)}, past_of=(0, 1, 0), **settings)
+    with pytest.raises(ValueError, match="longer"):
+        shards(folder, inputs, past_of=(0, 1), **settings)
+
+
+def test_the_past_is_no_part_of_the_identity_where_there_is_none() -> None:
+    assert PrepareConfig(past_of=()).identity() == {}
+    assert PrepareConfig(past_of=(0,)).identity() == {"past_of": [0]}
 
 
 def test_rows_with_one_answer_are_counted(folder: Path) -> None:

@@ -68,12 +68,19 @@ class Filters:
         if config.languages:
             Languages(config.languages)  # a mistake is said before the work
 
-    def examine(self, files: Sequence[Sequence[Table]], progress: Progress = quiet) -> Found:
-        """Go over all rows of records files once, and for near duplicates again over those that look alike."""
+    def examine(
+        self, files: Sequence[Sequence[Table]], progress: Progress = quiet, left_out: Flags | None = None
+    ) -> Found:
+        """Go over all rows of records files once, and for near duplicates again over those that look alike.
+
+        Rows that are ``left_out`` already are looked at like the others, which may resemble them, but are not counted;
+        their factor is 0."""
         records = Records(files)
         detectors = self._detectors()
         look(records, [detector for _, _, detector in detectors], progress)
         factors = np.ones(len(records), np.float32)
+        if left_out is not None:
+            factors[left_out] = 0
         reasons = [(name, action, _flags(detector, records, progress)) for name, action, detector in detectors]
         dropped = {}
         for name, action, flags in reasons:
