@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,15 @@ class Store:
             except AlreadyExistsError:
                 return self.read(place) == data  # a request that was sent again may meet its own first try
             return True
+
+    def modified(self, place: str) -> datetime | None:
+        """When an object was put in place, by the clock of the store; None where there is none."""
+        with self._reached():
+            try:
+                found: datetime = self._objects.head(place)["last_modified"]
+            except FileNotFoundError:
+                return None
+            return found
 
     def names(self, place: str) -> list[str]:
         """What stands directly below a place, folders and objects, sorted."""
