@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,10 @@ class Background:
                 time.sleep(0.1)
             if not self._alive(place):
                 return
+
+    def forget(self, job: str) -> None:
+        """Delete what is left of a job that has ended."""
+        shutil.rmtree(self._known(job), ignore_errors=True)
 
     def _place(self, job: str) -> Path:
         return known_jobs() / "local" / job

@@ -11,6 +11,7 @@ from stages.base import StageError
 
 State = Literal["pending", "running", "done", "failed", "stopped", "gone", "unknown"]
 """``gone``: the cluster does not know the job (any more); ``unknown``: it could not be asked."""
+Command = Literal["run", "sweep", "schedule"]
 _ENDED: frozenset[State] = frozenset({"done", "failed", "stopped", "gone"})
 
 
@@ -36,7 +37,7 @@ class JobSpec:
     """Where the job was submitted."""
     file: Path | None
     """The spec's file, whose folder travels to clusters that do not see it; None for a bundled recipe."""
-    command: Literal["run", "sweep", "schedule"] = "run"
+    command: Command = "run"
     """The options of ``schedule`` begin with ``--once``: the cluster keeps the time."""
 
     @property

@@ -69,7 +69,7 @@ def submit(
         if sweep and loaded.spec.sweep is None:
             refuse(f"{loaded.path}: has no sweep section (docs/sweeps.md)")
         file = cluster.absolute()
-        job = jobs.job(loaded, overrides or (), settings, file, sweep)
+        job = jobs.job(loaded, overrides or (), settings, file, "sweep" if sweep else "run")
         if jobs.takes_along(settings):
             jobs.check_travels(loaded)
     except SpecError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clusters import folder as travelling
-from clusters.job import JobSpec
+from clusters.job import Command, JobSpec
 from clusters.kinds import Cluster, launcher
 from clusters.kuberay import KubeRayCluster
 from clusters.local import LocalCluster
@@ -49,19 +49,27 @@ def check_places(loaded: Loaded, file: Path, ask: bool, sweep: bool = False) -> 
         raise SpecError([Problem(f"{loaded.path.name} {key}", f"{text} ({file.name})") for key, text in found])
 
 
-def job(loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path, sweep: bool = False) -> JobSpec:
-    """The run, or the ``sweep``, as a job. Here it starts a Ray of its own, elsewhere it joins the one it finds."""
+def job(
+    loaded: Loaded, overrides: Sequence[str], cluster: Cluster, file: Path | None, command: Command = "run",
+    own: Sequence[str] = (),
+) -> JobSpec:  # fmt: skip
+    """A command as a job, with options of its ``own`` before those that all have. Here it starts a Ray of its own,
+    with the settings of the ``file`` if there is one; elsewhere it joins the one it finds."""
     name = loaded.spec.name
     wait = cluster.wait if isinstance(cluster, RayCluster | KubeRayCluster | RayUpCluster) and cluster.grows else 0
-    options = [part for text in overrides for part in ("--set", text)]
+    options = [*own]
+    options += [part for text in overrides for part in ("--set", text)]
     options += ["--store", cluster.store] if cluster.store else []
-    options += ["--cluster", str(file)] if isinstance(cluster, LocalCluster) else ["--address", "auto"]
+    if not isinstance(cluster, LocalCluster):
+        options += ["--address", "auto"]
+    elif file is not None:
+        options += ["--cluster", str(file)]
     options += ["--wait", str(wait)] if wait else []
     bundled = not Path(loaded.argument).is_file()
     called = (name if name[0].isalpha() else f"run-{name}")[:_NAME_LENGTH].rstrip("-")
     return JobSpec(
         f"{called}-{secrets.token_hex(3)}", name, loaded.argument, tuple(options), Path.cwd(),
-        None if bundled else loaded.path, "sweep" if sweep else "run",
+        None if bundled else loaded.path, command,
     )  # fmt: skip
 
 

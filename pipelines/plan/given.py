@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,21 @@ from stages.catalog import CURATE, ENCODE, INGEST
 from stages.core.formats.config import FormatConfig
 from stages.data.config import CurateConfig, EncodeConfig, IngestConfig, MixConfig
 from stages.readers import DataFile, files
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What of the user's files is taken: all of them, or for a schedule those that no earlier tick has used."""
+
+    takes: Callable[[str], bool] | None = None
+    """Whether a file is taken, by its ``data_identity``; None takes all."""
+    pairs: tuple[Step, ...] = ()
+    """Records of pairs that are not used again."""
+    prompts: tuple[Step, ...] = ()
+    """Likewise of prompts."""
+
+
+EVERYTHING = Fresh()
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,39 @@ class Preferences:
     """What ``prepare`` takes: the selection, and the files' tokens."""
     source_of: tuple[int, ...]
     """The source of each file."""
+    heldout: bool
+    """Whether some of them are held out."""
 
 
-def preferences(spec: PipelineSpec, folder: Path, base: Step) -> Preferences | None:
+@dataclass(frozen=True)
+class Past:
+    """What an earlier tick of a schedule trained on, found in the store."""
+
+    selection: Step | None
+    """Which of the given pairs, and with what label; None where there were none."""
+    tokens: tuple[Step, ...]
+    """Those pairs' files, tokenised."""
+    own: tuple[Step, ...]
+    """The pairs that its rounds made, tokenised."""
+
+
+def past_inputs(past: Sequence[Past]) -> tuple[dict[str, Step], tuple[int, ...]]:
+    """What ``prepare`` takes of the given pairs of earlier ticks, and the selection of each of their files."""
+    chosen = [each for each in past if each.selection is not None]
+    selections = {f"past_selection.{number}": each.selection for number, each in enumerate(chosen) if each.selection}
+    files = [(number, step) for number, each in enumerate(chosen) for step in each.tokens]
+    tokens = {f"past.{index}": step for index, (_, step) in enumerate(files)}
+    return {**selections, **tokens}, tuple(number for number, _ in files)
+
+
+def preferences(spec: PipelineSpec, folder: Path, base: Step, fresh: Fresh = EVERYTHING) -> Preferences | None:
     """From the files that the spec's preferences name to what ``prepare`` takes; None where there are none."""
-    if not spec.preferences:
+    made, source_of = records(spec.preferences, folder, fresh)
+    if not made:
         return None
-    made, source_of = records(spec.preferences, folder)
     mix = [MixConfig(**{name: getattr(each, name) for name in MixConfig.model_fields}) for each in spec.preferences]
     inputs: dict[str, Step] = {f"pairs.{index}": step for index, step in enumerate(made)}
+    inputs |= {f"seen.{index}": step for index, step in enumerate(fresh.pairs)}
     if spec.prompts.heldout:
         inputs["heldout"] = prompts("heldout", spec.prompts.heldout, folder)
     data = spec.data
@@ -45,16 +84,18 @@ def preferences(spec: PipelineSpec, folder: Path, base: Step) -> Preferences | N
     )  # fmt: skip
     selection = Step("preferences/curate", CURATE, config, inputs)
     tokens = {f"selected.{index}": encoded(f"{step.key}/encode", step, base, spec) for index, step in enumerate(made)}
-    return Preferences(tuple(made), selection, {"selection": selection, **tokens}, source_of)
+    return Preferences(tuple(made), selection, {"selection": selection, **tokens}, source_of, data.heldout > 0)
 
 
-def records(sources: Sequence[SourceSpec], folder: Path) -> tuple[list[Step], tuple[int, ...]]:
+def records(
+    sources: Sequence[SourceSpec], folder: Path, fresh: Fresh = EVERYTHING
+) -> tuple[list[Step], tuple[int, ...]]:
     """The pairs of every file that the sources name, and the source of each file."""
     made: list[Step] = []
     source_of: list[int] = []
     for number, each in enumerate(sources):
         config = IngestConfig(kind="pairs", **{name: getattr(each, name) for name in FormatConfig.model_fields})
-        for key, source in _sources(each.path, folder):
+        for key, source in _sources(each.path, folder, fresh):
             made.append(Step(f"preferences/{key}", INGEST, config, {"files.0": source}))
             source_of.append(number)
     return made, tuple(source_of)
@@ -68,16 +109,23 @@ def encoded(key: str, pairs: Step, base: Step, spec: PipelineSpec) -> Step:
 
 def prompts(key: str, location: str, folder: Path) -> Step:
     """Prompts of one or more files."""
-    sources = _sources(location, folder)
-    return Step(
-        key, INGEST, IngestConfig(kind="prompts"),
-        {f"files.{index}": source for index, (_, source) in enumerate(sources)},
-    )  # fmt: skip
+    step = fresh_prompts(key, location, folder, EVERYTHING)
+    assert step is not None  # a location without files is an error
+    return step
 
 
-def _sources(location: str, folder: Path) -> list[tuple[str, Source]]:
-    """The files that a location names, each with its name for people."""
-    return [(file.name, _source(file)) for file in files(location, folder)]
+def fresh_prompts(key: str, location: str, folder: Path, fresh: Fresh) -> Step | None:
+    """Prompts of the files that are taken; None where none is."""
+    sources = _sources(location, folder, fresh)
+    inputs: dict[str, Step | Source] = {f"files.{index}": source for index, (_, source) in enumerate(sources)}
+    inputs |= {f"seen.{index}": step for index, step in enumerate(fresh.prompts)}
+    return Step(key, INGEST, IngestConfig(kind="prompts"), inputs) if sources else None
+
+
+def _sources(location: str, folder: Path, fresh: Fresh) -> list[tuple[str, Source]]:
+    """The files that a location names and that are taken, each with its name for people."""
+    found = [(file.name, _source(file)) for file in files(location, folder)]
+    return [(name, source) for name, source in found if not fresh.takes or fresh.takes(source.fingerprint)]
 
 
 def _source(file: DataFile) -> Source:

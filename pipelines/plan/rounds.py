@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.plan.base_model import base_step
-from pipelines.plan.given import Preferences, encoded, preferences, prompts
+from pipelines.plan.given import Past, Preferences, encoded, past_inputs, preferences, prompts
 from pipelines.plan.steps import Step, walk
 from pipelines.spec.models import PipelineSpec, train_of
 from stages.catalog import EVALUATE, HELDOUT, JUDGE, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
@@ -66,12 +66,21 @@ class Planner:
         self._prompts: dict[str, Step] = {}
 
     def plan(self, spec: PipelineSpec) -> Plan:
-        return _Unroller(spec, self._base, self._given, self._asked).unroll()
+        return unroll(spec, self._base, self._given, self._asked)
 
     def _asked(self, key: str, location: str) -> Step:
         if key not in self._prompts:
             self._prompts[key] = prompts(key, location, self._folder)
         return self._prompts[key]
+
+
+def unroll(
+    spec: PipelineSpec, base: Step, given: Preferences | None, asked: Callable[[str, str], Step],
+    past: Sequence[Past] = (),
+) -> Plan:  # fmt: skip
+    """A spec's rounds from a base policy, on the ``given`` preferences and the prompts that ``asked`` finds by their
+    key and location; ``iterate.replay`` also counts for the ``past``."""
+    return _Unroller(spec, base, given, asked, past).unroll()
 
 
 @dataclass
@@ -82,6 +91,8 @@ class _Unroller:
     """The user's preferences, if there are any."""
     asked: Callable[[str, str], Step]
     """Prompts by their key, and where they are."""
+    past: Sequence[Past]
+    """What earlier ticks of a schedule trained on."""
     champion: Step = field(init=False)
     """The last promoted policy."""
     adapter_base: dict[str, Step] = field(default_factory=dict)
@@ -93,6 +104,7 @@ class _Unroller:
 
     def __post_init__(self) -> None:
         self.champion = self.base
+        self.earlier = [step for each in self.past for step in each.own]
         spec = self.spec
         trainings = (train_of(spec.train, spec.iterate, number) for number in range(1, spec.rounds + 1))
         self.virtual_tokens = any(training.prompt_learning for training in trainings)
@@ -120,15 +132,17 @@ class _Unroller:
     def _shards(self, number: int, own: list[Step]) -> Step:
         """What a round trains on: the given preferences (in later rounds the replayed share of them), the round's own
         pairs and the replayed share of earlier ones."""
-        share = 1.0 if number == 1 else self.spec.iterate.replay
-        replay = self.earlier if share else []
+        again = self.spec.iterate.replay
+        share = 1.0 if number == 1 else again
+        replay = self.earlier if again else []
+        past, past_of = past_inputs(self.past if again else ())
         data = self.given if self.given and share else None
         config = PrepareConfig(
-            preferences=share if data else 1.0, replay=share if replay else 0.0,
-            source_of=data.source_of if data else (), max_bad_share=self.spec.data.max_bad_share,
+            preferences=share if data else 1.0, replay=again if replay or past else 0.0,
+            source_of=data.source_of if data else (), past_of=past_of, max_bad_share=self.spec.data.max_bad_share,
         )  # fmt: skip
         inputs = (dict(data.inputs) if data else {}) | {f"pairs.{index}": step for index, step in enumerate(own)}
-        inputs |= {f"replay.{index}": step for index, step in enumerate(replay)}
+        inputs |= {f"replay.{index}": step for index, step in enumerate(replay)} | past
         return Step(f"round-{number}/prepare", PREPARE, config, inputs, self.spec.resources.prepare)
 
     def _own(self, number: int) -> list[Step]:
@@ -159,7 +173,7 @@ class _Unroller:
     def _heldout(self, number: int, train: Step, config: TrainConfig) -> Step | None:
         """The new policy and its reference on the held-out preferences."""
         spec = self.spec
-        if self.given is None or not spec.data.heldout:
+        if self.given is None or not self.given.heldout:
             return None
         shards = Step(
             "preferences/heldout", PREPARE, PrepareConfig(heldout=True), self.given.inputs, spec.resources.prepare

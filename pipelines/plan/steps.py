@@ -81,7 +81,7 @@ def found(key: str, stage: Stage[Any], made: tuple[str, str]) -> Found:
 
 
 def walk(targets: Iterable[Step]) -> list[Step]:
-    """Every step that the targets need, inputs before their users, each identity once."""
+    """Every step to be made that the targets need, inputs before their users, each identity once."""
     order: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -90,7 +90,8 @@ def walk(targets: Iterable[Step]) -> list[Step]:
         for value in step.inputs.values():
             if isinstance(value, Step):
                 visit(value)
-        order[step.fingerprint] = step
+        if not isinstance(step, Found):
+            order[step.fingerprint] = step
 
     for target in targets:
         visit(target)

@@ -104,14 +104,13 @@ class Runner:
 
     def output(self, step: Step) -> Output:
         """Where a step's artifact is made; all its inputs have to be there."""
-        if isinstance(step, Found):
-            return Output(self.store.store, *step.made)
-        return self.store.output(step.fingerprint, self._committed.made_from(step))
+        return Output(self.store.store, *self._committed.place(step))
 
     def _execute(self, step: Step) -> StepResult:
-        if isinstance(step, Found):
-            place = "/".join(("artifacts", *step.made))
-            raise StepFailed(step, StageError(f"{place} is not in {self.store.location} (any more)"))
+        for value in step.inputs.values():
+            if isinstance(value, Found) and self._committed(value) is None:
+                place = "/".join(("artifacts", *value.made))
+                raise StepFailed(step, StageError(f"{place} is not in {self.store.location} (any more)"))
         self.listener.started(step, self._explain(step))
         if not self._connected:
             self.connect()
@@ -205,6 +204,12 @@ class Committed:
     def add(self, step: Step, manifest: Manifest) -> Manifest:
         self._found[step.fingerprint] = manifest
         return manifest
+
+    def place(self, step: Step) -> tuple[str, str]:
+        """Where a step's artifact is (``artifacts/<fingerprint>/<inputs>``); it has to be there."""
+        if isinstance(step, Found):
+            return step.made
+        return step.fingerprint, self._store.output(step.fingerprint, self.made_from(step)).inputs
 
     def made_from(self, step: Step) -> dict[str, str]:
         """The attempt of each input's artifact; all of them have to be there."""

@@ -131,7 +131,7 @@ class ArtifactStore:
     # Run records
 
     def write_run(self, run: str, record: Mapping[str, Any]) -> None:
-        self.store.write(f"runs/{run}.json", _json(record))
+        self.write_json(f"runs/{run}.json", record)
 
     def read_run(self, run: str) -> dict[str, Any] | None:
         return self.read_json(f"runs/{run}.json")
@@ -139,6 +139,10 @@ class ArtifactStore:
     def runs(self) -> list[str]:
         """Names of all runs, the oldest first."""
         return sorted(name.removesuffix(".json") for name in self.store.names("runs") if name.endswith(".json"))
+
+    def write_json(self, place: str, value: Mapping[str, Any]) -> None:
+        """Put a document in place, whatever was there."""
+        self.store.write(place, _json(value))
 
     def create_json(self, place: str, value: Mapping[str, Any]) -> bool:
         """Put a document in place if none is there; returns whether it was."""
