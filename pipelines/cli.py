@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import champion, connect, jobs, schedule, sweeping
+from pipelines.commands import champion, connect, export, jobs, schedule, sweeping
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -152,6 +152,7 @@ def run(
 
 app.command()(sweeping.sweep)
 app.command(cls=champion.RollbackCommand)(champion.champion)
+app.command()(export.export)
 app.command()(schedule.schedule)
 app.command()(jobs.submit)
 app.command()(jobs.jobs)

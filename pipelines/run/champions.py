@@ -147,28 +147,39 @@ class Champions:
         return next((each for each in self.history if each.number == entry.restores), entry)
 
 
-def source(store: ArtifactStore, named: ModelSource) -> ChampionSource:
+def named(store: ArtifactStore, text: str) -> tuple[Champions, Champion]:
+    """The champion that ``NAME`` means, or the one of its history that ``NAME@3`` means.
+
+    Raises:
+        NoChampion: there is no such one.
+        StoreError: an entry is damaged, or the store cannot be reached.
+    """
+    name, at, number = text.partition("@")
+    champions = Champions(store, name)
+    entry = champions.require()
+    if at:
+        entry = next((each for each in champions.history if str(each.number) == number), None) or _none_such(champions)
+    return champions, entry
+
+
+def source(store: ArtifactStore, given: ModelSource) -> ChampionSource:
     """The champion that a spec starts from: ``champion://NAME``, or one of its history, ``champion://NAME@3``.
 
     Raises:
         NoChampion: there is no such one.
         StoreError: its entry is damaged, or its policy was deleted.
     """
-    name, at, number = named.model.removeprefix(CHAMPION).partition("@")
-    champions = Champions(store, name)
-    entry = champions.require()
-    if at:
-        entry = next((each for each in champions.history if str(each.number) == number), None) or _none_such(champions)
+    champions, entry = named(store, given.model.removeprefix(CHAMPION))
     manifest = store.manifest_at(entry.policy, entry.inputs)
     if manifest is None:
-        raise NoChampion(f"the policy of {CHAMPION}{name}@{entry.number} was deleted from {store.location}")
+        raise NoChampion(f"the policy of {CHAMPION}{champions.name}@{entry.number} was deleted from {store.location}")
     artifact = store.open(manifest)
     (part,) = artifact.parts
     for file in part.files:
         if file.startswith(f"{MODEL}/") and not file.endswith(".safetensors"):
             artifact.path(file)
     return ChampionSource(
-        **{**named.model_dump(), "model": f"{CHAMPION}{name}@{entry.number}"},
+        **{**given.model_dump(), "model": f"{CHAMPION}{champions.name}@{entry.number}"},
         made=(entry.policy, entry.inputs), folder=store.store.local(part.place) / MODEL,
     )  # fmt: skip
 
