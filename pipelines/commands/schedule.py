@@ -136,14 +136,17 @@ def _once(
     from pipelines.schedule.service import failure
     from pipelines.schedule.tick import Options, tick
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     url = webhook.take()
     ray = connect.ray_for(address, cluster)
     opened = open_store(store)
-    moment = _moment(due) if due else now().replace(microsecond=0)
+    moment = _moment(due) if due else now()
     loaded = _checked(spec, overrides, ray if isinstance(ray, str) else None, cluster, opened)
     say = partial(typer.echo, err=as_json)
-    document, code = tick(loaded, opened, moment, Options(as_json, verbose, ray, wait, lease), say)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        document, code = tick(loaded, opened, moment, Options(as_json, verbose, ray, wait, lease), say)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code == 1 and url is not None:
         name = loaded.spec.name
         about = {key: document[key] for key in ("tick", "run", "log")}
