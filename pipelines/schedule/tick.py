@@ -18,7 +18,7 @@ from pipelines.run.champions import Champions, Moved
 from pipelines.run.execute import execute, reason
 from pipelines.run.runner import Committed, Runner, StepFailed
 from pipelines.run.store import ArtifactStore
-from pipelines.schedule import lease
+from pipelines.schedule import lease, metrics
 from pipelines.schedule.ledger import Artifacts, Begin, End, Ledger, Outcome, now
 from pipelines.schedule.news import News, news
 from pipelines.spec.load import Loaded
@@ -72,6 +72,8 @@ def tick(
     if code == INTERRUPTED:
         document["reason"] = lost[0] if lost else "interrupted; the next tick goes on where this one stopped"
         say(document["reason"])
+    elif isinstance(options.ray, str):
+        metrics.report(store, name, options.ray, say)
     return document, code
 
 
