@@ -117,6 +117,14 @@ def open_store(location: str) -> ArtifactStore:
         refuse(str(error))
 
 
+class Refused(typer.Exit):
+    """The spec or the usage is wrong; ``message`` was said."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
 def refuse(message: str) -> NoReturn:
     typer.echo(message, err=True)
-    raise typer.Exit(2)
+    raise Refused(message)

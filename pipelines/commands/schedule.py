@@ -7,7 +7,7 @@ import signal
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
     JsonOption,
+    Refused,
     SetOption,
     SpecArgument,
     StoreOption,
@@ -131,28 +132,34 @@ def _once(
     spec: str, overrides: list[str] | None, store: str, address: str | None, cluster: Path | None, wait: int,
     lease: float, due: str | None, as_json: bool, verbose: bool,
 ) -> None:  # fmt: skip
+    from pipelines.run.execute import redacted
     from pipelines.schedule import webhook
     from pipelines.schedule.ledger import Ledger, now
     from pipelines.schedule.service import failure
     from pipelines.schedule.tick import Options, tick
+    from stages.base import StageError
 
-    url = webhook.take()
-    ray = connect.ray_for(address, cluster)
-    opened = open_store(store)
-    moment = _moment(due) if due else now()
-    loaded = _checked(spec, overrides, ray if isinstance(ray, str) else None, cluster, opened)
-    say = partial(typer.echo, err=as_json)
+    url, moment = webhook.take(), _moment(due) if due else now()
+
+    def tell(name: str, reason: str, about: dict[str, Any], failures: int) -> None:
+        event = failure(name, moment, redacted(reason), about, failures)
+        if url is not None and (why := webhook.call(url, event)) is not None:
+            typer.echo(f"the webhook could not be called: {why}", err=True)
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        ray, opened = connect.ray_for(address, cluster), open_store(store)
+        loaded = _checked(spec, overrides, ray if isinstance(ray, str) else None, cluster, opened)
+        say = partial(typer.echo, err=as_json)
         document, code = tick(loaded, opened, moment, Options(as_json, verbose, ray, wait, lease), say)
+    except (Refused, StageError) as error:
+        tell(spec, error.message if isinstance(error, Refused) else str(error), {}, 1)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if code == 1 and url is not None:
-        name = loaded.spec.name
+    if code == 1:
         about = {key: document[key] for key in ("tick", "run", "log")}
-        event = failure(name, moment, document["reason"], about, Ledger(opened, name).failures)
-        if (why := webhook.call(url, event)) is not None:
-            typer.echo(f"the webhook could not be called: {why}", err=True)
+        tell(loaded.spec.name, document["reason"], about, Ledger(opened, loaded.spec.name).failures)
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     raise typer.Exit(code)

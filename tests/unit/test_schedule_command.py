@@ -79,6 +79,17 @@ def test_a_tick_that_fails_calls_the_webhook(schedule: Schedule, monkeypatch: py
     assert "HTTP 500" in said
 
 
+def test_a_spec_that_is_refused_calls_it_too(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(webhook, "call", lambda _, event: told.append(event))
+    monkeypatch.setenv(webhook.URL, "https://hook.example/secret")
+    workspace.spec(schedule.folder, SPEC + "rounds: none\n")
+    command(schedule, "--once", code=2)
+    monkeypatch.setenv(webhook.URL, "https://hook.example/secret")
+    command(schedule, "--once", "--store", "s3://", code=2)
+    assert ["rounds" in told[0]["reason"], len(told)] == [True, 2]
+
+
 def test_the_status_says_what_there_is(schedule: Schedule) -> None:
     said = command(schedule, "--status")
     assert "none yet" in said
