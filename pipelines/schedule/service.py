@@ -63,6 +63,7 @@ class Service:
     """Seconds between two looks."""
     stop: threading.Event = field(default_factory=threading.Event)
     _running: tuple[str, datetime] | None = None
+    _sent: datetime = field(default_factory=now)
     _last: datetime = field(default_factory=now)
     """The last due time that needs nothing more."""
     _again: datetime | None = None
@@ -93,7 +94,8 @@ class Service:
             self._last = ledger.due
         if (last := ledger.last) is not None and (last.end is None or last.end.outcome == "failed"):
             self._again = last.begin.due
-        self.say(f"schedule of {self.name}: next tick {self.times.next(1, now())[0].isoformat()}")
+        soon = ", ".join(_clock(instant) for instant in self.times.next(3, now()))
+        self.say(f"schedule of {self.name}: next ticks {soon}")
 
     def _look(self) -> None:
         if self._running is not None:
@@ -103,6 +105,7 @@ class Service:
                 self._running = None
                 self._ended(job, due, status)
         elif (due_now := self._due()) is not None:
+            self._sent = now()
             self._running = (self.launcher.submit(self.job(due_now)), due_now)
             self.say(f"tick due at {_clock(due_now)}: job {self._running[0]}")
 
@@ -119,8 +122,8 @@ class Service:
         ledger = Ledger(self.store, self.name)
         last = ledger.last
         if status.state == "failed":
-            end = last.end if last and last.begin.due == due else None
-            if end is not None and end.outcome == "failed":
+            end = last.end if last else None
+            if end is not None and end.outcome == "failed" and end.ended >= self._sent:
                 self._failed(due, end.reason, {"tick": last and last.begin.number, "run": end.run, "log": end.log})
             else:
                 self._failed(due, self._explained(job, status), {})

@@ -127,7 +127,7 @@ class _Tick:
 
     def _promoted(self, begin: Begin) -> bool:
         """Whether the tick has made a champion, if it was interrupted after that."""
-        return any(each.evidence.get("tick") == begin.number for each in self.champions.history)
+        return any(each.evidence.get("began") == begin.began.isoformat() for each in self.champions.history)
 
     def _resumed(self) -> tuple[Begin, News] | None:
         """The tick that was interrupted, if what it worked on is still as it was."""
@@ -207,16 +207,17 @@ class _Tick:
         number = promoted[-1].number if promoted else len(plan.rounds)
         row = record["rounds"][number - 1]
         names = ("round", "win_rate", "judge_score", "baseline_score", "heldout", "misses")
-        decision = {"tick": begin.number, "files": list(begin.names), **{name: row[name] for name in names}}
+        about = {"tick": begin.number, "began": begin.began.isoformat(), "files": list(begin.names)}
+        decision = {**about, **{name: row[name] for name in names}}
         rate = row["win_rate"]
         measured = f"win rate {rate['mean']:.3f} ({rate['low']:.3f} to {rate['high']:.3f}) in round {number}"
         if not promoted:
             text = f"{measured}: {'; '.join(row['misses'])}; the champion stays"
             return self._done(begin, "refused", text, found, plan, committed, record, decision)
         if not self._promoted(begin):
-            about = f"tick {begin.number}: {measured}"
+            text = f"tick {begin.number}: {measured}"
             try:
-                self.champions.move(*committed.place(promoted[-1].train), about, record["run"], decision)
+                self.champions.move(*committed.place(promoted[-1].train), text, record["run"], decision)
             except Moved:
                 text = "the champion was changed by hand while the tick ran; its files count as new"
                 return self._done(begin, "outdated", text, found, plan, committed, record, decision)

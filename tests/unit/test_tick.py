@@ -311,3 +311,11 @@ def test_a_damaged_entry_is_named(schedule: Schedule, name: str) -> None:
     schedule.store.store.write(f"schedules/tiny/{name}", b"{}")
     with pytest.raises(StoreError, match=rf"schedules/tiny/{name} is damaged.*restore it"):
         schedule.tick()
+
+
+def test_a_ledger_that_was_deleted_does_not_take_an_old_champion_for_its_own(schedule: Schedule) -> None:
+    schedule.tick()
+    schedule.store.store.remove("schedules/tiny")
+    schedule.pairs("two.jsonl", 10)
+    done = schedule.tick()
+    assert (done["tick"], done["outcome"], done["champion"]) == (1, "promoted", 2)
