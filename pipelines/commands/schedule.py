@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -146,7 +145,6 @@ def _once(
         if url is not None and (why := webhook.call(url, event)) is not None:
             typer.echo(f"the webhook could not be called: {why}", err=True)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         ray, opened = connect.ray_for(address, cluster), open_store(store)
         loaded = _checked(spec, overrides, ray if isinstance(ray, str) else None, cluster, opened)
@@ -155,8 +153,6 @@ def _once(
     except (Refused, StageError) as error:
         tell(spec, error.message if isinstance(error, Refused) else str(error), {}, 1)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if code == 1:
         about = {key: document[key] for key in ("tick", "run", "log")}
         tell(loaded.spec.name, document["reason"], about, Ledger(opened, loaded.spec.name).failures)
