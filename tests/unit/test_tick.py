@@ -16,7 +16,7 @@ from pipelines.schedule import lease
 from pipelines.schedule import tick as ticking
 from stages.base import StageError
 from stages.io.store import StoreError
-from tests import specs
+from tests import s3, specs
 from tests.unit import workspace
 from tests.unit.ticks import NAME, SPEC, START, Schedule, schedule
 
@@ -319,3 +319,16 @@ def test_a_ledger_that_was_deleted_does_not_take_an_old_champion_for_its_own(sch
     schedule.pairs("two.jsonl", 10)
     done = schedule.tick()
     assert (done["tick"], done["outcome"], done["champion"]) == (1, "promoted", 2)
+
+
+def test_in_a_bucket_it_is_the_same(schedule: Schedule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with s3.bucket() as bucket:
+        schedule.place = f"s3://{bucket.name}/runs"
+        schedule.tick()
+        assert schedule.tick()["outcome"] == "nothing"
+        schedule.pairs("one.jsonl", 0, 7)
+        assert schedule.tick()["champion"] == 2
+        assert initial(schedule.plans[1]) == schedule.plans[0].rounds[0].train.fingerprint
+        with lease.hold(schedule.store, NAME, 30, lambda: None):
+            assert schedule.tick()["outcome"] == "held"

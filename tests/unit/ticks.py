@@ -48,10 +48,11 @@ class Schedule:
     plans: list[Plan] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     ticks: int = 0
+    place: str = ""
 
     @property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(str(self.folder / "store"))
+        return ArtifactStore(self.place or str(self.folder / "store"))
 
     @property
     def ledger(self) -> Ledger:
