@@ -187,13 +187,15 @@ def _serve(
     except SpecError as error:
         refuse_all(error)
     away = not isinstance(settings, LocalCluster)
-    if away and store == DEFAULT_STORE and settings.store:
-        store = settings.store
     if isinstance(settings, KubeRayCluster):
         loaded = _checked(spec, overrides, None, cluster, None)
         assert cluster is not None
         _print_manifest(loaded, overrides or [], settings, cluster, times, patience.lease, manifest)
         return
+    if away and settings.store:
+        if store not in (DEFAULT_STORE, settings.store):
+            refuse(f"--store {store}: the ticks of {cluster} keep theirs in {settings.store}, where this looks too")
+        store = settings.store
     opened: ArtifactStore = open_store(store)
     loaded = _checked(spec, overrides, None if away else address, cluster, opened)
     try:

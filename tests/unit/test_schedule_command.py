@@ -148,6 +148,8 @@ def test_a_service_sends_ticks_to_a_cluster(schedule: Schedule, services: list[S
     assert options[options.index("--store") + 1] == f"{schedule.folder}/shared"
     assert options[options.index("--address") + 1] == "auto"
     assert "--due" in options
+    said = command(schedule, "--cron", "0 2 * * *", "--cluster", str(schedule.folder / "ray.yaml"), code=2)
+    assert "where this looks too" in said
 
 
 def manifest(schedule: Schedule, *arguments: str, code: int = 0) -> str:
