@@ -90,7 +90,7 @@ def news(spec: PipelineSpec, folder: Path, earlier: Sequence[Tick], takes: Calla
     given = preferences(spec, folder, base, fresh) if spec.preferences else None
     asked = fresh_prompts("prompts", spec.prompts.train, folder, fresh) if spec.prompts.train else None
     replayed = [tick.end.made for tick in earlier if tick.end and tick.end.outcome == "promoted"]
-    return News(spec, folder, base, given, asked, tuple(map(_past, replayed)) if spec.iterate.replay else ())
+    return News(spec, folder, base, given, asked, tuple(map(_past, replayed)))
 
 
 def _past(made: Artifacts) -> Past:

@@ -201,7 +201,7 @@ class _Tick:
     def _decide(self, begin: Begin, found: News, plan: Plan, record: Document) -> tuple[Document, int]:
         """Make the last policy that the gate let through the champion."""
         committed = Committed(self.store)
-        for step in plan.steps:
+        for step in (*found.steps, *plan.steps):  # not all that was read is in the plan
             committed(step)
         promoted = [each for each, row in zip(plan.rounds, record["rounds"], strict=True) if row["promoted"]]
         number = promoted[-1].number if promoted else len(plan.rounds)

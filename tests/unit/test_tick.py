@@ -332,3 +332,64 @@ def test_in_a_bucket_it_is_the_same(schedule: Schedule, monkeypatch: pytest.Monk
         assert initial(schedule.plans[1]) == schedule.plans[0].rounds[0].train.fingerprint
         with lease.hold(schedule.store, NAME, 30, lambda: None):
             assert schedule.tick()["outcome"] == "held"
+
+
+def test_of_several_rounds_that_the_gate_lets_through_the_last_makes_the_champion(schedule: Schedule) -> None:
+    asking(schedule)
+    done = schedule.tick()
+    (plan,) = schedule.plans
+    assert done["decision"]["round"] == 2
+    assert schedule.champions.require().policy == plan.rounds[1].train.fingerprint
+    for each in plan.rounds:  # all are measured against the policy that the tick started from
+        assert each.evaluate is not None
+        judged = each.evaluate.inputs["baseline"]
+        assert isinstance(judged, Step)
+        rollouts = judged.inputs["rollouts"]
+        assert isinstance(rollouts, Step)
+        assert rollouts.inputs["policy"].fingerprint == initial(plan)
+
+
+def test_prompts_that_were_all_asked_before_make_no_pairs(schedule: Schedule) -> None:
+    workspace.spec(schedule.folder, SPEC.replace("{heldout", "{train: asked, heldout") + "rounds: 2\n")
+    (schedule.folder / "asked").mkdir()
+    specs.jsonl(schedule.folder / "asked" / "one.jsonl", specs.prompts(3))
+    schedule.tick()
+    specs.jsonl(schedule.folder / "asked" / "two.jsonl", specs.prompts(2, start=1))
+    schedule.pairs("two.jsonl", 10)
+    schedule.tick()
+    assert len(schedule.plans[1].rounds) == 1
+    assert "pairs.0" not in schedule.plans[1].rounds[0].prepare.inputs
+
+
+def test_pairs_that_earlier_rounds_made_are_replayed(schedule: Schedule) -> None:
+    asking(schedule)
+    path = schedule.folder / "spec.yaml"
+    path.write_text(path.read_text() + "iterate: {replay: 0.5}\n")
+    schedule.tick()
+    specs.jsonl(schedule.folder / "asked" / "two.jsonl", specs.prompts(9, start=5))
+    schedule.tick()
+    before, now = schedule.plans
+    own = {each.prepare.inputs["pairs.0"].fingerprint for each in before.rounds}
+    replayed = [{step.fingerprint for name, step in each.prepare.inputs.items() if name.startswith("replay.")}
+                for each in now.rounds]  # fmt: skip
+    assert replayed[0] == own
+    assert replayed[1] == own | {now.rounds[0].prepare.inputs["pairs.0"].fingerprint}
+
+
+def test_failures_are_counted_since_the_last_tick_that_did_not_fail(schedule: Schedule) -> None:
+    def fail() -> int:
+        schedule.trouble = lambda _: 1
+        schedule.tick()
+        return schedule.ledger.failures
+
+    assert [fail(), fail()] == [1, 2]
+    interrupted(schedule)
+    assert schedule.ledger.failures == 2
+    schedule.pairs("one.jsonl", 0, 9)  # what the interrupted one had taken is another
+    assert fail() == 3
+    assert schedule.tick()["outcome"] == "promoted"
+    schedule.pairs("two.jsonl", 10)
+    assert fail() == 1
+    schedule.pairs("two.jsonl", 0, 4)
+    schedule.ledger.nothing(START + timedelta(hours=50))
+    assert schedule.ledger.failures == 0
