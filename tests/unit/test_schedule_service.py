@@ -237,3 +237,33 @@ def test_sigterm_ends_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert about.run() == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_words_of_an_earlier_failure_are_not_taken_for_those_of_one_without_any(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(serving.webhook, "call", lambda _, event: told.append(event))
+    world.outcomes = ["failed", "failed by itself"]  # type: ignore[list-item]
+    serve(world, url="https://hook")
+    assert [event["run"] for event in told] == ["run-1", None]
+
+
+@pytest.mark.parametrize("state", ["held", "stopped", "gone"])
+def test_a_tick_that_did_not_come_about_is_sent_again_after_the_lease(world: World, state: Any) -> None:
+    world.outcomes, world.minutes = ["nothing", state], 0
+    when = []
+    submit = world.submit
+    world.submit = lambda job: when.append(world.now) or submit(job)  # type: ignore[method-assign,func-returns-value]
+    serve(world)
+    assert world.sent == [at(1), at(2), at(2), at(3), at(4)]
+    assert when[2] - when[1] >= timedelta(minutes=5)
+
+
+def test_after_trouble_of_its_own_it_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.trouble = ["no answer", "no answer"]
+    waits = []
+    wait = world.wait
+    monkeypatch.setattr(world, "wait", lambda seconds: waits.append(seconds) or wait(seconds))  # type: ignore[func-returns-value]
+    serve(world)
+    assert [seconds for seconds in waits if seconds > 1] == [600, 1200]

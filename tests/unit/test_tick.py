@@ -70,6 +70,7 @@ def test_the_next_tick_trains_from_the_champion_on_what_is_new_and_is_measured_a
     first = schedule.plans[0].rounds[0].train.fingerprint
     assert files(plan) == {"preferences/two.jsonl"}
     assert initial(plan) == first
+    assert not any(name.startswith(("past", "replay")) for name in plan.rounds[0].prepare.inputs)
     evaluate = plan.rounds[0].evaluate
     assert evaluate is not None
     judged = evaluate.inputs["baseline"]
