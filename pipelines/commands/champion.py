@@ -53,14 +53,14 @@ def champion(
     if rollback is not None and put is not None:
         refuse("--rollback and --set are two champions; give one")
     change = _ROLLBACK if rollback is not None else "--set" if put is not None else None
-    if name is None:
-        if change:
-            refuse(f"{change}: of which pipeline? rondo champion NAME {change} ...")
-        _list(opened, as_json)
-        return
+    if name is None and change:
+        refuse(f"{change}: of which pipeline? rondo champion NAME {change} ...")
     if change and not (reason or "").strip():
         refuse(f'{change} needs --reason "...": it is kept in the history, for whoever reads it later')
     try:
+        if name is None:
+            _list(opened, as_json)
+            return
         champions = Champions(opened, name)
         if rollback is not None:
             champions.roll_back(rollback, str(reason))
@@ -75,7 +75,7 @@ def champion(
 def _list(store: ArtifactStore, as_json: bool) -> None:
     from pipelines.run.champions import Champions, names
 
-    found = {name: Champions(store, name).require() for name in names(store)}
+    found = {name: entry for name in names(store) if (entry := Champions(store, name).current) is not None}
     if as_json:
         typer.echo(json.dumps({name: asdict(entry) for name, entry in found.items()}, ensure_ascii=False))
         return

@@ -61,20 +61,36 @@ def plan_of(
     sweep: bool = False,
     store: ArtifactStore | None = None,
 ) -> tuple[Loaded, Plan]:
-    """Load and plan a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
+    """Load a spec (``loaded_of``) and plan it."""
+    from pipelines.plan import rounds
+    from pipelines.spec.problems import SpecError
+
+    loaded = loaded_of(spec, overrides, address, cluster, ask, sweep, store)
+    try:
+        return loaded, rounds.plan(loaded.spec, loaded.path.parent)
+    except SpecError as error:
+        refuse_all(error)
+
+
+def loaded_of(
+    spec: str, overrides: list[str] | None, address: str | None, cluster: Path | None, ask: bool = True,
+    sweep: bool = False, store: ArtifactStore | None = None, growing: bool = False,
+) -> Loaded:  # fmt: skip
+    """Load a spec, or say everything that is wrong with it and exit with 2. What it asks for has to be on this
     machine, unless it joins the cluster at ``address``, or is meant for that of a ``cluster`` file, which is asked what
     it has if it is running already (``ask``). The trials of a ``sweep`` have to have a place too. A champion is looked
-    up in the ``store``; without one it stays open which one that is."""
+    up in the ``store``; without one it stays open which one that is. The folders of a schedule may be ``growing`` from
+    no files."""
     from clusters import local, running
     from pipelines.commands import submit
-    from pipelines.plan import rounds
     from pipelines.run import champions
     from pipelines.spec import load
     from pipelines.spec.problems import Problem, SpecError
     from stages.base import StageError
 
     try:
-        loaded = load.load(spec, overrides or (), partial(champions.source, store) if store else None)
+        find = partial(champions.source, store) if store else None
+        loaded = load.load(spec, overrides or (), find, growing)
         if address is not None:
             running.reach(address)
         if cluster is not None:
@@ -82,7 +98,7 @@ def plan_of(
         found = [] if address or cluster else list(local.unplaceable(loaded.spec.places(sweep), local.default()))
         if found:
             raise SpecError([Problem(f"{loaded.path.name} {name}", text) for name, text in found])
-        return loaded, rounds.plan(loaded.spec, loaded.path.parent)
+        return loaded
     except SpecError as error:
         refuse_all(error)
     except StageError as error:

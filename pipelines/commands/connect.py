@@ -26,7 +26,10 @@ def ray_for(address: str | None, cluster: Path | None) -> str | LocalCluster:
     except SpecError as error:
         refuse_all(error)
     if not isinstance(settings, LocalCluster):
-        refuse(f"{cluster} is of kind {settings.kind}: rondo submit sends runs there; rondo run is for this machine")
+        refuse(
+            f"{cluster} is of kind {settings.kind}: rondo submit sends runs there, and rondo schedule --cron ticks; "
+            "this command is for this machine"
+        )
     if address is not None and address != os.environ.get("RAY_ADDRESS"):
         refuse("--address and --cluster are two clusters; give one")
     return settings

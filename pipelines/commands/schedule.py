@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,8 +21,8 @@ from pipelines.commands.common import (
     StoreOption,
     VerboseOption,
     WaitOption,
+    loaded_of,
     open_store,
-    plan_of,
     refuse,
     refuse_all,
 )
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from pipelines.spec.load import Loaded
 
 _LEAST_LEASE = 3
+_DAY = 86_400
+_AHEAD = timedelta(minutes=1)
+"""By which the clock that sent a tick may be ahead."""
 
 
 def schedule(
@@ -67,7 +70,10 @@ def schedule(
     address: AddressOption = None,
     wait: WaitOption = 0,
     lease: Annotated[
-        float, typer.Option(metavar="SECONDS", min=_LEAST_LEASE, help="Silence after which a host has lost its tick.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=_LEAST_LEASE, max=_DAY, help="Silence after which a host has lost its tick."
+        ),
     ] = 60,
     retry_after: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="After a failure; twice as long after each further one.")
@@ -117,7 +123,7 @@ def _checked(
     """The spec, or every mistake in it and exit with 2: also what only a schedule needs."""
     from pipelines.spec.problems import Problem, SpecError
 
-    loaded, _ = plan_of(spec, overrides, address, cluster, store=store)
+    loaded = loaded_of(spec, overrides, address, cluster, store=store, growing=True)
     if loaded.spec.evaluate.promote_if is None:
         text = (
             "a schedule makes only what a gate lets through the champion: give prompts.heldout, and for example "
@@ -136,12 +142,13 @@ def _once(
     from pipelines.schedule.ledger import Ledger, now
     from pipelines.schedule.service import failure
     from pipelines.schedule.tick import Options, tick
+    from pipelines.spec.problems import SpecError
     from stages.base import StageError
 
-    url, moment = webhook.take(), _moment(due) if due else now()
+    url, moment = webhook.take(), _moment(due) if due else None
 
     def tell(name: str, reason: str, about: dict[str, Any], failures: int) -> None:
-        event = failure(name, moment, redacted(reason), about, failures)
+        event = failure(name, moment or now(), redacted(reason), about, failures)
         if url is not None and (why := webhook.call(url, event)) is not None:
             typer.echo(f"the webhook could not be called: {why}", err=True)
 
@@ -149,7 +156,10 @@ def _once(
         ray, opened = connect.ray_for(address, cluster), open_store(store)
         loaded = _checked(spec, overrides, ray if isinstance(ray, str) else None, cluster, opened)
         say = partial(typer.echo, err=as_json)
-        document, code = tick(loaded, opened, moment, Options(as_json, verbose, ray, wait, lease), say)
+        try:
+            document, code = tick(loaded, opened, moment, Options(as_json, verbose, ray, wait, lease), say)
+        except SpecError as error:
+            refuse_all(error)
     except (Refused, StageError) as error:
         tell(spec, error.message if isinstance(error, Refused) else str(error), {}, 1)
         raise
@@ -166,7 +176,10 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         refuse(f"--due {text}: not a time such as 2026-01-31T02:00:00+00:00")
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC) + _AHEAD:
+        refuse(f"--due {text}: is yet to come; leave --due out for a tick now")
+    return moment
 
 
 def _serve(
@@ -192,7 +205,7 @@ def _serve(
         assert cluster is not None
         _print_manifest(loaded, overrides or [], settings, cluster, times, patience.lease, manifest)
         return
-    if away and settings.store:
+    if settings.store:
         if store not in (DEFAULT_STORE, settings.store):
             refuse(f"--store {store}: the ticks of {cluster} keep theirs in {settings.store}, where this looks too")
         store = settings.store
@@ -204,8 +217,9 @@ def _serve(
     except SpecError as error:
         refuse_all(error)
     own = ["--once", "--lease", f"{patience.lease:g}"]
-    if not away:
+    if not settings.store:
         own += ["--store", opened.location]
+    if not away:
         own += [part for flag, value in (("--address", address), ("--wait", wait)) if value
                 for part in (flag, str(value))]  # fmt: skip
     file = cluster.absolute() if cluster else None
@@ -230,7 +244,7 @@ def _status(spec: str, overrides: list[str] | None, store: str, as_json: bool) -
     from pipelines.spec.problems import printable
 
     opened = open_store(store)
-    loaded, _ = plan_of(spec, overrides, store=opened)
+    loaded = loaded_of(spec, overrides, None, None, store=opened, growing=True)
     found = status(opened, loaded.spec.name)
     typer.echo(json.dumps(found, ensure_ascii=False) if as_json else printable("\n".join(lines(found))))
 

@@ -12,7 +12,7 @@ from pipelines.spec.models import PipelineSpec, SourceSpec
 from stages.catalog import CURATE, ENCODE, INGEST
 from stages.core.formats.config import FormatConfig
 from stages.data.config import CurateConfig, EncodeConfig, IngestConfig, MixConfig
-from stages.readers import DataFile, files
+from stages.readers import DataFile, NoFiles, files
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Fresh:
     """What of the user's files is taken: all of them, or for a schedule those that no earlier tick has used."""
 
     takes: Callable[[str], bool] | None = None
-    """Whether a file is taken, by its ``data_identity``; None takes all."""
+    """Whether a file of preferences is taken, by its ``data_identity``; None takes all."""
+    takes_prompts: Callable[[str], bool] | None = None
+    """Likewise of prompts."""
     pairs: tuple[Step, ...] = ()
     """Records of pairs that are not used again."""
     prompts: tuple[Step, ...] = ()
@@ -95,7 +97,7 @@ def records(
     source_of: list[int] = []
     for number, each in enumerate(sources):
         config = IngestConfig(kind="pairs", **{name: getattr(each, name) for name in FormatConfig.model_fields})
-        for key, source in _sources(each.path, folder, fresh):
+        for key, source in _sources(each.path, folder, fresh.takes):
             made.append(Step(f"preferences/{key}", INGEST, config, {"files.0": source}))
             source_of.append(number)
     return made, tuple(source_of)
@@ -116,16 +118,22 @@ def prompts(key: str, location: str, folder: Path) -> Step:
 
 def fresh_prompts(key: str, location: str, folder: Path, fresh: Fresh) -> Step | None:
     """Prompts of the files that are taken; None where none is."""
-    sources = _sources(location, folder, fresh)
+    sources = _sources(location, folder, fresh.takes_prompts)
     inputs: dict[str, Step | Source] = {f"files.{index}": source for index, (_, source) in enumerate(sources)}
     inputs |= {f"seen.{index}": step for index, step in enumerate(fresh.prompts)}
     return Step(key, INGEST, IngestConfig(kind="prompts"), inputs) if sources else None
 
 
-def _sources(location: str, folder: Path, fresh: Fresh) -> list[tuple[str, Source]]:
+def _sources(location: str, folder: Path, takes: Callable[[str], bool] | None) -> list[tuple[str, Source]]:
     """The files that a location names and that are taken, each with its name for people."""
-    found = [(file.name, _source(file)) for file in files(location, folder)]
-    return [(name, source) for name, source in found if not fresh.takes or fresh.takes(source.fingerprint)]
+    try:
+        listed = files(location, folder)
+    except NoFiles:
+        if takes is None:
+            raise
+        return []  # those that there were are gone, and new ones may come
+    found = [(file.name, _source(file)) for file in listed]
+    return [(name, source) for name, source in found if not takes or takes(source.fingerprint)]
 
 
 def _source(file: DataFile) -> Source:

@@ -85,7 +85,7 @@ class Champions:
         """
         if self.current is not None:
             return self.current
-        known = names(self._store)
+        known = [name for name in names(self._store) if name != self.name]
         close = closest(self.name, known)
         there = (
             f'did you mean "{close}"?' if close else f"there are: {', '.join(known)}" if known else "there is none yet"
@@ -190,8 +190,8 @@ def _none_such(champions: Champions) -> NoReturn:
 
 
 def names(store: ArtifactStore) -> list[str]:
-    """The pipelines that have a champion."""
-    return store.store.names("champions")
+    """The pipelines that have a champion, or had one."""
+    return [name for name in store.store.names("champions") if re.match(NAME, name)]
 
 
 def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[str, str]:

@@ -61,6 +61,7 @@ class Run:
             "status": status,
             "host": socket.gethostname(),
             "spec": str(self.loaded.path),
+            "model": self.loaded.spec.policy.model,
             "overrides": [redacted(text) for text in self.loaded.overrides],
             "started": self.started,
             "seconds": round(seconds, 1),

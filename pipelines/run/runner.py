@@ -110,7 +110,8 @@ class Runner:
         for value in step.inputs.values():
             if isinstance(value, Found) and self._committed(value) is None:
                 place = "/".join(("artifacts", *value.made))
-                raise StepFailed(step, StageError(f"{place} is not in {self.store.location} (any more)"))
+                gone = StageError(f"{place}, an input, is not in {self.store.location} any more; restore it")
+                raise StepFailed(step, gone) from gone
         self.listener.started(step, self._explain(step))
         if not self._connected:
             self.connect()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -83,6 +83,8 @@ class Quiet:
 
 
 T = TypeVar("T")
+_AHEAD = timedelta(minutes=1)
+"""By which another host's clock may be ahead."""
 
 
 class Ledger:
@@ -96,6 +98,8 @@ class Ledger:
         self._store, self._folder = store, f"schedules/{name}"
         names = [name for name in store.store.names(f"{self._folder}/ticks") if name.endswith(".json")]
         places = [f"{self._folder}/ticks/{name}" for name in names]
+        self.next = 1 + max((int(name[:6]) for name in names if name[:6].isdigit()), default=0)
+        """A number of which nothing is there, not even the end of a tick whose beginning was deleted."""
         read = dict(zip(names, store.store.read_all(places), strict=True))
         self.ticks = [
             Tick(self._parsed(Begin, name, data), self._end(name, read))
@@ -116,9 +120,10 @@ class Ledger:
 
     @property
     def due(self) -> datetime | None:
-        """When the last tick was due, whatever became of it."""
-        found = [each.begin.due for each in self.ticks[-1:]] + ([self.quiet.due] if self.quiet else [])
-        return max(found, default=None)
+        """When the last tick was due, whatever became of it. A time that is yet to come was written by a clock that
+        was ahead, and does not count."""
+        found = [each.begin.due for each in self.ticks] + ([self.quiet.due] if self.quiet else [])
+        return max((due for due in found if due <= now() + _AHEAD), default=None)
 
     @property
     def failures(self) -> int:
@@ -175,8 +180,8 @@ class Ledger:
         except ValidationError:
             place = f"{self._store.location.rstrip('/')}/{self._folder}/ticks/{name}".replace("/ticks/../", "/")
             raise StoreError(
-                f"{place} is damaged (not an entry of a schedule's ledger); restore it. If it is deleted, the files "
-                "that this tick took count as new"
+                f"{place} is damaged (not an entry of a schedule's ledger); restore it. If it is deleted, what this "
+                "tick took counts as new, and is trained on again"
             ) from None
 
 

@@ -10,8 +10,9 @@ from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Fresh, Past, Preferences, fresh_prompts, preferences, prompts
 from pipelines.plan.rounds import Plan, unroll
 from pipelines.plan.steps import Source, Step, found, walk
+from pipelines.run.champions import Champion
 from pipelines.run.runner import Committed
-from pipelines.schedule.ledger import Artifacts, Tick
+from pipelines.schedule.ledger import Artifacts, Begin, Tick
 from pipelines.spec.models import PipelineSpec
 from stages.catalog import CURATE, ENCODE, INGEST
 
@@ -78,18 +79,43 @@ class News:
         )
 
 
-def news(spec: PipelineSpec, folder: Path, earlier: Sequence[Tick], takes: Callable[[str], bool]) -> News:
-    """What is new in the files that ``takes`` takes after the ``earlier`` ticks."""
+def made_by(entry: Champion, begin: Begin) -> bool:
+    """Whether a tick has made a champion."""
+    return entry.evidence.get("began") == begin.began.isoformat()
+
+
+def lineage(ticks: Sequence[Tick], history: Sequence[Champion], number: int) -> list[Tick]:
+    """The ticks that have trained a champion, the last one first, back to the first or to where a person has put a
+    policy in. Those whose champion was rolled back are none of it."""
+    entries, found = {entry.number: entry for entry in history}, []
+    while (entry := entries.get(number)) is not None:
+        entry = entries.get(entry.restores or number, entry)
+        tick = next((each for each in ticks if made_by(entry, each.begin)), None)
+        if tick is None:
+            break
+        found.append(tick)
+        number = tick.begin.champion
+    return found
+
+
+def news(
+    spec: PipelineSpec, folder: Path, earlier: Sequence[Tick], trained: Sequence[Tick],
+    takes: Callable[[str], bool], takes_prompts: Callable[[str], bool],
+) -> News:  # fmt: skip
+    """What is new in the files that are taken. Rows of the ``earlier`` ticks are not; those of the ``trained`` ones can
+    be replayed, and no held-out prompt is trained on."""
     made = [tick.end.made for tick in earlier if tick.end]
+    heldout = [prompts("heldout", spec.prompts.heldout, folder)] if spec.prompts.heldout else []
     fresh = Fresh(
         takes,
+        takes_prompts,
         pairs=tuple(found("seen", INGEST, place) for each in made for place in each.records),
-        prompts=tuple(found("seen", INGEST, each.prompts) for each in made if each.prompts),
+        prompts=(*heldout, *(found("seen", INGEST, each.prompts) for each in made if each.prompts)),
     )
     base = base_step(spec.policy, folder)
     given = preferences(spec, folder, base, fresh) if spec.preferences else None
     asked = fresh_prompts("prompts", spec.prompts.train, folder, fresh) if spec.prompts.train else None
-    replayed = [tick.end.made for tick in earlier if tick.end and tick.end.outcome == "promoted"]
+    replayed = [tick.end.made for tick in reversed(trained) if tick.end]
     return News(spec, folder, base, given, asked, tuple(map(_past, replayed)))
 
 

@@ -25,6 +25,8 @@ from stages.io.store import StoreError
 
 _PARTING = 120.0
 """Seconds that a tick may take to end when the service ends."""
+_LONGEST = 86_400.0
+"""Seconds between two tries."""
 _SAID = 500
 """Characters of a job's log that explain a failure."""
 
@@ -38,7 +40,7 @@ class Patience:
     """Seconds after which a tick that another host has left is tried."""
 
     def pause(self, failures: int) -> float:
-        return float(self.retry_after * 2 ** (failures - 1))
+        return float(min(self.retry_after * 2 ** min(failures - 1, 20), _LONGEST))
 
 
 @dataclass
@@ -121,17 +123,17 @@ class Service:
     def _ended(self, job: str, due: datetime, status: JobStatus) -> None:
         ledger = Ledger(self.store, self.name)
         last = ledger.last
-        if status.state == "failed":
+        if status.state in ("failed", "stopped", "gone"):  # the last two: by another hand than this one's
             end = last.end if last else None
-            if end is not None and end.outcome == "failed" and end.ended >= self._sent:
+            if status.state == "failed" and end is not None and end.outcome == "failed" and end.ended >= self._sent:
                 self._failed(due, end.reason, {"tick": last and last.begin.number, "run": end.run, "log": end.log})
             else:
                 self._failed(due, self._explained(job, status), {})
             return
         if isinstance(self.launcher, Background):
             self.launcher.forget(job)
-        if status.state != "done" or ledger.open is not None or ledger.due is None or ledger.due < due:
-            # Another host is at it, or it was interrupted by another hand than this one's.
+        if ledger.open is not None or ledger.due is None or ledger.due < due:
+            # Another host is at it.
             self._again = ledger.open.due if ledger.open else due
             self._wait(self.patience.lease)
             return
@@ -148,7 +150,7 @@ class Service:
             said = " ".join(self.launcher.logs(job).split())[-_SAID:]
         except StageError:
             said = ""
-        return redacted(": ".join(part for part in (status.detail or "it failed", said) if part))
+        return redacted(": ".join(part for part in (status.detail or f"the job was {status.state}", said) if part))
 
     def _failed(self, due: datetime | None, reason: str, about: dict[str, Any]) -> None:
         """Count and tell it; without a ``due`` time it was the schedule itself that could not do something."""

@@ -11,6 +11,7 @@ from pipelines.run.store import ArtifactStore
 from pipelines.schedule import lease
 from pipelines.schedule.ledger import Ledger, Tick, now
 from pipelines.schedule.times import Times
+from stages.io.store import StoreError
 
 _SHOWN = 10
 """Ticks."""
@@ -31,7 +32,7 @@ def status(store: ArtifactStore, name: str) -> dict[str, Any]:
     ledger, champion = Ledger(store, name), Champions(store, name).current
     schedule = store.read_json(f"schedules/{name}/schedule.json")
     holder = lease.holder(store, name)
-    next_tick = Times.parse(schedule["cron"], schedule["timezone"]).next(1, now())[0] if schedule else None
+    next_tick = Times.parse(*_when(store, name, schedule)).next(1, now())[0] if schedule else None
     return {
         "name": name,
         "schedule": schedule,
@@ -43,6 +44,14 @@ def status(store: ArtifactStore, name: str) -> dict[str, Any]:
                                    "ticks": ledger.quiet.ticks},
         "ticks": [_row(tick) for tick in reversed(ledger.ticks[-_SHOWN:])],
     }  # fmt: skip
+
+
+def _when(store: ArtifactStore, name: str, schedule: dict[str, Any]) -> tuple[str, str]:
+    try:
+        return str(schedule["cron"]), str(schedule["timezone"])
+    except KeyError:
+        place = f"{store.location.rstrip('/')}/schedules/{name}/schedule.json"
+        raise StoreError(f"{place} is damaged (no cron line or time zone); delete it") from None
 
 
 def _row(tick: Tick) -> dict[str, Any]:
@@ -72,4 +81,4 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["failures"]:
         text.append(f"failures  {found['failures']} in a row")
     text += [f"{row['tick']:>8}  {row['due']}  {row['outcome']:<9} {row['reason']}" for row in found["ticks"]]
-    return text
+    return [" ".join(line.splitlines()) for line in text]

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from clusters.local import LocalCluster
 from pipelines.plan.rounds import Plan
@@ -20,7 +20,7 @@ from pipelines.run.runner import Committed, Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.schedule import lease, metrics
 from pipelines.schedule.ledger import Artifacts, Begin, End, Ledger, Outcome, now
-from pipelines.schedule.news import News, news
+from pipelines.schedule.news import News, lineage, made_by, news
 from pipelines.spec.load import Loaded
 from pipelines.spec.models import CHAMPION
 
@@ -41,9 +41,10 @@ class Options:
 
 
 def tick(
-    loaded: Loaded, store: ArtifactStore, due: datetime, options: Options, say: Callable[[str], None]
+    loaded: Loaded, store: ArtifactStore, due: datetime | None, options: Options, say: Callable[[str], None]
 ) -> tuple[Document, int]:
-    """The tick that is due, unless it is done already or another host is at one. An interrupted one is gone on with.
+    """The tick that is due, unless it is done already or another host is at one; without a ``due`` time one is always
+    due. An interrupted one is gone on with.
 
     Returns:
         What became of it (``outcome``, ``reason`` and, of a tick that did something, the entries of the ledger), and
@@ -81,7 +82,7 @@ def tick(
 class _Tick:
     loaded: Loaded
     store: ArtifactStore
-    due: datetime
+    due: datetime | None
     options: Options
     say: Callable[[str], None]
     ledger: Ledger = field(init=False)
@@ -92,9 +93,7 @@ class _Tick:
         self.champions = Champions(self.store, self.loaded.spec.name)
 
     def run(self) -> tuple[Document, int]:
-        last = self.ledger.last
-        retry = last is not None and (last.end is None or last.end.outcome == "failed") and last.begin.due >= self.due
-        if self.ledger.due is not None and self.due <= self.ledger.due and not retry:
+        if self.due is not None and self._is_done(self.due):
             text = f"the tick that was due at {_clock(self.due)} is done already"
             self.say(text)
             return {"outcome": "done before", "reason": text}, 0
@@ -105,20 +104,28 @@ class _Tick:
             begin = self._begin(found)
         return self._work(begin, found)
 
+    def _is_done(self, due: datetime) -> bool:
+        last = self.ledger.last
+        again = last is not None and (last.end is None or last.end.outcome == "failed") and last.begin.due >= due
+        return self.ledger.due is not None and due <= self.ledger.due and not again
+
     def _news(self, pinned: Begin | None = None) -> News:
         """What is new, or what an earlier tick found new, after the champion that it starts from."""
-        used = {each for tick in self.ledger.used for each in (*tick.begin.preferences, *tick.begin.prompts)}
-        taken = None if pinned is None else {*pinned.preferences, *pinned.prompts}
+        used = [tick.begin for tick in self.ledger.used]
         spec = self.loaded.spec
         if number := self._number if pinned is None else pinned.champion:
             named = {"model": f"{CHAMPION}{spec.name}@{number}", "revision": None, "adapter": None}
             policy = champions.source(self.store, spec.policy.model_copy(update=named))
             spec = spec.model_copy(update={"policy": policy})
 
-        def takes(identity: str) -> bool:
-            return identity in taken if taken is not None else identity not in used
+        def takes(kind: Literal["preferences", "prompts"]) -> Callable[[str], bool]:
+            if pinned is not None:
+                return frozenset(getattr(pinned, kind)).__contains__
+            gone = {identity for begin in used for identity in getattr(begin, kind)}
+            return lambda identity: identity not in gone
 
-        return news(spec, self.loaded.path.parent, self.ledger.used, takes)
+        trained = lineage(self.ledger.ticks, self.champions.history, number)
+        return news(spec, self.loaded.path.parent, self.ledger.used, trained, takes("preferences"), takes("prompts"))
 
     @property
     def _number(self) -> int:
@@ -127,7 +134,7 @@ class _Tick:
 
     def _promoted(self, begin: Begin) -> bool:
         """Whether the tick has made a champion, if it was interrupted after that."""
-        return any(each.evidence.get("began") == begin.began.isoformat() for each in self.champions.history)
+        return any(made_by(entry, begin) for entry in self.champions.history)
 
     def _resumed(self) -> tuple[Begin, News] | None:
         """The tick that was interrupted, if what it worked on is still as it was."""
@@ -138,7 +145,8 @@ class _Tick:
             self._end(begin, "outdated", "the champion was changed while the tick was interrupted", {})
             return None
         found = self._news(begin)
-        if {each.fingerprint for each in (*found.preferences, *found.prompts)} != {*begin.preferences, *begin.prompts}:
+        there = [{each.fingerprint for each in kind} for kind in (found.preferences, found.prompts)]
+        if there != [set(begin.preferences), set(begin.prompts)]:
             self._end(begin, "outdated", "files that the interrupted tick had taken were changed, or are gone", {})
             return None
         self.say(f"goes on with tick {begin.number}, which {begin.host} began at {_clock(begin.began)}")
@@ -146,18 +154,19 @@ class _Tick:
 
     def _begin(self, found: News) -> Begin:
         files, asked = found.preferences, found.prompts
-        number = self.ledger.last.begin.number + 1 if self.ledger.last else 1
+        number = self.ledger.next
         begin = Begin(
-            number, self.due, now(), socket.gethostname(),
+            number, self.due or now(), now(), socket.gethostname(),
             self._number, tuple(each.fingerprint for each in files), tuple(each.fingerprint for each in asked),
             tuple(each.key for each in (*files, *asked)),
         )  # fmt: skip
         self.ledger.begin(begin)
-        self.say(f"tick {number}: {len(files)} new files of preferences, {len(asked)} of prompts")
+        start = f"champion {self._number}" if self._number else "the spec's policy, as there is no champion yet"
+        self.say(f"tick {number}: {len(files)} new files of preferences, {len(asked)} of prompts; from {start}")
         return begin
 
     def _quiet(self) -> tuple[Document, int]:
-        self.ledger.nothing(self.due)
+        self.ledger.nothing(self.due or now())
         text = "nothing new since the last tick: no file of preferences or prompts that was not used"
         self.say(text)
         return {"outcome": "nothing", "reason": text}, 0
@@ -211,16 +220,18 @@ class _Tick:
         decision = {**about, **{name: row[name] for name in names}}
         rate = row["win_rate"]
         measured = f"win rate {rate['mean']:.3f} ({rate['low']:.3f} to {rate['high']:.3f}) in round {number}"
-        if not promoted:
+        if not promoted and not self._promoted(begin):
             text = f"{measured}: {'; '.join(row['misses'])}; the champion stays"
             return self._done(begin, "refused", text, found, plan, committed, record, decision)
-        if not self._promoted(begin):
+        if promoted and not self._promoted(begin):
             text = f"tick {begin.number}: {measured}"
             try:
                 self.champions.move(*committed.place(promoted[-1].train), text, record["run"], decision)
             except Moved:
-                text = "the champion was changed by hand while the tick ran; its files count as new"
-                return self._done(begin, "outdated", text, found, plan, committed, record, decision)
+                self.champions = Champions(self.store, self.champions.name)
+                if not self._promoted(begin):  # by another host, which had taken this one for dead
+                    text = "the champion was changed by hand while the tick ran; its files count as new"
+                    return self._done(begin, "outdated", text, found, plan, committed, record, decision)
         return self._done(begin, "promoted", f"{measured}: the new champion", found, plan, committed, record, decision)
 
     def _done(

@@ -69,9 +69,9 @@ def find(name: str) -> Path:
     raise SpecError([Problem(name, f"no such file or recipe; {meant}")])
 
 
-def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = None) -> Loaded:
+def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = None, growing: bool = False) -> Loaded:
     """Read, override, validate and check a spec. ``champion`` looks one up; without it, where the spec starts from one
-    stays open.
+    stays open. Folders of a schedule may be ``growing`` from no files.
 
     Raises:
         SpecError: with every problem found.
@@ -90,7 +90,7 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
             values["policy"] = champion(policy)
         except StageError as error:
             invalid.append(Fault(("policy", "model"), str(error)))
-    checked = preflight.check(values, path.parent)
+    checked = preflight.check(values, path.parent, growing)
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 
     def where(key_path: KeyPath) -> str:

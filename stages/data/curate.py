@@ -66,7 +66,7 @@ def curate(output: Output, progress: Progress, config: CurateConfig, inputs: Map
     seen = grouped(inputs, "seen")
     if seen:
         tables = [table for artifact in seen for table in artifact.tables(RECORDS)]
-        pairs.leave_out(np.flatnonzero(pairs_seen(files, tables)), selection.TRAINED_BEFORE)
+        pairs.leave_out(np.flatnonzero(pairs_seen(files, tables)), selection.SEEN_BEFORE)
     filters = _filter(config.filters, files, prompts, pairs, progress)
     boxes = _read(config, files, _numbers(sorted(prompt_keys(prompts))), pairs, progress)
     annotators: list[dict[str, Any]] = []

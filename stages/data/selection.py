@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from stages.core.records import SELECTION
 
-FILTERS, HELDOUT_PROMPTS, TOO_FEW_VOTES, TIES, ZERO_WEIGHT, MAX_PAIRS, WEIGHT, TRAINED_BEFORE = range(1, 9)
+FILTERS, HELDOUT_PROMPTS, TOO_FEW_VOTES, TIES, ZERO_WEIGHT, MAX_PAIRS, WEIGHT, SEEN_BEFORE = range(1, 9)
 """Why a pair is left out; 0 is for pairs that are used."""
 REASONS = (
-    "", "filters", "heldout_prompts", "too_few_votes", "ties", "zero_weight", "max_pairs", "weight", "trained_before",
+    "", "filters", "heldout_prompts", "too_few_votes", "ties", "zero_weight", "max_pairs", "weight", "seen_before",
 )  # fmt: skip
 
 _SLICE = 65536

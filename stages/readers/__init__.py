@@ -6,7 +6,19 @@ from __future__ import annotations
 from stages.core.errors import RowError
 from stages.readers.containers import rows
 from stages.readers.listing import files
-from stages.readers.places import DataFile, Limits, Place, ReadError, Row
+from stages.readers.places import DataFile, Limits, NoFiles, Place, ReadError, Row
 from stages.readers.stores import file_at, identity
 
-__all__ = ["DataFile", "Limits", "Place", "ReadError", "Row", "RowError", "file_at", "files", "identity", "rows"]
+__all__ = [
+    "DataFile",
+    "Limits",
+    "NoFiles",
+    "Place",
+    "ReadError",
+    "Row",
+    "RowError",
+    "file_at",
+    "files",
+    "identity",
+    "rows",
+]

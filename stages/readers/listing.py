@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from stages.readers import stores
-from stages.readers.places import DataFile, ReadError, is_remote
+from stages.readers.places import DataFile, NoFiles, ReadError, is_remote
 from stages.readers.suffixes import KNOWN, container_suffix
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -96,7 +96,7 @@ def _listed(tree: _Tree, pattern: str | None) -> list[DataFile]:
     found = tree.walk() if pattern is None else tree.match(pattern)
     if not found:
         what = "has no files" if pattern is None else f"has nothing that matches {pattern}; {_neighbours(tree.root)}"
-        raise ReadError(f"{tree.root} {what}")
+        raise NoFiles(f"{tree.root} {what}")
     if pattern is None:
         _one_split(tree, found)
     kept = [name for name in found if container_suffix(name) is not None and not _describes(name)]

@@ -20,6 +20,10 @@ class ReadError(Exception):
     """A location cannot be read: the message says what is wrong and what to do."""
 
 
+class NoFiles(ReadError):
+    """A folder or a glob without files: there may be some later."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much a file may demand of the machine."""

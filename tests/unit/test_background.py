@@ -83,7 +83,7 @@ def test_a_job_that_was_stopped_before_it_had_begun_is_no_failure(folder: Path) 
 def test_a_run_takes_this_machines_settings_and_no_other_clusters(folder: Path) -> None:
     other = rondo("run", "sent/spec.yaml", "--cluster", "ray.yaml")
     assert other.exit_code == 2
-    assert "ray.yaml is of kind ray: rondo submit sends runs there; rondo run is for this machine" in other.stderr
+    assert "ray.yaml is of kind ray: rondo submit sends runs there" in other.stderr
     (folder / "local.yaml").write_text("kind: local\ncpus: 3\n")
     wide = rondo("run", "sent/spec.yaml", "--cluster", "local.yaml", "--set", "resources.train.cpus=4")
     assert wide.exit_code == 2

@@ -182,3 +182,29 @@ def test_where_the_store_is_elsewhere_the_champion_stays_open(tmp_path: Path) ->
     assert rounds.plan(loaded.spec, tmp_path).steps
     looked, _ = replace(loaded).look()
     assert any("looked up where the run starts" in note for note in looked.notes)
+
+
+def test_what_is_no_pipeline_s_is_not_listed(tmp_path: Path, store: ArtifactStore) -> None:
+    champions(store, "aaaa")
+    (tmp_path / "store" / "champions" / "emptied").mkdir()
+    (tmp_path / "store" / "champions" / "UPPER").mkdir()
+    assert list(json.loads(command(store, "--json").output)) == ["nightly"]
+    assert "mean" not in command(store, "emptied").output
+
+
+def test_a_damaged_entry_is_one_message(store: ArtifactStore) -> None:
+    champions(store, "aaaa")
+    store.store.write("champions/nightly/000001.json", b"{}")
+    done = command(store)
+    assert (done.exit_code, "is damaged" in done.output) == (2, True)
+
+
+def test_a_rollback_after_a_rollback_and_a_new_champion_goes_on_from_what_was_restored(store: ArtifactStore) -> None:
+    found = champions(store, "aaaa", "bbbb")
+    found.roll_back(1, "to a")
+    policy(store, "cccc")
+    found.put("cccc", "new")
+    assert found.roll_back(1, "to a again").policy == "aaaa"
+    assert [entry.policy for entry in found.history] == ["aaaa", "bbbb", "aaaa", "cccc", "aaaa"]
+    with pytest.raises(NoChampion, match="past the beginning"):
+        found.roll_back(1, "before a")

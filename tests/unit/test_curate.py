@@ -300,7 +300,7 @@ def test_of_a_file_that_grew_only_what_is_new_is_selected(stage: Stage) -> None:
     grown = [*pairs(2, 10), *pairs(4), *pairs(3, 20), *pairs(1, 30), *pairs(2, 10)]
     rows, summary = stage(grown, pairs(2, 40), seen=[pairs(4), [], pairs(1, 30) + pairs(1, 99)])
     assert places(rows) == [(0, 0), (0, 1), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1)]
-    assert summary["dropped"] == {"trained_before": 5, "filters": 2}  # a new pair that is repeated is still one
+    assert summary["dropped"] == {"seen_before": 5, "filters": 2}  # a new pair that is repeated is still one
     assert summary["filters"]["dropped"] == {"duplicates": 2}
     assert (summary["pairs"], summary["training"]) == (14, 7)
 
@@ -318,7 +318,7 @@ def test_what_was_seen_counts_under_no_other_reason_and_takes_no_place(stage: St
     rows, summary = stage(old + pairs(5, 50), seen=[old], **settings)
     assert [row["row"] for row in rows] == [9, 10, 11, 12, 13]
     assert {row["weight"] for row in rows} == {1.0}
-    assert summary["dropped"] == summary["sources"][0]["dropped"] == {"trained_before": 9}
+    assert summary["dropped"] == summary["sources"][0]["dropped"] == {"seen_before": 9}
     assert summary["filters"]["dropped"] == {"duplicates": 0, "max_words": 0}
 
 

@@ -44,6 +44,8 @@ def command(schedule: Schedule, *arguments: str, code: int = 0) -> str:
         (("--cron", "0 26 * * *"), "hour"),
         (("--cron", "0 2 * * *", "--timezone", "Asia/Jakata"), "Asia/Jakarta"),
         (("--once", "--lease", "1"), "--lease"),
+        (("--once", "--lease", "inf"), "--lease"),
+        (("--once", "--due", "2999-01-01"), "is yet to come"),
         (("--once", "--cluster", "nowhere.yaml"), "nowhere.yaml"),
     ],
 )
@@ -207,3 +209,30 @@ def test_a_damaged_champion_is_named(schedule: Schedule) -> None:
 def test_seconds_are_for_services_only(schedule: Schedule, services: list[Service]) -> None:
     command(schedule, "--cron", "*/5 * * * * *")
     assert services[0].times.seconds
+
+
+def test_an_empty_folder_is_no_mistake(schedule: Schedule) -> None:
+    (schedule.folder / "pairs" / "one.jsonl").unlink()
+    assert "nothing new" in command(schedule, "--once")
+    assert "none yet" in command(schedule, "--status")
+
+
+def test_a_store_of_this_machine_s_cluster_file_is_the_one_that_is_looked_at(
+    schedule: Schedule, services: list[Service]
+) -> None:
+    place = schedule.folder / "elsewhere"
+    (schedule.folder / "local.yaml").write_text(f"kind: local\nstore: {place}\n")
+    done = CliRunner().invoke(
+        app, ["schedule", str(schedule.folder / "spec.yaml"), "--cron", "0 2 * * *",
+              "--cluster", str(schedule.folder / "local.yaml")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (service,) = services
+    options = job(service).options
+    assert service.store.location == str(place)
+    assert [options[at + 1] for at, name in enumerate(options) if name == "--store"] == [str(place)]
+
+
+def test_a_damaged_schedule_is_named(schedule: Schedule) -> None:
+    schedule.store.write_json("schedules/tiny/schedule.json", {"host": "x"})
+    assert "schedules/tiny/schedule.json is damaged" in command(schedule, "--status", code=2)

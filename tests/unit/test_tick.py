@@ -14,6 +14,7 @@ from pipelines.plan.steps import Step
 from pipelines.run.champions import Champions
 from pipelines.schedule import lease
 from pipelines.schedule import tick as ticking
+from pipelines.spec import load
 from stages.base import StageError
 from stages.io.store import StoreError
 from tests import s3, specs
@@ -98,7 +99,7 @@ def test_rows_of_a_file_that_grew_are_not_trained_on_twice(schedule: Schedule) -
     manifest = schedule.store.manifest_at(*schedule.ledger.ticks[1].end.made.selection)  # type: ignore[union-attr,misc]
     assert manifest is not None
     assert selection.fingerprint == manifest["fingerprint"]
-    assert (manifest["summary"]["training"], manifest["summary"]["dropped"]) == (3, {"trained_before": 4})
+    assert (manifest["summary"]["training"], manifest["summary"]["dropped"]) == (3, {"seen_before": 4})
 
 
 def test_a_new_file_without_a_new_row_is_nothing(schedule: Schedule) -> None:
@@ -394,3 +395,144 @@ def test_failures_are_counted_since_the_last_tick_that_did_not_fail(schedule: Sc
     schedule.pairs("two.jsonl", 0, 4)
     schedule.ledger.nothing(START + timedelta(hours=50))
     assert schedule.ledger.failures == 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_rows_of_all_earlier_ticks_count(schedule: Schedule, number: int) -> None:
+    schedule.tick()
+    schedule.pairs("two.jsonl", 10)
+    schedule.tick()
+    schedule.pairs("three.jsonl", 3 if number == 1 else 13)  # one row of an earlier file, and three
+    schedule.tick()
+    manifest = schedule.store.manifest_at(*schedule.ledger.ticks[2].end.made.selection)  # type: ignore[union-attr,misc]
+    assert manifest is not None
+    assert manifest["summary"]["dropped"] == {"seen_before": 1}
+
+
+def test_prompts_of_all_earlier_ticks_and_held_out_ones_count(schedule: Schedule) -> None:
+    asking(schedule)
+    for name, start in (("two.jsonl", 10), ("three.jsonl", 2)):
+        schedule.tick()
+        specs.jsonl(schedule.folder / "asked" / name, specs.prompts(3, start))
+    heldout = (schedule.folder / "heldout.jsonl").read_text()
+    loaded = schedule.loaded()
+    schedule.loaded = lambda: loaded  # type: ignore[method-assign]  # the checks of the spec would see the next line
+    with (schedule.folder / "asked" / "three.jsonl").open("a") as file:
+        file.write(heldout)
+    schedule.tick()
+    place = schedule.ledger.ticks[2].end.made.prompts  # type: ignore[union-attr]
+    assert place is not None
+    manifest = schedule.store.manifest_at(*place)
+    assert manifest is not None
+    assert (manifest["summary"]["rows"], manifest["summary"]["seen"]) == (2, 2)
+
+
+def test_an_entry_that_was_deleted_makes_its_files_new_and_is_not_mistaken_for_another(schedule: Schedule) -> None:
+    schedule.tick()
+    schedule.store.store.delete("schedules/tiny/ticks/000001.json")
+    schedule.rates = [0.1]
+    done = schedule.tick()
+    assert (done["tick"], done["outcome"]) == (2, "refused")
+    assert schedule.tick()["outcome"] == "nothing"
+
+
+def test_another_host_s_end_of_the_same_tick_is_no_person_s_doing(schedule: Schedule) -> None:
+    schedule.tick()
+    schedule.pairs("two.jsonl", 10)
+
+    def other(plan: Plan) -> int:
+        begin = schedule.ledger.open
+        assert begin is not None
+        schedule.champions.move("aa", "bb", "the other host", evidence={"began": begin.began.isoformat()})
+        return 0
+
+    schedule.trouble = other
+    done = schedule.tick()
+    assert (done["outcome"], done["champion"]) == ("promoted", 2)
+
+
+def test_what_a_tick_promoted_before_it_was_killed_is_not_refused_afterwards(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise SystemError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ticking.Ledger, "end", die)
+        with pytest.raises(SystemError):
+            schedule.tick()
+    workspace.spec(schedule.folder, SPEC + "train: {beta: 0.3}\n")
+    schedule.rates = [0.1]
+    assert schedule.tick()["outcome"] == "promoted"
+    assert len(schedule.champions.history) == 1
+
+
+def test_data_of_a_champion_that_was_rolled_back_is_not_replayed(schedule: Schedule) -> None:
+    workspace.spec(schedule.folder, SPEC + "iterate: {replay: 0.5}\n")
+    for name, start in (("two.jsonl", 10), ("three.jsonl", 20)):
+        schedule.tick()
+        schedule.pairs(name, start)
+    schedule.champions.roll_back(1, "two is bad")
+    schedule.tick()
+
+    def replayed(plan: Plan) -> set[str]:
+        past = [step for name, step in plan.rounds[0].prepare.inputs.items() if name.startswith("past.")]
+        return {step.fingerprint for step in past}
+
+    def tokens(plan: Plan) -> str:
+        return plan.rounds[0].prepare.inputs["selected.0"].fingerprint
+
+    first, second, third = schedule.plans
+    assert replayed(second) == {tokens(first)}
+    assert replayed(third) == {tokens(first)}
+    schedule.pairs("four.jsonl", 30)
+    schedule.tick()
+    assert replayed(schedule.plans[3]) == {tokens(first), tokens(third)}
+
+
+def test_a_due_time_of_a_clock_that_was_ahead_does_not_stop_the_schedule(schedule: Schedule) -> None:
+    assert schedule.tick(START.replace(year=2999))["outcome"] == "promoted"
+    schedule.pairs("two.jsonl", 10)
+    assert schedule.tick()["outcome"] == "promoted"
+
+
+def test_without_a_due_time_one_is_always_due(schedule: Schedule) -> None:
+    for _ in range(2):
+        document, _ = ticking.tick(schedule.loaded(), schedule.store, None, ticking.Options(lease=30), print)
+    assert document["outcome"] == "nothing"
+
+
+def test_an_artifact_of_an_earlier_tick_that_is_gone_is_named(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule.tick()
+    fingerprint, inputs = schedule.ledger.ticks[0].end.made.records[0]  # type: ignore[union-attr]
+    schedule.store.store.remove(f"artifacts/{fingerprint}")
+    schedule.pairs("two.jsonl", 10)
+    done = schedule.tick()
+    assert done["outcome"] == "failed"
+    assert f"artifacts/{fingerprint}/{inputs}, an input, is not in" in done["reason"]
+
+
+def test_files_that_were_used_may_go(schedule: Schedule) -> None:
+    schedule.tick()
+    (schedule.folder / "pairs" / "one.jsonl").unlink()
+    loaded = load.load(str(schedule.folder / "spec.yaml"), growing=True)
+    schedule.loaded = lambda: loaded  # type: ignore[method-assign]
+    assert schedule.tick()["outcome"] == "nothing"
+    schedule.pairs("two.jsonl", 10)
+    assert schedule.tick()["outcome"] == "promoted"
+
+
+def test_a_file_of_pairs_may_be_prompts_later(schedule: Schedule) -> None:
+    schedule.tick()
+    workspace.spec(schedule.folder, SPEC.replace("{heldout", "{train: pairs, heldout"))
+    done = schedule.tick()
+    assert (done["outcome"], done["files"]) == ("promoted", ["one.jsonl"])
+
+
+def test_the_record_of_a_run_keeps_all_else(schedule: Schedule) -> None:
+    schedule.tick()
+    record = schedule.store.read_run("run-1")
+    assert record is not None
+    assert {"rounds", "steps", "tick", "log"} <= record.keys()

@@ -18,7 +18,7 @@ from stages.core.formats.config import FormatConfig
 from stages.core.formats.unused import entry
 from stages.core.losses import config as loss_config
 from stages.core.records import Messages, prompt_key
-from stages.readers import DataFile, ReadError, files, rows
+from stages.readers import DataFile, NoFiles, ReadError, files, rows
 
 _SHOWN = 5
 _ROWS = 20_000
@@ -48,14 +48,15 @@ class _Found:
         return len(self.bad) / max(1, len(self.bad) + self.good + self.skipped.total())
 
 
-def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
-    """Look at the files named in the valid sections of a spec, and add what is wrong with them to ``checked``."""
+def check_data(values: Mapping[str, Any], base: Path, checked: Checked, growing: bool = False) -> None:
+    """Look at the files named in the valid sections of a spec, and add what is wrong with them to ``checked``. Those to
+    train on may be ``growing``: from none."""
     prompts, train, data = values.get("prompts"), values.get("train"), values.get("data")
     heldout = _Found()
     if prompts is not None and prompts.heldout:
         heldout = _look(prompts.heldout, None, base, ("prompts", "heldout"), checked)
     if prompts is not None and prompts.train:
-        training = _look(prompts.train, None, base, ("prompts", "train"), checked)
+        training = _look(prompts.train, None, base, ("prompts", "train"), checked, growing)
         if both := _overlap(heldout, training):
             checked.faults.append(
                 Fault(("prompts", "heldout"), f"{both} are also in training; remove them from one side")
@@ -63,7 +64,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
     needs_pairs = train is not None and not loss_config.takes_unpaired(train)
     for number, source in enumerate(values.get("preferences") or ()):
         where: KeyPath = ("preferences", number)
-        found = _look(source.path, source, base, where, checked)
+        found = _look(source.path, source, base, where, checked, growing)
         _single(found, needs_pairs, where, checked)
         checked.notes += _unused(found, source.path)
         if both := _overlap(heldout, found):
@@ -76,14 +77,19 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked) -> None:
             checked.faults.append(Fault(where, message))
 
 
-def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath, checked: Checked) -> _Found:
+def _look(
+    location: str, config: FormatConfig | None, base: Path, where: KeyPath, checked: Checked, growing: bool = False
+) -> _Found:
     """Read the first rows of every file that a location names; prompts if there is no configuration."""
     found = _Found()
     try:
         listed = files(location, base)
         parser = RowParser(config) if config is not None else None
     except (ReadError, ImportError, ValueError) as error:
-        checked.faults.append(Fault(where, str(error)))
+        if growing and isinstance(error, NoFiles):
+            checked.notes.append(str(error))
+        else:
+            checked.faults.append(Fault(where, str(error)))
         return found
     for file in listed:
         try:
@@ -93,7 +99,7 @@ def _look(location: str, config: FormatConfig | None, base: Path, where: KeyPath
             checked.faults.append(Fault(where, f"{file.name} cannot be read: {error}"))
             return found
     name = listed[0].name if len(listed) == 1 else location
-    if not found.good:
+    if not found.good and (found.bad or not growing):
         checked.faults.append(Fault(where, _nothing(name, found, parser is not None)))
     elif found.bad:
         checked.notes.append(f"{len(found.bad)} unusable rows of {name} will go to quarantine; first: {found.bad[0]}")

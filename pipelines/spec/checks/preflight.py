@@ -30,7 +30,7 @@ def importable_from(folder: Path) -> None:
             sys.path.append(path)
 
 
-def check(values: Mapping[str, Any], base: Path) -> Checked:
+def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Checked:
     """Check the sections that are valid by themselves against each other and against the files they name."""
     checked = Checked()
     _workers(values, checked)
@@ -48,7 +48,7 @@ def check(values: Mapping[str, Any], base: Path) -> Checked:
     checked.faults += sweep.faults(values)
     checked.notes += sweep.notes(values)
     checked.faults += tied.faults(values.get("train"), values.get("policy"), base)
-    check_data(values, base, checked)
+    check_data(values, base, checked, growing)
     return checked
 
 
