@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -200,15 +201,14 @@ def _serve(
     except SpecError as error:
         refuse_all(error)
     away = not isinstance(settings, LocalCluster)
+    store = _store_of(settings, cluster, store)
+    if away and address and address != os.environ.get("RAY_ADDRESS"):
+        refuse("--address and --cluster are two clusters; give one")
     if isinstance(settings, KubeRayCluster):
         loaded = _checked(spec, overrides, None, cluster, None)
         assert cluster is not None
         _print_manifest(loaded, overrides or [], settings, cluster, times, patience.lease, manifest)
         return
-    if settings.store:
-        if store not in (DEFAULT_STORE, settings.store):
-            refuse(f"--store {store}: the ticks of {cluster} keep theirs in {settings.store}, where this looks too")
-        store = settings.store
     opened: ArtifactStore = open_store(store)
     loaded = _checked(spec, overrides, None if away else address, cluster, opened)
     try:
@@ -233,6 +233,15 @@ def _serve(
         webhook.take(), poll=10.0 if away else 1.0,
     )  # fmt: skip
     raise typer.Exit(service.run())
+
+
+def _store_of(settings: Cluster, cluster: Path | None, store: str) -> str:
+    """Where the ticks on a cluster keep their results, and the service has to look."""
+    if not settings.store:
+        return store
+    if store not in (DEFAULT_STORE, settings.store):
+        refuse(f"--store {store}: the ticks of {cluster} keep theirs in {settings.store}, where this looks too")
+    return settings.store
 
 
 def _logged(text: str) -> None:

@@ -156,7 +156,8 @@ def test_a_service_sends_ticks_to_a_cluster(schedule: Schedule, services: list[S
 
 def manifest(schedule: Schedule, *arguments: str, code: int = 0) -> str:
     (schedule.folder / "kuberay.yaml").write_text(SMALL)
-    return command(schedule, "--cluster", str(schedule.folder / "kuberay.yaml"), *arguments, code=code)
+    file = str(schedule.folder / "kuberay.yaml")
+    return command(schedule, "--cluster", file, "--store", "s3://bucket/runs", *arguments, code=code)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("raycronjob", "RayCronJob"), ("cronjob", "CronJob")])
@@ -176,6 +177,11 @@ def test_for_kubernetes_it_is_a_manifest(schedule: Schedule, form: str, kind: st
 )  # fmt: skip
 def test_cron_lines_that_kubernetes_reads_otherwise_are_refused(schedule: Schedule, cron: str, message: str) -> None:
     assert message in manifest(schedule, "--cron", cron, code=2)
+
+
+@pytest.mark.parametrize("option", [("--address", "host:1"), ("--store", "s3://other/runs")])
+def test_what_the_cluster_file_says_is_not_said_otherwise(schedule: Schedule, option: tuple[str, str]) -> None:
+    assert option[0] in manifest(schedule, "--cron", "0 2 * * *", *option, code=2)
 
 
 @pytest.mark.parametrize("cron", ["0 2 1,15 * *", "*/7 7 * 7 1-5", "0 2 * JUL *"])

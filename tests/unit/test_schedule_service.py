@@ -83,8 +83,8 @@ class World:
         number = len(ledger.ticks) + 1
         if ledger.open is None:
             ledger.begin(Begin(number, due, self.now, "here", 0, ("x",), (), ("x.jsonl",)))
-        if outcome == "begun":
-            return "failed"
+        if outcome in ("begun", "begun elsewhere"):
+            return "failed" if outcome == "begun" else "done"
         ledger.end(ledger.ticks[-1].begin.number, End(outcome, self.now, "because", "run-1", "the.log"))
         return "failed" if outcome == "failed" else "done"
 
@@ -267,3 +267,9 @@ def test_after_trouble_of_its_own_it_waits(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(world, "wait", lambda seconds: waits.append(seconds) or wait(seconds))  # type: ignore[func-returns-value]
     serve(world)
     assert [seconds for seconds in waits if seconds > 1] == [600, 1200]
+
+
+def test_a_tick_that_another_host_has_begun_is_looked_at_until_it_has_ended(world: World) -> None:
+    world.outcomes, world.minutes = ["begun elsewhere", "promoted"], 0  # type: ignore[list-item]
+    serve(world)
+    assert world.sent == [at(1), at(1), at(2), at(3), at(4)]
