@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipelines.run.store import ArtifactStore, Manifest
 from pipelines.spec.models import CHAMPION, NAME, ChampionSource, ModelSource
 from stages.base import StageError
@@ -43,7 +41,7 @@ class Champion:
     """The earlier entry that a rollback went back to; its run and evidence stand there."""
 
 
-_ENTRY = TypeAdapter(Champion)
+_MEND = "restore it, or delete it: then the entry before it counts"
 
 
 class NoChampion(StageError):
@@ -68,7 +66,7 @@ class Champions:
         self._store, self.name = store, name
         places = [f"champions/{name}/{file}" for file in store.store.names(f"champions/{name}") if _is_entry(file)]
         self.history = [
-            _entry(f"{store.location.rstrip('/')}/{place}", data)
+            store.parse(Champion, place, data, "an entry of a champion's history", _MEND)
             for place, data in zip(places, store.store.read_all(places), strict=True)
             if data is not None
         ]
@@ -221,11 +219,3 @@ def find_policy(store: ArtifactStore, fingerprint: str) -> tuple[str, str]:
 def _is_entry(file: str) -> bool:
     number, _, suffix = file.partition(".")
     return number.isdigit() and suffix == "json"
-
-
-def _entry(place: str, data: bytes) -> Champion:
-    try:
-        return _ENTRY.validate_json(data)
-    except ValidationError:
-        text = "restore it, or delete it: then the entry before it counts"
-        raise StoreError(f"{place} is damaged (not an entry of a champion's history); {text}") from None

@@ -21,13 +21,17 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from stages.io import locks
 from stages.io.artifact import Artifact, Part
 from stages.io.output import Output
 from stages.io.store import Store, StoreError
 
+T = TypeVar("T")
 Manifest = dict[str, Any]
 MadeFrom = Mapping[str, str]
 """The attempt of each input's artifact."""
@@ -148,12 +152,31 @@ class ArtifactStore:
         """Put a document in place if none is there; returns whether it was."""
         return self.store.create(place, _json(value))
 
+    def parse(self, kind: type[T], place: str, data: bytes, what: str, mend: str) -> T:
+        """What was read from a place as a value of a kind, which is ``what`` it should be, for people.
+
+        Raises:
+            StoreError: it is damaged; says how to ``mend`` it.
+        """
+        try:
+            hashable: Any = kind  # mypy does not see that a type is
+            value: T = _adapter(hashable).validate_json(data)
+            return value
+        except ValidationError:
+            where = f"{self.location.rstrip('/')}/{place}"
+            raise StoreError(f"{where} is damaged (not {what}); {mend}") from None
+
     def read_json(self, place: str) -> dict[str, Any] | None:
         """Raises:
         StoreError: it is damaged, or the store cannot be reached.
         """
         data = self.store.read(place)
         return None if data is None else _parsed(f"{self.location.rstrip('/')}/{place}", data)
+
+
+@lru_cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _place(fingerprint: str, key: str) -> str:

@@ -54,9 +54,8 @@ class Keeper:
         while True:
             gone = False
             with contextlib.suppress(Exception):  # whatever it was, nobody has heard this beat; ``_watch`` counts
-                gone = (
-                    self._gone()
-                )  # before every beat: this host may have slept for hours, which its clock need not show
+                # Before every beat: this host may have slept for hours, which its clock need not show.
+                gone = self._gone()
                 if not gone:
                     sent = time.monotonic()
                     self._beat(HELD)

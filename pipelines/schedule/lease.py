@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipelines.run.store import ArtifactStore
 from pipelines.schedule.keeper import RELEASED, Keeper
 from stages.base import StageError
@@ -32,6 +30,7 @@ _KEPT = 3
 """Entries that stay, to look at."""
 _TRIES = 10
 """Times that the lease may go to somebody else while it is being taken."""
+_MEND = "if no host runs this schedule, delete it"
 _FILE = re.compile(r"(\d{6,})\.(json|beat)")
 
 
@@ -61,9 +60,6 @@ class _Entry:
     seconds: float
     token: str
     """Random, so that no two entries are alike: ``Store.create`` takes one like its own for its own."""
-
-
-_ENTRY = TypeAdapter(_Entry)
 
 
 def holder(store: ArtifactStore, name: str) -> Holder | None:
@@ -123,7 +119,7 @@ def _look(store: ArtifactStore, name: str) -> tuple[int, Holder | None]:
     data = store.store.read(place)
     if data is None or store.store.read(beat) == RELEASED:
         return newest, None
-    entry = _parsed(f"{store.location.rstrip('/')}/{place}", data)
+    entry = store.parse(_Entry, place, data, "an entry of a schedule's lease", _MEND)
     now = _clock(store, name)
     heard = store.store.modified(beat) or store.store.modified(place)  # after ``now``: a beat meanwhile counts
     if heard is None:
@@ -186,11 +182,3 @@ def _folder(name: str) -> str:
 
 def _place(name: str, number: int, suffix: str) -> str:
     return f"{_folder(name)}/{number:06d}.{suffix}"
-
-
-def _parsed(place: str, data: bytes) -> _Entry:
-    try:
-        return _ENTRY.validate_json(data)
-    except ValidationError:
-        text = "if no host runs this schedule, delete it"
-        raise StoreError(f"{place} is damaged (not an entry of a schedule's lease); {text}") from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from pipelines.run.store import ArtifactStore
 from stages.io.store import StoreError
@@ -83,6 +83,7 @@ class Quiet:
 
 
 T = TypeVar("T")
+_MEND = "restore it. If it is deleted, what this tick took counts as new, and is trained on again"
 _AHEAD = timedelta(minutes=1)
 """By which another host's clock may be ahead."""
 
@@ -102,12 +103,12 @@ class Ledger:
         """A number of which nothing is there, not even the end of a tick whose beginning was deleted."""
         read = dict(zip(names, store.store.read_all(places), strict=True))
         self.ticks = [
-            Tick(self._parsed(Begin, name, data), self._end(name, read))
+            Tick(self._parsed(Begin, f"ticks/{name}", data), self._end(name, read))
             for name, data in sorted(read.items())
             if data is not None and not name.endswith("-end.json")
         ]
         quiet = store.store.read(f"{self._folder}/quiet.json")
-        self.quiet = None if quiet is None else self._parsed(Quiet, "../quiet.json", quiet)
+        self.quiet = None if quiet is None else self._parsed(Quiet, "quiet.json", quiet)
 
     @property
     def last(self) -> Tick | None:
@@ -154,7 +155,7 @@ class Ledger:
         """Returns the end that counts: the first one."""
         if not self._store.create_json(f"{self._place(number)}-end.json", _dumped(end)):
             data = self._store.store.read(f"{self._place(number)}-end.json")
-            end = end if data is None else self._parsed(End, f"{number:06d}-end.json", data)
+            end = end if data is None else self._parsed(End, f"ticks/{number:06d}-end.json", data)
         self.ticks[-1] = Tick(self.ticks[-1].begin, end)
         return end
 
@@ -163,8 +164,7 @@ class Ledger:
         before = self.quiet if self.quiet and (not self.last or self.quiet.due > self.last.begin.due) else None
         since, ticks = (before.since, before.ticks + 1) if before else (due, 1)
         self.quiet = Quiet(due, since, ticks)
-        text = TypeAdapter(Quiet).dump_json(self.quiet)
-        self._store.store.write(f"{self._folder}/quiet.json", text)
+        self._store.write_json(f"{self._folder}/quiet.json", _dumped(self.quiet))
 
     def _place(self, number: int) -> str:
         return f"{self._folder}/ticks/{number:06d}"
@@ -172,21 +172,19 @@ class Ledger:
     def _end(self, name: str, read: Mapping[str, bytes | None]) -> End | None:
         name = name.replace(".json", "-end.json")
         data = read.get(name)
-        return None if data is None else self._parsed(End, name, data)
+        return None if data is None else self._parsed(End, f"ticks/{name}", data)
 
     def _parsed(self, kind: type[T], name: str, data: bytes) -> T:
-        try:
-            return TypeAdapter(kind).validate_json(data)
-        except ValidationError:
-            place = f"{self._store.location.rstrip('/')}/{self._folder}/ticks/{name}".replace("/ticks/../", "/")
-            raise StoreError(
-                f"{place} is damaged (not an entry of a schedule's ledger); restore it. If it is deleted, what this "
-                "tick took counts as new, and is trained on again"
-            ) from None
+        return self._store.parse(kind, f"{self._folder}/{name}", data, "an entry of a schedule's ledger", _MEND)
 
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def clock(instant: datetime) -> str:
+    """A time for people, and for other programs."""
+    return instant.isoformat(timespec="seconds")
 
 
 def _dumped(value: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,10 +18,9 @@ from clusters.kinds import Launcher
 from pipelines.run.execute import redacted
 from pipelines.run.store import ArtifactStore
 from pipelines.schedule import webhook
-from pipelines.schedule.ledger import Ledger, now
+from pipelines.schedule.ledger import Ledger, clock, now
 from pipelines.schedule.times import Times
 from stages.base import StageError
-from stages.io.store import StoreError
 
 _PARTING = 120.0
 """Seconds that a tick may take to end when the service ends."""
@@ -83,7 +82,7 @@ class Service:
                     return 1
                 try:
                     self._look()
-                except (StageError, StoreError) as error:
+                except (StageError, OSError) as error:
                     self._failed(None, str(error), {})
                     self.stop.wait(self.patience.pause(self._failures))
                 self.stop.wait(self.poll)
@@ -96,7 +95,7 @@ class Service:
             self._last = ledger.due
         if (last := ledger.last) is not None and (last.end is None or last.end.outcome == "failed"):
             self._again = last.begin.due
-        soon = ", ".join(_clock(instant) for instant in self.times.next(3, now()))
+        soon = ", ".join(clock(instant) for instant in self.times.next(3, now()))
         self.say(f"schedule of {self.name}: next ticks {soon}")
 
     def _look(self) -> None:
@@ -109,7 +108,7 @@ class Service:
         elif (due_now := self._due()) is not None:
             self._sent = now()
             self._running = (self.launcher.submit(self.job(due_now)), due_now)
-            self.say(f"tick due at {_clock(due_now)}: job {self._running[0]}")
+            self.say(f"tick due at {clock(due_now)}: job {self._running[0]}")
 
     def _due(self) -> datetime | None:
         instant = now()
@@ -142,7 +141,7 @@ class Service:
         if not quiet and last is not None and last.end is not None:
             self.say(f"tick {last.begin.number}: {last.end.outcome}: {last.end.reason}")
         else:
-            self.say(f"tick due at {_clock(due)}: nothing new")
+            self.say(f"tick due at {clock(due)}: nothing new")
 
     def _explained(self, job: str, status: JobStatus) -> str:
         """Why a job failed that left no word in the ledger."""
@@ -162,7 +161,7 @@ class Service:
         most = self.patience.max_failures
         stopped = self._failures >= most
         after = "" if stopped else f"; again in {pause:.0f} s"
-        what = f"tick due at {_clock(due)}" if due else f"schedule of {self.name}"
+        what = f"tick due at {clock(due)}" if due else f"schedule of {self.name}"
         self.say(f"{what}: failed ({self._failures} of {most} in a row): {reason}{after}")
         if self.url is None:
             return
@@ -179,7 +178,7 @@ class Service:
             self.say("stopped")
             return
         job, due = self._running
-        self.say(f"stopping the tick due at {_clock(due)}")
+        self.say(f"stopping the tick due at {clock(due)}")
         until = time.monotonic() + _PARTING
         try:
             self.launcher.stop(job)
@@ -193,13 +192,13 @@ class Service:
 def failure(name: str, due: datetime | None, reason: str, about: dict[str, Any], failures: int) -> dict[str, Any]:
     """What a webhook is told of a tick that failed."""
     return {
-        "event": "tick failed", "pipeline": name, "due": due and _clock(due), "reason": reason, "failures": failures,
+        "event": "tick failed", "pipeline": name, "due": due and clock(due), "reason": reason, "failures": failures,
         "host": socket.gethostname(), "tick": None, "run": None, "log": None, **about,
     }  # fmt: skip
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Any:
+def _signals(stop: threading.Event) -> Iterator[None]:
     """SIGTERM and Ctrl-C set the event; a second Ctrl-C ends the process as usual."""
 
     def told(*_: object) -> None:
@@ -212,7 +211,3 @@ def _signals(stop: threading.Event) -> Any:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _clock(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.run.champions import Champions
@@ -11,16 +11,25 @@ from pipelines.run.store import ArtifactStore
 from pipelines.schedule import lease
 from pipelines.schedule.ledger import Ledger, Tick, now
 from pipelines.schedule.times import Times
-from stages.io.store import StoreError
 
 _SHOWN = 10
 """Ticks."""
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What the service that was started last goes by."""
+
+    cron: str
+    timezone: str
+    host: str
+    since: str
+
+
 def write(store: ArtifactStore, name: str, times: Times) -> None:
     """Keep when a service's ticks are due, for who asks later and elsewhere."""
-    about = {"cron": times.cron, "timezone": times.timezone, "host": socket.gethostname(), "since": now().isoformat()}
-    store.write_json(f"schedules/{name}/schedule.json", about)
+    about = Schedule(times.cron, times.timezone, socket.gethostname(), now().isoformat())
+    store.write_json(_place(name), asdict(about))
 
 
 def status(store: ArtifactStore, name: str) -> dict[str, Any]:
@@ -30,12 +39,13 @@ def status(store: ArtifactStore, name: str) -> dict[str, Any]:
         StoreError: a record is damaged, or the store cannot be reached.
     """
     ledger, champion = Ledger(store, name), Champions(store, name).current
-    schedule = store.read_json(f"schedules/{name}/schedule.json")
+    data = store.store.read(_place(name))
+    schedule = data and store.parse(Schedule, _place(name), data, "what a service keeps of its schedule", "delete it")
     holder = lease.holder(store, name)
-    next_tick = Times.parse(*_when(store, name, schedule)).next(1, now())[0] if schedule else None
+    next_tick = Times.parse(schedule.cron, schedule.timezone).next(1, now())[0] if schedule else None
     return {
         "name": name,
-        "schedule": schedule,
+        "schedule": schedule and asdict(schedule),
         "next": next_tick and next_tick.isoformat(),
         "lease": holder and {**asdict(holder), "expired": holder.expired},
         "champion": champion and asdict(champion),
@@ -46,12 +56,8 @@ def status(store: ArtifactStore, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _when(store: ArtifactStore, name: str, schedule: dict[str, Any]) -> tuple[str, str]:
-    try:
-        return str(schedule["cron"]), str(schedule["timezone"])
-    except KeyError:
-        place = f"{store.location.rstrip('/')}/schedules/{name}/schedule.json"
-        raise StoreError(f"{place} is damaged (no cron line or time zone); delete it") from None
+def _place(name: str) -> str:
+    return f"schedules/{name}/schedule.json"
 
 
 def _row(tick: Tick) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from clusters.local import LocalCluster
@@ -19,7 +20,7 @@ from pipelines.run.execute import execute, reason
 from pipelines.run.runner import Committed, Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.schedule import lease, metrics
-from pipelines.schedule.ledger import Artifacts, Begin, End, Ledger, Outcome, now
+from pipelines.schedule.ledger import Artifacts, Begin, End, Ledger, Outcome, clock, now
 from pipelines.schedule.news import News, lineage, made_by, news
 from pipelines.spec.load import Loaded
 from pipelines.spec.models import CHAMPION
@@ -94,7 +95,7 @@ class _Tick:
 
     def run(self) -> tuple[Document, int]:
         if self.due is not None and self._is_done(self.due):
-            text = f"the tick that was due at {_clock(self.due)} is done already"
+            text = f"the tick that was due at {clock(self.due)} is done already"
             self.say(text)
             return {"outcome": "done before", "reason": text}, 0
         begin, found = self._resumed() or (None, self._news())
@@ -149,7 +150,7 @@ class _Tick:
         if there != [set(begin.preferences), set(begin.prompts)]:
             self._end(begin, "outdated", "files that the interrupted tick had taken were changed, or are gone", {})
             return None
-        self.say(f"goes on with tick {begin.number}, which {begin.host} began at {_clock(begin.began)}")
+        self.say(f"goes on with tick {begin.number}, which {begin.host} began at {clock(begin.began)}")
         return begin, found
 
     def _begin(self, found: News) -> Begin:
@@ -204,7 +205,7 @@ class _Tick:
                 terminal.print(f"failed at {reason(failure)}", highlight=False, markup=False, soft_wrap=True)
                 raise
 
-    def _log(self, begin: Begin) -> Any:
+    def _log(self, begin: Begin) -> Path:
         return self.store.scratch / "logs" / f"{self.loaded.spec.name}-tick-{begin.number:06d}.log"
 
     def _decide(self, begin: Begin, found: News, plan: Plan, record: Document) -> tuple[Document, int]:
@@ -264,7 +265,3 @@ class _Tick:
         if end.run is not None:
             self.store.write_run(end.run, {**(record or {}), "tick": document})
         return document
-
-
-def _clock(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds")

@@ -46,8 +46,8 @@ def run(config: IngestConfig, inputs: Mapping[str, UserFile | Artifact], context
             files, in ``stages.data.curate``.)
         ValueError: pairs are given ``seen``.
     """
-    files: list[UserFile] = grouped(inputs, "files")  # type: ignore[arg-type]
-    seen: list[Artifact] = grouped(inputs, "seen")  # type: ignore[arg-type]
+    files = [each for each in grouped(inputs, "files") if isinstance(each, UserFile)]
+    seen = [each for each in grouped(inputs, "seen") if isinstance(each, Artifact)]
     if seen and config.kind != "prompts":
         raise ValueError("only prompts are compared with those that were seen")
     tables = [table for artifact in seen for table in artifact.tables(RECORDS)] if seen else None

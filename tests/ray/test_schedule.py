@@ -167,7 +167,8 @@ def _promotes_what_is_better_and_refuses_what_is_worse(schedule: Schedule) -> No
     for before, after in itertools.pairwise(ticks):
         assert before.end is not None
         assert before.end.ended <= after.begin.began
-    pairs = [schedule.store.read_run(tick.end.run)["rounds"][0]["pairs"] for tick in ticks]  # type: ignore[index,union-attr,arg-type]
+    records = [schedule.store.read_run(str(tick.end and tick.end.run)) or {} for tick in ticks]
+    pairs = [record["rounds"][0]["pairs"] for record in records]
     assert pairs == [24, 20, 24]
 
 

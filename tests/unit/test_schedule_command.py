@@ -221,6 +221,8 @@ def test_an_empty_folder_is_no_mistake(schedule: Schedule) -> None:
     (schedule.folder / "pairs" / "one.jsonl").unlink()
     assert "nothing new" in command(schedule, "--once")
     assert "none yet" in command(schedule, "--status")
+    once = CliRunner().invoke(app, ["check", str(schedule.folder / "spec.yaml")])  # to a run it is one
+    assert (once.exit_code, "has no files" in once.output) == (2, True)
 
 
 def test_a_store_of_this_machine_s_cluster_file_is_the_one_that_is_looked_at(

@@ -44,7 +44,7 @@ class World:
     sent: list[datetime] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     asked_to_stop: list[str] = field(default_factory=list)
-    trouble: list[str] = field(default_factory=list)
+    trouble: list[Exception] = field(default_factory=list)
     """What the cluster says instead of taking a job."""
     knows: frozenset[str] = frozenset()
     _ends: datetime = START
@@ -54,7 +54,7 @@ class World:
 
     def submit(self, job: Any) -> str:
         if self.trouble:
-            raise StageError(self.trouble.pop(0))
+            raise self.trouble.pop(0)
         self.sent.append(job)
         self._ends = self.now + timedelta(minutes=self.minutes)
         self._state = self._tick(job, self.outcomes.pop(0) if self.outcomes else "nothing")
@@ -216,7 +216,7 @@ def test_one_that_failed_before_the_service_started_is_tried_again(world: World)
 
 
 def test_a_cluster_that_takes_no_job_is_a_failure_of_the_schedule(world: World) -> None:
-    world.trouble = ["no answer", "no answer"]
+    world.trouble = [StageError("no answer"), OSError("no answer")]
     serve(world)
     assert world.sent == [at(1), at(2), at(3), at(4)]
     assert sum("no answer" in text for text in world.said) == 2
@@ -258,10 +258,11 @@ def test_a_tick_that_did_not_come_about_is_sent_again_after_the_lease(world: Wor
     serve(world)
     assert world.sent == [at(1), at(2), at(2), at(3), at(4)]
     assert when[2] - when[1] >= timedelta(minutes=5)
+    assert any("failed" in text for text in world.said) == (state != "held")
 
 
 def test_after_trouble_of_its_own_it_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.trouble = ["no answer", "no answer"]
+    world.trouble = [StageError("no answer"), OSError("the disk is full")]
     waits = []
     wait = world.wait
     monkeypatch.setattr(world, "wait", lambda seconds: waits.append(seconds) or wait(seconds))  # type: ignore[func-returns-value]
