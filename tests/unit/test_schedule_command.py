@@ -244,3 +244,10 @@ def test_a_store_of_this_machine_s_cluster_file_is_the_one_that_is_looked_at(
 def test_a_damaged_schedule_is_named(schedule: Schedule) -> None:
     schedule.store.write_json("schedules/tiny/schedule.json", {"host": "x"})
     assert "schedules/tiny/schedule.json is damaged" in command(schedule, "--status", code=2)
+
+
+def test_a_new_file_without_rows_is_no_mistake(schedule: Schedule) -> None:
+    command(schedule, "--once")
+    (schedule.folder / "pairs" / "one.jsonl").unlink()
+    (schedule.folder / "pairs" / "empty.jsonl").touch()
+    assert "nothing: every row" in command(schedule, "--once")
