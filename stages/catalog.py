@@ -15,7 +15,7 @@ from stages.train.config import TrainConfig
 MATERIALISE = Stage(
     "materialise", 2, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
 )
-INGEST = Stage("ingest", 5, IngestConfig, ("files", "seen"), "records", "stages.data.ingest:run")
+INGEST = Stage("ingest", 6, IngestConfig, ("files", "seen"), "records", "stages.data.ingest:run")
 CURATE = Stage("curate", 3, CurateConfig, ("pairs", "heldout", "seen"), "selection", "stages.data.curate:run")
 ENCODE = Stage("encode", 5, EncodeConfig, ("policy", "pairs"), "tokens", "stages.data.encode:run")
 PREPARE = Stage(
@@ -25,9 +25,10 @@ PREPARE = Stage(
 REFERENCE = Stage("reference", 5, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 ROLLOUT = Stage(
-    "rollout", 2, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
+    "rollout", 3, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
 )
-JUDGE = Stage("judge", 2, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
+JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
+COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against"), "verdicts", "stages.judge.judge:run")
 PAIR = Stage("pair", 3, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
@@ -37,6 +38,6 @@ PROMOTE = Stage(
 QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, PAIR, HELDOUT, EVALUATE, PROMOTE,
-    QUALITY,
+    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, COMPARE, PAIR, HELDOUT, EVALUATE,
+    PROMOTE, QUALITY,
 )  # fmt: skip

@@ -14,7 +14,8 @@ from stages.core.formats.config import FormatConfig
 from stages.core.tokens.config import Truncation
 from stages.data.config import FilterConfig, LabelsConfig, MixConfig
 from stages.generate.config import RolloutConfig
-from stages.judge.config import JudgeConfig, PairConfig, PromoteConfig
+from stages.judge.config import PairConfig, PromoteConfig
+from stages.judge.judges.config import JudgeConfig
 from stages.train.config import TrainConfig
 from stages.tune.config import SweepConfig
 

@@ -34,11 +34,13 @@ class Vote(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """``tools`` is as in ``PreferencePair``."""
+    """``tools`` is as in ``PreferencePair``. ``metadata`` is the JSON text of an object with what else stood in the
+    prompt's row, such as a reference answer, for judges."""
 
     prompt_id: str
     messages: Messages
     tools: str = ""
+    metadata: str = ""
 
 
 class PairIds(NamedTuple):
@@ -54,7 +56,7 @@ class Rollout:
     """One sampled response. ``finish_reason`` is ``stop`` (the model ended its turn) or ``length`` (cut off).
 
     ``ids`` are the tokens as they were sampled, with the end of the turn if it came, behind ``prompt_ids``; ``text`` is
-    what they say, without special tokens. ``tools`` is as in ``PreferencePair``."""
+    what they say, without special tokens. ``tools`` is as in ``PreferencePair``, ``metadata`` as in ``Prompt``."""
 
     prompt_id: str
     sample: int
@@ -65,16 +67,25 @@ class Rollout:
     tools: str = ""
     prompt_ids: Sequence[int] = ()
     ids: Sequence[int] = ()
+    metadata: str = ""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's verdict on one rollout. Scores of one prompt are comparable; higher is better."""
+    """A judge's score of one rollout. Scores of one prompt are comparable; higher is better.
+
+    ``principle`` names the principle that the score rests on, if there is one. ``input_tokens`` and ``output_tokens``
+    were spent on it, ``cost`` in money and ``seconds`` of waiting."""
 
     prompt_id: str
     sample: int
     score: float
     reason: str = ""
+    principle: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,13 @@ _VOTES = pa.list_(pa.struct([("annotator", pa.string()), ("preference", pa.float
 _IDS = pa.list_(pa.int32())
 
 PROMPTS = pa.schema(
-    [("prompt_id", pa.string()), ("messages", _MESSAGES), ("tools", pa.string()), ("source", pa.string())]
+    [
+        ("prompt_id", pa.string()),
+        ("messages", _MESSAGES),
+        ("tools", pa.string()),
+        ("metadata", pa.string()),
+        ("source", pa.string()),
+    ]
 )
 PAIRS = pa.schema(
     [
@@ -200,6 +217,7 @@ ROLLOUTS = pa.schema(
         ("sample", pa.int32()),
         ("messages", _MESSAGES),
         ("tools", pa.string()),
+        ("metadata", pa.string()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
         ("finish_reason", pa.string()),
@@ -209,9 +227,27 @@ ROLLOUTS = pa.schema(
         ("sampling", pa.string()),
     ]
 )
-JUDGEMENTS = pa.schema(
-    [("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64()), ("reason", pa.string())]
+_STATED = [
+    ("reason", pa.string()),
+    ("principle", pa.string()),
+    ("input_tokens", pa.int64()),
+    ("output_tokens", pa.int64()),
+    ("cost", pa.float64()),
+    ("seconds", pa.float64()),
+]
+JUDGEMENTS = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64()), *_STATED])
+VERDICTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("first", pa.int32()),
+        ("second", pa.int32()),
+        ("preference", pa.float64()),
+        ("shown", pa.float64()),
+        ("swapped", pa.float64()),
+        *_STATED,
+    ]
 )
+"""Comparisons of two answers to a prompt, by their sample numbers; of two policies, the first is the new one's."""
 
 
 _FIELDS = [name for name in PAIRS.names if name not in ("pair_id", "prompt_key")]
@@ -240,4 +276,5 @@ def messages_of(value: Iterable[Mapping[str, Any]]) -> Messages:
 
 def prompt_row(prompt: Prompt, source: str) -> dict[str, object]:
     """A prompt as a row of ``PROMPTS``."""
-    return {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "tools": prompt.tools, "source": source}
+    names = ("prompt_id", "messages", "tools", "metadata")
+    return {**{name: getattr(prompt, name) for name in names}, "source": source}

@@ -130,6 +130,7 @@ class Generator:
             "sample": number,
             "messages": row["messages"],
             "tools": row["tools"],
+            "metadata": row["metadata"],
             "text": self.encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
             "tokens": len(sample.token_ids),
             "finish_reason": sample.finish_reason,

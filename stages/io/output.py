@@ -109,6 +109,11 @@ class Output:
             shutil.rmtree(writer.folder, ignore_errors=True)
             raise
 
+    def discard(self, part: Part) -> None:
+        """Forget a finished part: the next run makes it again."""
+        self.store.delete(f"{self.work}/parts/{part.name}")
+        self.store.remove(part.place)
+
     def upload(self, place: str) -> dict[str, int]:
         """Put the files of a folder into the store; returns their sizes."""
         folder = self.store.local(place)

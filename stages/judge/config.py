@@ -2,65 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from stages.base import Config, Plugin, Share
-
-
-class SentimentJudge(Config):
-    """Scores English text from -1 (negative) to 1 (positive)."""
-
-    use: Literal["sentiment"]
-
-
-class RulesJudge(Config):
-    """Scores a response by the share of the given rules that it follows, from 0 to 1."""
-
-    use: Literal["rules"]
-    min_words: PositiveInt | None = None
-    max_words: PositiveInt | None = None
-    must_contain: tuple[str, ...] = ()
-    must_not_contain: tuple[str, ...] = ()
-    pattern: str | None = None
-    """Regular expression that has to match somewhere."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return value
-
-
-class CustomJudge(Plugin):
-    """The user's own judge: a class or factory called with ``options`` that returns a ``Judge``."""
-
-
-BUILTIN_JUDGES = ("sentiment", "rules")
-
-
-def _judge_tag(value: Any) -> str | None:
-    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
-    if use in BUILTIN_JUDGES:
-        return str(use)
-    return "custom" if isinstance(use, str) and ":" in use else None
-
-
-JudgeConfig = Annotated[
-    Annotated[SentimentJudge, Tag("sentiment")]
-    | Annotated[RulesJudge, Tag("rules")]
-    | Annotated[CustomJudge, Tag("custom")],
-    Discriminator(
-        _judge_tag,
-        custom_error_type="unknown_judge",
-        custom_error_message='unknown judge; valid: use: sentiment, use: rules, or your own as use: "module:Class"',
-    ),
-]
+from stages.base import Config, Share
+from stages.judge.judges.config import JudgeConfig
 
 
 class JudgeStageConfig(Config):

@@ -17,8 +17,8 @@ from stages.io.output import PartWriter
 from stages.io.parts import run_parts
 from stages.io.tables import read_table, rows_of
 from stages.judge import pairing
+from stages.judge.asking import read_rollouts
 from stages.judge.config import PairConfig
-from stages.judge.judge import read_rollouts
 
 
 def run(config: PairConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.core.records import Judgement, Rollout
+from stages.judge.protocol import Judgement, Row
 
 
 class Letters:
@@ -13,8 +13,12 @@ class Letters:
     def __init__(self, sign: int = 1) -> None:
         self._sign = sign
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> list[Judgement]:
-        return [Judgement(r.prompt_id, r.sample, self._sign * self._more(r.text)) for r in rollouts]
+    def __call__(self, rows: Sequence[Row]) -> list[Judgement]:
+        return [
+            Judgement(row.prompt_id, each.sample, self._sign * self._more(each.text))
+            for row in rows
+            for each in row.responses
+        ]
 
     def _more(self, text: str) -> float:
         return float(text.count("a") - text.count("z"))

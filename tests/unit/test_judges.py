@@ -11,27 +11,36 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from stages.base import StageError
-from stages.catalog import JUDGE
+from stages.catalog import COMPARE, JUDGE
 from stages.core.records import ROLLOUTS, Judgement, Rollout
 from stages.io.artifact import Artifact
-from stages.io.filenames import QUARANTINE, RECORDS
-from stages.judge import builtin
+from stages.io.filenames import QUARANTINE, RECORDS, VERDICT_RECORDS
 from stages.judge import judge as judge_stage
-from stages.judge.config import JudgeConfig, JudgeStageConfig
-from stages.judge.judge import in_order
+from stages.judge.asking import answered, rows_of
+from stages.judge.config import JudgeStageConfig
+from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.make import make as make_judge
+from stages.judge.protocol import Judge, Judged, NoVerdict, Row, Verdict
 from tests import artifacts
 
 
-def make(**config: Any) -> builtin.Judge:
-    return builtin.make(TypeAdapter(JudgeConfig).validate_python(config))
+def make(**config: Any) -> Judge:
+    return make_judge(TypeAdapter(JudgeConfig).validate_python(config))
 
 
 def rollout(text: str, sample: int = 0, prompt: str = "p") -> Rollout:
     return Rollout(prompt, sample, [{"role": "user", "content": "q"}], text, len(text), "stop")
 
 
-def score(judge: builtin.Judge, text: str) -> Judgement:
-    return judge([rollout(text, 3, "x")])[0]
+def row(*texts: str, prompt: str = "p", compares: bool = False) -> Row:
+    (made,) = rows_of([rollout(text, sample, prompt) for sample, text in enumerate(texts)], compares)
+    return made
+
+
+def score(judge: Judge, text: str) -> Judgement:
+    (judgement,) = judge(rows_of([rollout(text, 3, "x")], False))
+    assert isinstance(judgement, Judgement)
+    return judgement
 
 
 @pytest.mark.parametrize(
@@ -65,9 +74,8 @@ def test_five_rules_by_hand() -> None:
 
 def test_sentiment_orders_positive_neutral_negative() -> None:
     texts = ["What a wonderful, happy day!", "The table has four legs.", "This is a terrible, awful mess."]
-    judgements = make(use="sentiment")([rollout(text, sample) for sample, text in enumerate(texts)])
-    assert [j.sample for j in judgements] == [0, 1, 2]
-    good, neutral, bad = (j.score for j in judgements)
+    judgements = make(use="sentiment")([row(*texts)])
+    good, neutral, bad = (j.score for j in judgements if isinstance(j, Judgement))
     assert 0.3 < good <= 1
     assert neutral == 0
     assert -1 <= bad < -0.3
@@ -82,8 +90,9 @@ def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "class Length:\n"
         "    def __init__(self, factor=1.0):\n"
         "        self.factor = factor\n"
-        "    def __call__(self, rollouts):\n"
-        "        return [Judgement(r.prompt_id, r.sample, self.factor * len(r.text)) for r in reversed(rollouts)]\n"
+        "    def __call__(self, rows):\n"
+        "        return [Judgement(row.prompt_id, r.sample, self.factor * len(r.text))\n"
+        "                for row in reversed(rows) for r in reversed(row.responses)]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "a_users_judge", raising=False)
@@ -113,53 +122,147 @@ def test_a_pattern_has_to_be_a_regular_expression() -> None:
         make(use="rules", pattern="(")
 
 
-THREE_ROLLOUTS = [rollout("a", 0), rollout("b", 1), rollout("c", 0, "q")]
+ROWS = [row("a", "b"), row("c", prompt="q")]
 
 
-def test_judgements_come_in_the_rollouts_order() -> None:
-    judgements = [Judgement("q", 0, 3.0), Judgement("p", 1, 2.0), Judgement("p", 0, 1.0)]
-    assert [j.score for j in in_order(THREE_ROLLOUTS, judgements)] == [1.0, 2.0, 3.0]
+def test_judgements_come_in_the_rows_order() -> None:
+    said = [Judgement("q", 0, 3.0), Judgement("p", 1, 2.0), Judgement("p", 0, 1.0)]
+    assert [j.score for j in answered("x", ROWS, said, False).judgements] == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "why"),
     [
-        pytest.param([("p", 0), ("p", 1)], id="one is missing"),
-        pytest.param([("p", 0), ("p", 1), ("q", 0), ("q", 1)], id="one too many"),
-        pytest.param([("p", 0), ("p", 1), ("p", 1)], id="one twice"),
-        pytest.param([("p", 0), ("p", 1), ("q", 0), ("q", 0)], id="all and one twice"),
-        pytest.param([("p", 0), ("p", 1), ("r", 0)], id="another prompt"),
-        pytest.param([], id="nothing"),
+        ([("p", 0), ("p", 1)], "prompt q: said nothing of sample 0"),
+        ([("p", 1), ("q", 0)], "prompt p: said nothing of sample 0"),
+        ([("p", 0), ("p", 1), ("q", 0), ("q", 1)], "prompt q: was not asked of an answer that there is not"),
+        ([("p", 0), ("p", 1), ("p", 1), ("q", 0)], "prompt p: judged the same twice"),
+        ([("p", 0), ("p", 1), ("r", 0)], "speaks of prompt 'r'"),
+        ([], "prompt p: said nothing of sample 0; it owes a Judgement"),
     ],
 )
-def test_a_judge_owes_one_judgement_a_rollout(keys: Sequence[tuple[str, int]]) -> None:
-    with pytest.raises(StageError, match=f"{len(keys)} judgements for 3 rollouts"):
-        in_order(THREE_ROLLOUTS, [Judgement(prompt, sample, 1.0) for prompt, sample in keys])
+def test_a_judge_owes_one_judgement_a_response(keys: Sequence[tuple[str, int]], why: str) -> None:
+    with pytest.raises(StageError, match=f"judge x: .*{why}"):
+        answered("x", ROWS, [Judgement(prompt, sample, 1.0) for prompt, sample in keys], False)
+
+
+def test_a_judge_that_compares_owes_a_verdict_for_each_comparison() -> None:
+    rows = [row("a", "b", "c", compares=True)]
+    assert rows[0].comparisons == ((0, 1), (0, 2), (1, 2))
+    said: list[Judged] = [Verdict("p", 1, 2, 1.0), Verdict("p", 0, 1, 0.5), NoVerdict("p", (0, 2), "timed out")]
+    answer = answered("x", rows, said, True)
+    assert [(v.first, v.second) for v in answer.verdicts] == [(0, 1), (1, 2)]
+    assert [refused.places for _, refused in answer.refused] == [(0, 2)]
+    with pytest.raises(StageError, match=r"said nothing of sample 0 against sample 2; it owes a Verdict"):
+        answered("x", rows, said[:2], True)
+    with pytest.raises(StageError, match="was not asked of sample 2 against sample 1"):
+        answered("x", rows, [*said, Verdict("p", 2, 1, 1.0)], True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.5, None, "A"])
+def test_an_unknown_preference_is_no_verdict(bad: Any) -> None:
+    answer = answered("x", [row("a", "b", compares=True)], [Verdict("p", 0, 1, bad, "because")], True)
+    assert not answer.verdicts
+    ((_, refused),) = answer.refused
+    assert refused.reason == f"the verdict of judge x is {bad!r}, not a preference between 0 and 1: because"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), None, "high"])
 def test_an_answer_without_a_finite_score_goes_to_quarantine(
     bad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(rollouts: Sequence[Rollout]) -> list[Judgement]:
-        return [Judgement(r.prompt_id, r.sample, bad if r.text == "odd" else 1.0, "timed out") for r in rollouts]
+    def judge(rows: Sequence[Row]) -> list[Judgement]:
+        every = [each for row in rows for each in row.responses]
+        return [Judgement(r.prompt_id, r.sample, bad if r.text == "odd" else 1.0, "timed out") for r in every]
 
-    monkeypatch.setattr(judge_stage.builtin, "make", lambda config: judge)
+    monkeypatch.setattr(judge_stage, "make", lambda config: judge)
     answers = [rollout("odd" if n == 2 else "fine", n) for n in range(5)]
     made = run_stage(tmp_path, answers, use="sentiment")
     assert (made.summary["judgements"], made.summary["quarantined"]) == (4, 1)
-    (row,) = map(json.loads, made.path(QUARANTINE).read_text().splitlines())
-    assert "prompt p sample 2" in row["file"]
-    assert row["reason"] == f"the judge's score is {bad!r}, not a finite number: timed out"
+    (quarantined,) = map(json.loads, made.path(QUARANTINE).read_text().splitlines())
+    assert "prompt p sample 2" in quarantined["file"]
+    assert quarantined["reason"] == f"the score of judge sentiment is {bad!r}, not a finite number: timed out"
     assert [r["sample"] for r in artifacts.rows(made, RECORDS)] == [0, 1, 3, 4]
-    with pytest.raises(StageError, match=r"no score for 2 of 5 answers.*timed out"):
+    with pytest.raises(StageError, match=r"no verdict for 2 of 5 answers.*timed out"):
         run_stage(tmp_path / "again", [*answers[:4], rollout("odd", 4)], use="sentiment")
 
 
-def run_stage(folder: Path, *parts: list[Rollout], **judge: Any) -> Artifact:
+class Longer:
+    """Prefers the longer response, and with the first shown first is a little blind: 3 of 4 characters count."""
+
+    def __init__(self, refuses: str = "") -> None:
+        self._refuses = refuses
+
+    def __call__(self, rows: Sequence[Row]) -> list[Judged]:
+        return [self._verdict(row, *places) for row in rows for places in row.comparisons]
+
+    def _verdict(self, row: Row, first: int, second: int) -> Judged:
+        one, two = (len(row.responses[place].text) for place in (first, second))
+        if self._refuses and self._refuses in row.responses[first].text + row.responses[second].text:
+            return NoVerdict(row.prompt_id, (first, second), "the server is down", passing=True)
+        shown, swapped = float(one > 0.75 * two), float(0.75 * one > two)
+        return Verdict(row.prompt_id, first, second, (shown + swapped) / 2, "", "", shown, swapped, 10, 2, 0.5, 1.5)
+
+
+def test_comparisons_become_scores_and_are_kept(tmp_path: Path) -> None:
+    """Lengths 8, 7, 1: 8 and 7 are a tie (each wins when shown first), both beat 1: 0.75, 0.75, 0."""
+    answers = [rollout("x" * length, sample) for sample, length in enumerate((8, 7, 1))]
+    made = run_stage(tmp_path, [*answers, rollout("alone", 0, "q")], use=f"{__name__}:Longer", compares=True)
+    assert [r["score"] for r in artifacts.rows(made, RECORDS)] == [0.75, 0.75, 0.0, 0.5]
+    verdicts = artifacts.rows(made, VERDICT_RECORDS)
+    assert [(v["first"], v["second"], v["preference"]) for v in verdicts] == [(0, 1, 0.5), (0, 2, 1.0), (1, 2, 1.0)]
+    assert made.summary == {
+        "judgements": 4, "mean_score": 0.5, "verdicts": 3, "ties": 1,
+        "position": {"asked_twice": 3, "agreed": 2, "first_place": 1, "second_place": 0},
+        "input_tokens": 30, "output_tokens": 6, "cost": 1.5, "seconds": 4.5,
+        "quarantined": 0, "quarantine_reasons": {},
+    }  # fmt: skip
+
+
+def test_an_answer_without_any_verdict_goes_to_quarantine_with_the_reason(tmp_path: Path) -> None:
+    answers = [rollout("x" * length, sample) for sample, length in enumerate((8, 7, 1))]
+    judge = {"use": f"{__name__}:Longer", "compares": True, "options": {"refuses": "y"}}
+    made = run_stage(tmp_path, [*answers, rollout("xyx", 3)], max_bad_share=0.25, **judge)
+    assert [r["sample"] for r in artifacts.rows(made, RECORDS)] == [0, 1, 2]
+    assert (made.summary["quarantined"], made.summary["quarantine_reasons"]) == (1, {"score: the server is down": 1})
+
+
+def test_what_a_judge_may_know_the_next_time_is_asked_again(tmp_path: Path) -> None:
+    """Two parts: the second has an answer the judge has nothing to say of now. The first is kept, the second not."""
+    parts = [[rollout("x", 0), rollout("xx", 1)], [rollout("y", 0, "q"), rollout("yy", 1, "q")]]
+    judge = {"use": f"{__name__}:Longer", "compares": True, "options": {"refuses": "y"}}
+    with pytest.raises(StageError, match=r"no verdict for 2 of 4 answers.*the server is down"):
+        run_stage(tmp_path, *parts, max_bad_share=0.4, **judge)
+    done = [path.name for path in tmp_path.rglob("parts/*") if "rollouts" not in path.parts]
+    assert len(done) == 1
+
+
+def test_two_policies_are_compared_sample_by_sample(tmp_path: Path) -> None:
+    """The new one's answers have 8 and 1 characters, the other's 1 and 1: a win and a tie."""
+    ours = [rollout("x" * 8, 0), rollout("x", 1), rollout("x", 0, "only ours")]
+    theirs = [rollout("x", 0), rollout("x", 1)]
+    made = run_stage(tmp_path, ours, against=[theirs], use=f"{__name__}:Longer", compares=True)
+    verdicts = artifacts.rows(made, VERDICT_RECORDS)
+    assert [(v["prompt_id"], v["first"], v["second"], v["preference"]) for v in verdicts] == [
+        ("p", 0, 0, 1.0), ("p", 1, 1, 0.5),
+    ]  # fmt: skip
+    assert made.summary["verdicts"] == 2
+    assert "mean_score" not in made.summary
+
+
+def run_stage(
+    folder: Path, *parts: list[Rollout], against: Sequence[list[Rollout]] = (), max_bad_share: float = 0.2, **judge: Any
+) -> Artifact:
+    inputs = {"rollouts": sampled(folder, "rollouts", parts)}
+    if against:
+        inputs["against"] = sampled(folder, "against", against)
+    config = JudgeStageConfig.model_validate({"judge": judge, "max_bad_share": max_bad_share})
+    return artifacts.run(COMPARE if against else JUDGE, folder, config, inputs)
+
+
+def sampled(folder: Path, name: str, parts: Sequence[list[Rollout]]) -> Artifact:
     rows = [[{**asdict(r), "policy": "x", "sampling": "{}"} for r in part] for part in parts]
-    rollouts = artifacts.of_rows(folder, "rollouts", RECORDS, rows, ROLLOUTS)
-    return artifacts.run(JUDGE, folder, JudgeStageConfig.model_validate({"judge": judge}), {"rollouts": rollouts})
+    return artifacts.of_rows(folder, name, RECORDS, rows, ROLLOUTS)
 
 
 def test_the_stage_writes_judgements_in_order_and_their_mean(tmp_path: Path, own_judge: str) -> None:

@@ -246,7 +246,10 @@ def test_a_judge_beside_the_spec_is_found(plugins: Path) -> None:
     (plugins / "judge_beside.py").write_text("def MyJudge(strict):\n    pass\n")
     found = workspace.loaded(plugins, judged_by("judge_beside:MyJudge", "{strict: true}"))
     assert found.spec.judge is not None
-    assert found.spec.judge.model_dump() == {"use": "judge_beside:MyJudge", "options": {"strict": True}}
+    assert found.spec.judge.model_dump(exclude_defaults=True) == {
+        "use": "judge_beside:MyJudge",
+        "options": {"strict": True},
+    }
 
 
 @pytest.mark.parametrize(

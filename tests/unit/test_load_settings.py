@@ -29,7 +29,11 @@ from tests import specs
         ({"rollout": {"temperature": 0}}, "rollout.temperature", "makes all answers to a prompt the same"),
         ({"judge": {"use": "rules"}}, "judge", "rules without a rule"),
         ({"judge": {"use": "rules", "min_words": 5, "max_words": 2}}, "judge.min_words", "above max_words 2"),
-        ({"judge": {"use": "stages.judge.builtin:Rules", "options": {"limt": 2}}}, "judge.options", "not take these"),
+        (
+            {"judge": {"use": "stages.judge.judges.rules:Rules", "options": {"limt": 2}}},
+            "judge.options",
+            "not take these",
+        ),
         ({"rollout": {"samples": 1}}, "rollout.samples", "at least 2 samples"),
         ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
     ],

@@ -13,7 +13,8 @@ from pipelines.plan.steps import Source, Step, walk
 from stages.base import Config, Resources, Stage, TrainResources
 from stages.catalog import INGEST, JUDGE, MATERIALISE, STAGES, TRAIN
 from stages.data.config import IngestConfig
-from stages.judge.config import CustomJudge, JudgeStageConfig, RulesJudge, SentimentJudge
+from stages.judge.config import JudgeStageConfig
+from stages.judge.judges.config import CustomJudge, RulesJudge, SentimentJudge
 from stages.policy.config import MaterialiseConfig
 from stages.train.config import LoraConfig, TrainConfig
 

@@ -86,6 +86,6 @@ def test_a_package_beside_the_spec_travels_whole(modules: Path) -> None:
 
 
 def test_what_is_installed_does_not_travel(modules: Path) -> None:
-    names = module_names({"judge": {"use": "stages.judge.builtin:Rules"}})
+    names = module_names({"judge": {"use": "stages.judge.judges.rules:Rules"}})
     assert names == ["stages"]
     assert travelling(names, [modules]) == []

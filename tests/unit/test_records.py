@@ -114,10 +114,10 @@ def test_the_tools_belong_to_what_a_pair_is() -> None:
 
 
 def test_a_prompt_comes_back_from_its_row() -> None:
-    prompt = Prompt("id", [user("q")], "[]")
+    prompt = Prompt("id", [user("q")], "[]", "{}")
     row = pa.Table.from_pylist([prompt_row(prompt, "file:1")], schema=PROMPTS).to_pylist()[0]
     assert {**row, "messages": messages_of(row["messages"])} == {
-        "prompt_id": "id", "messages": (user("q"),), "tools": "[]", "source": "file:1",
+        "prompt_id": "id", "messages": (user("q"),), "tools": "[]", "metadata": "{}", "source": "file:1",
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from stages.core.records import Message, Messages, PreferencePair, Prompt, conte
 from stages.hints import closest
 
 Parse = Callable[[Row], list[PreferencePair]]
+_OF_THE_PROMPT = frozenset({"system", "tools", "prompt", "input"})
 
 
 class RowParser:
@@ -234,7 +235,14 @@ def parse_prompt(row: Row, typed: bool = False) -> Prompt:
     refuse_media(row, None)
     asked, tools = _with_system(pairs.prompt_of(row), _system(row)), _tools(row)
     content: list[object] = list(asked)
-    return Prompt(content_id([content, tools] if tools else content), asked, tools)
+    return Prompt(content_id([content, tools] if tools else content), asked, tools, _metadata(row))
+
+
+def _metadata(row: Row) -> str:
+    """What a judge may want to know of a prompt's row beside the prompt: all that is not part of it."""
+    asked = {column(row, "prompt"), *_OF_THE_PROMPT}
+    rest = {str(name): value for name, value in row.items() if name not in asked and not isinstance(value, bytes)}
+    return json.dumps(rest, default=str) if rest else ""  # ASCII: a broken text of another column is no fault here
 
 
 def parse_pair(row: Row) -> PreferencePair:

@@ -1,0 +1,1 @@
+"""The judges there are, each behind ``stages.judge.protocol``."""
