@@ -29,7 +29,7 @@ ROLLOUT = Stage(
 )
 JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
 COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against"), "verdicts", "stages.judge.judge:run")
-PAIR = Stage("pair", 3, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
+PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
 PROMOTE = Stage(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from stages.base import Config, Share
 from stages.judge.judges.config import JudgeConfig
@@ -16,10 +25,73 @@ class JudgeStageConfig(Config):
     """The stage fails when the judge has no score for a larger share of the answers."""
 
 
+class SoftConfig(Config):
+    """Preferences that are the surer, the further the scores are apart."""
+
+    temperature: PositiveFloat
+    """A pair's probability is sigmoid(difference of its scores / temperature). 1 is right for the rewards of a
+    Bradley-Terry model; otherwise take a difference that should count as 0.73 sure."""
+
+
+class LengthControlConfig(Config):
+    """Against judges that like long answers, and rounds whose answers grow. Lengths are in tokens as sampled."""
+
+    penalty: NonNegativeFloat = 0.0
+    """Taken from an answer's score for each of its tokens, before anything else is done with the scores."""
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    """A pair is not made if the chosen answer is longer than the rejected one times this."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.penalty and self.max_ratio is None:
+            raise ValueError(
+                "controls nothing; give a penalty above 0, a max_ratio or both, or leave length_control out"
+            )
+        return self
+
+
+class RejectionConfig(Config):
+    """Statistical rejection sampling (RSO, arXiv:2309.06657); the defaults are the paper's."""
+
+    beta: PositiveFloat = 0.5
+    """An answer is accepted with probability exp((score - best score) / beta), so beta is in the unit of the scores.
+    A small one trusts the judge, a large one takes the answers as they come."""
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Answers that are accepted per prompt; they make half as many pairs. The paper accepts 8 of 64."""
+
+
+_USED_BY = {
+    "max_pairs": ("all",),
+    "rejection": ("rejection_sampling",),
+    "seed": ("best_vs_random", "rejection_sampling"),
+}
+"""Settings of pairing that only some strategies look at."""
+
+
 class PairConfig(Config):
-    strategy: Literal["best_vs_worst"] = "best_vs_worst"
+    strategy: Literal["best_vs_worst", "best_vs_random", "all", "rejection_sampling"] = "best_vs_worst"
+    """Which answers to a prompt make pairs (``stages.judge.pairing``)."""
     min_margin: NonNegativeFloat = 0.0
     """Smallest score difference that makes a pair; equal scores never do."""
+    max_pairs: PositiveInt | None = None
+    """Most pairs of a prompt with strategy ``all``; those that differ most in score are taken."""
+    rejection: RejectionConfig = RejectionConfig()
+    """Settings of strategy ``rejection_sampling``."""
+    soft: SoftConfig | None = None
+    """Probabilities from the scores instead of 1."""
+    length_control: LengthControlConfig | None = None
+    seed: NonNegativeInt = 0
+    """Of the random choices, which depend on it and on the prompt's id alone."""
+
+    @field_validator(*_USED_BY)
+    @classmethod
+    def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
+        """A setting that nothing looks at is a mistake, and would make the same pairs under another fingerprint."""
+        name, strategy = str(info.field_name), info.data.get("strategy")
+        if strategy is None or strategy in _USED_BY[name] or value == cls.model_fields[name].default:
+            return value
+        users = " or ".join(_USED_BY[name])
+        raise ValueError(f"means nothing to pair.strategy {strategy}; leave pair.{name} out, or take strategy {users}")
 
 
 class EvaluateConfig(Config):

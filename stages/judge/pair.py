@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from stages.base import StageError, Summary
-from stages.core.records import PAIRS, Judgement, PreferencePair, Rollout, pair_row
+from stages.core.records import PAIRS, Judgement, PreferencePair, pair_row
 from stages.io.artifact import Artifact, Table
 from stages.io.context import StageContext
 from stages.io.filenames import RECORDS
@@ -20,9 +20,12 @@ from stages.judge import pairing
 from stages.judge.asking import read_rollouts
 from stages.judge.config import PairConfig
 
+_AT_ONCE = 512
+"""Pairs that are written together; with strategy ``all`` a part may have thousands of a prompt."""
+
 
 def run(config: PairConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Pair the best with the worst answer to each prompt; a part has the pairs of a part of the rollouts.
+    """Pair better with worse answers to each prompt; a part has the pairs of a part of the rollouts.
 
     Raises:
         StageError: no prompt gave a pair.
@@ -38,13 +41,27 @@ def run(config: PairConfig, inputs: Mapping[str, Artifact], context: StageContex
         rollouts=inputs["rollouts"],
         judgements=inputs["judgements"],
     )
-    pairs, alone = counts["rows"], counts["prompts_without_pair"]
+    pairs, alone, copies = counts["rows"], counts["prompts_without_pair"], counts["copies"]
     if not pairs:
-        raise StageError(
-            f"none of {alone} prompts gave a pair: no two answers differ in score by {config.min_margin}; "
-            "lower pair.min_margin, raise rollout.samples or rollout.temperature, or take a finer judge"
-        )
-    return {"pairs": pairs, "prompts_without_pair": alone}
+        raise StageError(f"none of {alone} prompts gave a pair: {_why_none(config, copies)}")
+    return {"pairs": pairs, "prompts_without_pair": alone, "copies": copies}
+
+
+def _why_none(config: PairConfig, copies: int) -> str:
+    """What keeps answers from making pairs, and what to do about it."""
+    reason = f"no two answers differ in score{f' by {config.min_margin}' if config.min_margin else ''}"
+    advice = ["lower pair.min_margin"] if config.min_margin else []
+    control = config.length_control
+    if control is not None and control.penalty:
+        reason += f", less {control.penalty} for each token"
+        advice.append("lower pair.length_control.penalty")
+    if control is not None and control.max_ratio is not None:
+        reason += f", with the better one at most {control.max_ratio} times as long"
+        advice.append("raise pair.length_control.max_ratio")
+    if copies:
+        reason += f", and {copies} answers only repeat another one"
+    advice.append("raise rollout.samples or rollout.temperature")
+    return f"{reason}; {', '.join(advice)}, or take a finer judge"
 
 
 class Pairing:
@@ -60,14 +77,24 @@ class Pairing:
         scored = {(each.prompt_id, each.sample) for each in judgements}  # the judge may have had no score for some
         rollouts = [each for each in read_rollouts(table) if (each.prompt_id, each.sample) in scored]
         groups = pairing.join(rollouts, judgements)
-        pairs = self._pairs(table, list(groups.values()))
-        part.table(RECORDS, [pa.Table.from_pylist([pair_row(pair) for pair in pairs], schema=PAIRS)], PAIRS)
-        part.counts["prompts_without_pair"] = len(groups) - len(pairs)
+        part.counts |= {"prompts_without_pair": 0, "copies": 0}
+        part.table(RECORDS, _tables(self._pairs(table, groups.values(), part.counts)), PAIRS)
 
-    def _pairs(self, table: Table, groups: Sequence[Sequence[tuple[Rollout, float]]]) -> list[PreferencePair]:
+    def _pairs(
+        self, table: Table, groups: Iterable[Sequence[pairing.Scored]], counts: dict[str, Any]
+    ) -> Iterator[PreferencePair]:
         sampled = _Sampled(table)
-        found = [pairing.best_vs_worst(sampled.ids_of(group), self._config.min_margin) for group in groups]
-        return [pair for pair in found if pair]
+        for group in groups:
+            found = pairing.match(group, self._config)
+            counts["prompts_without_pair"] += not found.pairs
+            counts["copies"] += found.copies
+            ids = sampled.ids_of(found.pairs)
+            yield from (pairing.preference_pair(match, ids) for match in found.pairs)
+
+
+def _tables(pairs: Iterator[PreferencePair]) -> Iterator[pa.Table]:
+    while some := [pair_row(pair) for pair in islice(pairs, _AT_ONCE)]:
+        yield pa.Table.from_pylist(some, schema=PAIRS)
 
 
 class _Sampled:
@@ -78,10 +105,11 @@ class _Sampled:
         keys = zip(self._table["prompt_id"].to_pylist(), self._table["sample"].to_pylist(), strict=True)
         self._rows = {key: row for row, key in enumerate(keys)}
 
-    def ids_of(self, group: Sequence[tuple[Rollout, float]]) -> list[tuple[Rollout, float]]:
-        found = []
-        for rollout, score in group:
-            row = self._rows[rollout.prompt_id, rollout.sample]
-            prompt_ids, ids = (self._table[name][row].as_py() or () for name in ("prompt_ids", "ids"))
-            found.append((replace(rollout, prompt_ids=prompt_ids, ids=ids), score))
-        return found
+    def ids_of(self, matches: Iterable[pairing.Match]) -> dict[int, pairing.Ids]:
+        """The ids of the answers that are in a pair of one prompt, by sample, each read once."""
+        answers = {answer.sample: answer for match in matches for answer in match[:2]}
+        rows = {sample: self._rows[answer.prompt_id, sample] for sample, answer in answers.items()}
+        return {sample: (self._ids("prompt_ids", row), self._ids("ids", row)) for sample, row in rows.items()}
+
+    def _ids(self, name: str, row: int) -> list[int]:
+        return self._table[name][row].as_py() or []

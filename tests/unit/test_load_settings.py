@@ -35,6 +35,8 @@ from tests import specs
             "not take these",
         ),
         ({"rollout": {"samples": 1}}, "rollout.samples", "at least 2 samples"),
+        ({"pair": {"strategy": "rejection_sampling"}}, "rollout.samples", "more than the 8 that it accepts"),
+        ({"pair": {"max_pairs": 2}}, "pair.max_pairs", "means nothing to pair.strategy best_vs_worst"),
         ({"resources": {"train": {"max_failures": -2}}}, "resources.train.max_failures", "-1"),
     ],
 )

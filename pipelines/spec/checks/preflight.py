@@ -88,8 +88,13 @@ def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
     if evaluate is not None and evaluate.promote_if and not prompts.heldout:
         yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
     rollout = values.get("rollout")
+    pair = values.get("pair")
+    accepted = pair.rejection.samples if pair is not None and pair.strategy == "rejection_sampling" else 0
     if prompts.train and rollout is not None and rollout.samples < 2:
         yield Fault(("rollout", "samples"), "a pair needs at least 2 samples per prompt")
+    elif prompts.train and rollout is not None and rollout.samples <= accepted:
+        message = f"rejection sampling needs more than the {accepted} that it accepts (pair.rejection.samples), say 64"
+        yield Fault(("rollout", "samples"), message)
 
 
 def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
