@@ -134,20 +134,19 @@ def _named(row: Row, places: Sequence[int]) -> str:
     return " against ".join(known) if len(known) == len(places) else "an answer that there is not"
 
 
-def scores(row: Row, verdicts: Sequence[Verdict]) -> Iterator[Judgement | NoVerdict]:
-    """A score for each response from the comparisons with others: the mean preference for it, its share of wins where a
-    tie is half a one. An answer alone has 0.5."""
-    won: dict[int, list[float]] = defaultdict(list)
+def scores(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> Iterator[Judgement]:
+    """A score for each response from its comparisons with others: the mean preference for it, its share of wins where a
+    tie is half a one. One that is alone has 0.5, one without any verdict has no score."""
+    won: dict[tuple[str, int], list[float]] = defaultdict(list)
     for each in verdicts:
-        won[each.first].append(each.preference)
-        won[each.second].append(1 - each.preference)
-    for place, response in enumerate(row.responses):
-        if shares := won[place]:
-            yield Judgement(row.prompt_id, response.sample, sum(shares) / len(shares))
-        elif len(row.responses) == 1:
-            yield Judgement(row.prompt_id, response.sample, 0.5, "nothing to compare it with")
-        else:
-            yield NoVerdict(row.prompt_id, (place,), "no comparison of it has a verdict")
+        won[each.prompt_id, each.first].append(each.preference)
+        won[each.prompt_id, each.second].append(1 - each.preference)
+    for row in rows:
+        for place, response in enumerate(row.responses):
+            if shares := won[row.prompt_id, place]:
+                yield Judgement(row.prompt_id, response.sample, sum(shares) / len(shares))
+            elif len(row.responses) == 1:
+                yield Judgement(row.prompt_id, response.sample, 0.5, "nothing to compare it with")
 
 
 def by_samples(row: Row, verdict: Verdict) -> Verdict:

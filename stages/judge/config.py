@@ -22,7 +22,11 @@ from stages.judge.judges.config import JudgeConfig
 class JudgeStageConfig(Config):
     judge: JudgeConfig
     max_bad_share: Share = 0.2
-    """The stage fails when the judge has no score for a larger share of the answers."""
+    """The stage fails when the judge has no verdict for a larger share of what it was asked."""
+
+    def identity(self) -> dict[str, Any]:
+        """The judge's own identity leaves out what changes no verdict."""
+        return {**super().identity(), "judge": self.judge.identity()}
 
 
 class SoftConfig(Config):

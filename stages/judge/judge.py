@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +15,12 @@ from stages.core.records import JUDGEMENTS, VERDICTS
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
-from stages.io.output import PartWriter
+from stages.io.output import PartWriter, add_up
 from stages.io.parts import run_parts
 from stages.io.quarantine import Quarantine
 from stages.judge import asking
 from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.make import make
+from stages.judge.judges.make import Means, make
 from stages.judge.protocol import Judgement, NoVerdict, Row, Verdict
 
 _SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
@@ -39,14 +38,18 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
     """
     tables = inputs["rollouts"].tables(RECORDS)
     tasks = [{"part": table.part.name, "rows": table.rows, "table": number} for number, table in enumerate(tables)]
-    every = sum(table.rows for table in tables)
+    before = add_up(part.counts for part in context.output.done().values())
+    means = Means(
+        context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0)
+    )
     try:
         counts = run_parts(
             tasks, "stages.judge.judge:Judging", context, "answers", config=config, rollouts=inputs["rollouts"],
-            against=inputs.get("against"), every=every,
+            against=inputs.get("against"), every=sum(table.rows for table in tables), means=means,
         )  # fmt: skip
-        judged = counts.get("judgements", 0) or counts["verdicts"]
-        refuse_many(config, counts["quarantine_reasons"], counts["quarantined"], every, nothing=not judged)
+        judged, asked = counts["judgements"] or counts["verdicts"], counts["asked"]
+        if not judged or counts["quarantined"] > config.max_bad_share * asked:
+            raise _too_many(config, counts["quarantined"], asked, counts["quarantine_reasons"])
     except StageError:
         _ask_again(context)
         raise
@@ -55,16 +58,12 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
     return {**mean, **_compared(counts), **_spent(counts), **quarantine}
 
 
-def refuse_many(config: JudgeStageConfig, why: Mapping[str, int], refused: int, every: int, nothing: bool) -> None:
-    """Raises:
-    StageError: the judge had no verdict for more than the spec allows.
-    """
-    if nothing or refused > config.max_bad_share * every:
-        name = config.judge.use
-        raise StageError(
-            f"judge {name} has no verdict for {refused} of {every} answers, more than max_bad_share "
-            f"{config.max_bad_share:g} allows: {dict(why)}. Mend the judge, or raise data.max_bad_share"
-        )
+def _too_many(config: JudgeStageConfig, refused: int, asked: int, why: Mapping[str, int]) -> StageError:
+    what = "comparisons" if config.judge.compares else "answers"
+    return StageError(
+        f"judge {config.judge.use} has no verdict for {refused} of {asked} {what}, more than max_bad_share "
+        f"{config.max_bad_share:g} allows: {dict(why)}. Mend the judge, or raise data.max_bad_share"
+    )
 
 
 def _ask_again(context: StageContext) -> None:
@@ -82,18 +81,25 @@ def _compared(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spent(counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: counts[name] for name in _SPENT if counts[name]}
+    spent = {name: counts[name] for name in _SPENT if counts[name]}
+    if "paid_tokens" in counts:
+        spent["paid"] = {"tokens": counts["paid_tokens"], "cost": counts["paid_cost"]}
+    return spent
 
 
 class Judging:
     """Holds the judge; judges parts of the rollouts."""
 
-    def __init__(self, config: JudgeStageConfig, rollouts: Artifact, against: Artifact | None, every: int) -> None:
+    def __init__(
+        self, config: JudgeStageConfig, rollouts: Artifact, against: Artifact | None, every: int, means: Means
+    ) -> None:
         self._config, self._every = config, every
-        self._judge = make(config.judge)
+        self._judge = make(config.judge, means)
+        self._paid = (means.tokens, means.cost)
         self._tables = rollouts.tables(RECORDS)
         self._against = {table.part.name: table for table in against.tables(RECORDS)} if against is not None else None
         self._refused: Counter[str] = Counter()
+        self._asked = self._seen = 0
 
     def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
         table = self._tables[task["table"]]
@@ -106,15 +112,14 @@ class Judging:
             rows = asking.rows_against(rollouts, asking.read_rollouts(other) if other else [])
         answer = asking.answered(self._config.judge.use, rows, self._judge(rows), compares)
         if compares and self._against is None:
-            _score(answer, rows)
+            answer.judgements.extend(asking.scores(rows, answer.verdicts))
         self._write(answer, rows, part)
+        self._count(answer, len(rollouts), part)
 
     def _write(self, answer: asking.Answered, rows: Sequence[Row], part: PartWriter) -> None:
         quarantine = part.quarantine
         for row, refused in answer.refused:
             quarantine.add(_refused(row, refused))
-            self._refused[refused.reason] += 1
-        refuse_many(self._config, self._refused, self._refused.total(), self._every, nothing=False)
         by_id = {row.prompt_id: row for row in rows}
         verdicts = [asdict(asking.by_samples(by_id[each.prompt_id], each)) for each in answer.verdicts]
         if self._config.judge.compares:
@@ -122,27 +127,25 @@ class Judging:
         if self._against is None:
             judgements = [asdict(each) for each in answer.judgements]
             part.table(RECORDS, [pa.Table.from_pylist(judgements, schema=JUDGEMENTS)], JUDGEMENTS)
+
+    def _count(self, answer: asking.Answered, rollouts: int, part: PartWriter) -> None:
+        """Raises:
+        StageError: so much is without a verdict that the stage will fail in the end.
+        """
         part.counts |= _counted(answer)
+        if paid := getattr(self._judge, "paid", None):
+            before = self._paid
+            part.counts |= {"paid_tokens": paid[0] - before[0], "paid_cost": paid[1] - before[1]}
+            self._paid = paid
+        self._refused.update(refused.reason for _, refused in answer.refused)
+        self._asked, self._seen = self._asked + part.counts["asked"], self._seen + rollouts
+        expected = self._asked * self._every / self._seen
+        if self._refused.total() > self._config.max_bad_share * expected:
+            raise _too_many(self._config, self._refused.total(), self._asked, self._refused)
 
     def close(self) -> None:
         if hasattr(self._judge, "close"):
             self._judge.close()
-
-
-def _score(answer: asking.Answered, rows: Sequence[Row]) -> None:
-    """Add the scores that follow from the verdicts. An answer has none if no comparison of it has; the comparisons
-    themselves are no rows of their own, so that those without a verdict do not count twice."""
-    verdicts = {key: list(group) for key, group in groupby(answer.verdicts, lambda each: each.prompt_id)}
-    why = {row.prompt_id: refused for row, refused in answer.refused}
-    answer.refused.clear()
-    for row in rows:
-        for each in asking.scores(row, verdicts.get(row.prompt_id, [])):
-            if isinstance(each, Judgement):
-                answer.judgements.append(each)
-            else:
-                reason = why[row.prompt_id]
-                refused = NoVerdict(row.prompt_id, each.places, reason.reason, reason.passing)
-                answer.refused.append((row, refused))
 
 
 def _counted(answer: asking.Answered) -> dict[str, Any]:
@@ -154,6 +157,7 @@ def _counted(answer: asking.Answered) -> dict[str, Any]:
         "score": float(sum(each.score for each in answer.judgements)),
         "verdicts": len(answer.verdicts),
         "ties": sum(each.preference == 0.5 for each in answer.verdicts),
+        "asked": len(answer.verdicts or answer.judgements) + len(answer.refused),
         "passing": sum(refused.passing for _, refused in answer.refused),
         "asked_twice": len(twice),
         "agreed": sum(shown == swapped for shown, swapped in twice),

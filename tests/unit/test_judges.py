@@ -15,17 +15,19 @@ from stages.catalog import COMPARE, JUDGE
 from stages.core.records import ROLLOUTS, Judgement, Rollout
 from stages.io.artifact import Artifact
 from stages.io.filenames import QUARANTINE, RECORDS, VERDICT_RECORDS
+from stages.io.store import Store
 from stages.judge import judge as judge_stage
 from stages.judge.asking import answered, rows_of
 from stages.judge.config import JudgeStageConfig
 from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.make import Means
 from stages.judge.judges.make import make as make_judge
 from stages.judge.protocol import Judge, Judged, NoVerdict, Row, Verdict
 from tests import artifacts
 
 
 def make(**config: Any) -> Judge:
-    return make_judge(TypeAdapter(JudgeConfig).validate_python(config))
+    return make_judge(TypeAdapter(JudgeConfig).validate_python(config), Means(Store("/nowhere"), "step"))
 
 
 def rollout(text: str, sample: int = 0, prompt: str = "p") -> Rollout:
@@ -175,7 +177,7 @@ def test_an_answer_without_a_finite_score_goes_to_quarantine(
         every = [each for row in rows for each in row.responses]
         return [Judgement(r.prompt_id, r.sample, bad if r.text == "odd" else 1.0, "timed out") for r in every]
 
-    monkeypatch.setattr(judge_stage, "make", lambda config: judge)
+    monkeypatch.setattr(judge_stage, "make", lambda *_: judge)
     answers = [rollout("odd" if n == 2 else "fine", n) for n in range(5)]
     made = run_stage(tmp_path, answers, use="sentiment")
     assert (made.summary["judgements"], made.summary["quarantined"]) == (4, 1)
@@ -222,16 +224,18 @@ def test_comparisons_become_scores_and_are_kept(tmp_path: Path) -> None:
 def test_an_answer_without_any_verdict_goes_to_quarantine_with_the_reason(tmp_path: Path) -> None:
     answers = [rollout("x" * length, sample) for sample, length in enumerate((8, 7, 1))]
     judge = {"use": f"{__name__}:Longer", "compares": True, "options": {"refuses": "y"}}
-    made = run_stage(tmp_path, [*answers, rollout("xyx", 3)], max_bad_share=0.25, **judge)
+    made = run_stage(tmp_path, [*answers, rollout("xyx", 3)], max_bad_share=0.5, **judge)
     assert [r["sample"] for r in artifacts.rows(made, RECORDS)] == [0, 1, 2]
-    assert (made.summary["quarantined"], made.summary["quarantine_reasons"]) == (1, {"score: the server is down": 1})
+    assert made.summary["quarantine_reasons"] == {"score: the server is down": 3}  # its comparisons with the others
+    first = json.loads(made.path(QUARANTINE).read_text().splitlines()[0])
+    assert "prompt p sample 0 against sample 3" in first["file"]
 
 
 def test_what_a_judge_may_know_the_next_time_is_asked_again(tmp_path: Path) -> None:
     """Two parts: the second has an answer the judge has nothing to say of now. The first is kept, the second not."""
     parts = [[rollout("x", 0), rollout("xx", 1)], [rollout("y", 0, "q"), rollout("yy", 1, "q")]]
     judge = {"use": f"{__name__}:Longer", "compares": True, "options": {"refuses": "y"}}
-    with pytest.raises(StageError, match=r"no verdict for 2 of 4 answers.*the server is down"):
+    with pytest.raises(StageError, match=r"no verdict for 1 of 2 comparisons.*the server is down"):
         run_stage(tmp_path, *parts, max_bad_share=0.4, **judge)
     done = [path.name for path in tmp_path.rglob("parts/*") if "rollouts" not in path.parts]
     assert len(done) == 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, PositiveInt, Tag, field_validator
 
 from stages.base import Config, Plugin
+from stages.judge.judges.llm.config import LlmJudge
 
 
 class _Scores(Config):
@@ -53,7 +54,7 @@ class CustomJudge(Plugin):
     """Whether it compares answers by two, instead of scoring each."""
 
 
-BUILTIN_JUDGES = ("sentiment", "rules")
+BUILTIN_JUDGES = ("sentiment", "rules", "llm")
 
 
 def _judge_tag(value: Any) -> str | None:
@@ -66,10 +67,13 @@ def _judge_tag(value: Any) -> str | None:
 JudgeConfig = Annotated[
     Annotated[SentimentJudge, Tag("sentiment")]
     | Annotated[RulesJudge, Tag("rules")]
+    | Annotated[LlmJudge, Tag("llm")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
         custom_error_type="unknown_judge",
-        custom_error_message='unknown judge; valid: use: sentiment, use: rules, or your own as use: "module:Class"',
+        custom_error_message="unknown judge; valid: "
+        + ", ".join(f"use: {name}" for name in BUILTIN_JUDGES)
+        + ', or your own as use: "module:Class"',
     ),
 ]

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from stages.base import resolve
+from stages.io.store import Store
 from stages.judge.judges.config import CustomJudge, JudgeConfig, RulesJudge, SentimentJudge
+from stages.judge.judges.llm.config import LlmJudge
 from stages.judge.protocol import Judge
 
 
-def make(config: JudgeConfig) -> Judge:
+@dataclass(frozen=True)
+class Means:
+    """What a judge may use besides its configuration: the store, and what its step (a fingerprint) has spent before."""
+
+    store: Store
+    step: str
+    tokens: int = 0
+    cost: float = 0.0
+
+
+def make(config: JudgeConfig, means: Means) -> Judge:
     """The judge that a spec names.
 
     Raises:
         ImportError: the user's own judge does not exist.
+        StageError: it cannot work here, such as without the key of an endpoint.
     """
     if isinstance(config, SentimentJudge):
         from stages.judge.judges.sentiment import Sentiment
@@ -21,6 +36,19 @@ def make(config: JudgeConfig) -> Judge:
         from stages.judge.judges.rules import Rules
 
         return Rules(config)
+    if isinstance(config, LlmJudge):
+        return _llm(config, means)
     assert isinstance(config, CustomJudge)
     judge: Judge = resolve(config.use)(**config.options)
     return judge
+
+
+def _llm(config: LlmJudge, means: Means) -> Judge:
+    from stages.judge.judges.llm.endpoint import Endpoint
+    from stages.judge.judges.llm.judge import Llm
+    from stages.judge.judges.llm.kept import Kept
+    from stages.judge.judges.llm.purse import Purse
+
+    asked = {name: value for name, value in config.identity().items() if name not in ("rubric", "constitution")}
+    purse = Purse(config.budget, means.step, means.tokens, means.cost)
+    return Llm(config, Endpoint(config), Kept(means.store, asked), purse)

@@ -1,0 +1,120 @@
+"""A language model as a judge: configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from stages.base import Config, plain
+
+
+class Price(Config):
+    """What an endpoint costs per million tokens, in the currency of your bill."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+
+
+class EndpointConfig(Config):
+    """A server that speaks OpenAI's chat completions."""
+
+    url: str
+    """Its base, such as https://api.openai.com/v1 or http://gpu-box:8000/v1."""
+    model: Annotated[str, Field(min_length=1)]
+    """What the server calls the model."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The environment variable that holds the key, such as OPENAI_API_KEY; without it no key is sent."""
+    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """How the server is told the form of the answer; ``none`` for one that knows neither, then words have to do."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """What else goes into every request, such as {reasoning_effort: low}; null leaves a setting out, as in
+    {temperature: null} for models that know none."""
+    concurrency: PositiveInt = 16
+    """Requests under way at the same time."""
+    requests_per_minute: PositiveInt | None = None
+    timeout: PositiveFloat = 120.0
+    """Seconds to wait for an answer."""
+    attempts: PositiveInt = 5
+    """How often a question is asked, with growing pauses, before it counts as unanswered."""
+    price: Price | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(f"expected an address such as https://api.openai.com/v1, got {value!r}")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("has a key or a question mark in it; name the variable that holds the key in key_env")
+        return value.rstrip("/")
+
+    @field_validator("extra")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        own = [name for name in ("model", "messages", "response_format", "n", "stream") if name in value]
+        if own:
+            raise ValueError(f"{own[0]} is set by the judge; leave it out")
+        return plain(value)
+
+
+_OPERATION = ("concurrency", "requests_per_minute", "timeout", "attempts", "price", "key_env")
+"""How an endpoint is used, not what it says."""
+
+
+class Budget(Config):
+    """The most that one step of judging may spend; what it was told before that is kept."""
+
+    cost: PositiveFloat | None = None
+    """In the currency of ``endpoint.price``."""
+    tokens: PositiveInt | None = None
+    """Of questions and answers together."""
+
+
+class LlmJudge(Config):
+    """A language model compares answers by two, or gives each a score."""
+
+    use: Literal["llm"]
+    endpoint: EndpointConfig
+    mode: Literal["pairwise", "pointwise"] = "pairwise"
+    rubric: str | None = None
+    """What makes an answer good, in words for the judge; by default that it helps, is true and does no harm."""
+    constitution: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Principles; the judge names the one that its verdict rests on."""
+    scale: tuple[int, int] = (1, 10)
+    """The lowest and highest score (pointwise)."""
+    ties: bool = True
+    """Whether two answers may be equally good (pairwise)."""
+    both_orders: bool = True
+    """Ask with each answer shown first, since judges favour a place: twice the cost, and the bias is measured. Without
+    it each pair is shown in an order of its own by chance."""
+    explain: bool = True
+    """Whether it gives its reason before the verdict."""
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 512
+    """Tokens of its answer."""
+    budget: Budget = Budget()
+
+    @property
+    def compares(self) -> bool:
+        return self.mode == "pairwise"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        low, high = self.scale
+        if low >= high:
+            raise ValueError(f"scale: expected the lowest and a higher score, got [{low}, {high}]")
+        if self.budget.cost is not None and self.endpoint.price is None:
+            raise ValueError("budget.cost needs endpoint.price, what a million tokens cost")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What can change a verdict: not how fast it is asked, or what it may cost."""
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget"})
+        said["endpoint"] = {name: value for name, value in said["endpoint"].items() if name not in _OPERATION}
+        return said
