@@ -27,8 +27,8 @@ TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "polic
 ROLLOUT = Stage(
     "rollout", 3, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
 )
-JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts",), "judgements", "stages.judge.judge:run")
-COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against"), "verdicts", "stages.judge.judge:run")
+JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model"), "judgements", "stages.judge.judge:run")
+COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against", "model"), "verdicts", "stages.judge.judge:run")
 PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")

@@ -8,22 +8,22 @@ from pathlib import Path
 from pipelines.fingerprint import hash_path
 from pipelines.plan.steps import Source, Step, found
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import CHAMPION, ChampionSource, ModelSource
+from pipelines.spec.models import CHAMPION, ChampionSource
 from pipelines.spec.problems import Problem, SpecError
 from stages.catalog import MATERIALISE, TRAIN
-from stages.policy.config import MaterialiseConfig
+from stages.policy.config import MaterialiseConfig, ModelSource
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
-def base_step(source: ModelSource, base: Path) -> Step:
-    """The step that makes the base policy's artifact; a champion's is there already.
+def base_step(source: ModelSource, base: Path, key: str = "base") -> Step:
+    """The step that makes a model's artifact; a champion's is there already.
 
     Raises:
         SpecError: a hub revision cannot be resolved to a commit.
     """
     if source.model.startswith(CHAMPION):  # one that was not looked up has a place in a plan, but is not to be run
-        return found("base", TRAIN, source.made if isinstance(source, ChampionSource) else (source.model, ""))
+        return found(key, TRAIN, source.made if isinstance(source, ChampionSource) else (source.model, ""))
     path = local_path(source, base)
     inputs: dict[str, Step | Source] = {}
     if source.adapter is not None:
@@ -32,9 +32,9 @@ def base_step(source: ModelSource, base: Path) -> Step:
     if path is not None:
         name = "model" if path.is_dir() else path.name
         inputs["source"] = Source(name, path, hash_path(path))
-        return Step("base", MATERIALISE, MaterialiseConfig(date=source.date), inputs)
+        return Step(key, MATERIALISE, MaterialiseConfig(date=source.date), inputs)
     commit = _commit(source.model, source.revision or "main")
-    return Step("base", MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit, date=source.date), inputs)
+    return Step(key, MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit, date=source.date), inputs)
 
 
 def _commit(hub_id: str, revision: str) -> str:

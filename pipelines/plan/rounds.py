@@ -8,13 +8,14 @@ from pathlib import Path
 
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Past, Preferences, encoded, past_inputs, preferences, prompts
+from pipelines.plan.judging import Judging, judging
 from pipelines.plan.steps import Step, walk
 from pipelines.spec.models import PipelineSpec, train_of
-from stages.catalog import EVALUATE, HELDOUT, JUDGE, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
+from stages.catalog import EVALUATE, HELDOUT, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
 from stages.core.losses import config as loss_config
 from stages.data.config import PrepareConfig
 from stages.generate.config import choose_engine
-from stages.judge.config import EvaluateConfig, JudgeStageConfig
+from stages.judge.config import EvaluateConfig
 from stages.score.config import HeldoutConfig, ReferenceConfig, measured
 from stages.train.config import TrainConfig
 
@@ -63,10 +64,11 @@ class Planner:
         self._folder = folder
         self._base = base_step(spec.policy, folder)
         self._given = preferences(spec, folder, self._base)
+        self._judging = judging(spec, folder)
         self._prompts: dict[str, Step] = {}
 
     def plan(self, spec: PipelineSpec) -> Plan:
-        return unroll(spec, self._base, self._given, self._asked)
+        return unroll(spec, self._base, self._given, self._asked, self._judging)
 
     def _asked(self, key: str, location: str) -> Step:
         if key not in self._prompts:
@@ -76,11 +78,11 @@ class Planner:
 
 def unroll(
     spec: PipelineSpec, base: Step, given: Preferences | None, asked: Callable[[str, str], Step],
-    past: Sequence[Past] = (),
+    judging: Judging | None, past: Sequence[Past] = (),
 ) -> Plan:  # fmt: skip
     """A spec's rounds from a base policy, on the ``given`` preferences and the prompts that ``asked`` finds by their
     key and location; ``iterate.replay`` also counts for the ``past``."""
-    return _Unroller(spec, base, given, asked, past).unroll()
+    return _Unroller(spec, base, given, asked, judging, past).unroll()
 
 
 @dataclass
@@ -91,6 +93,7 @@ class _Unroller:
     """The user's preferences, if there are any."""
     asked: Callable[[str, str], Step]
     """Prompts by their key, and where they are."""
+    judging: Judging | None
     past: Sequence[Past]
     """What earlier ticks of a schedule trained on."""
     champion: Step = field(init=False)
@@ -152,7 +155,7 @@ class _Unroller:
             return []
         asked = self.asked("prompts", spec.prompts.train)
         rollouts = self._rollouts(f"round-{number}/rollout", self.champion, asked, spec.rollout.samples, number)
-        judged = self._judged(f"round-{number}/judge", rollouts)
+        judged = self._judge.scored(f"round-{number}/judge", rollouts)
         inputs = {"rollouts": rollouts, "judgements": judged}
         pairs = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
         return [encoded(f"round-{number}/encode", pairs, self.base, spec)]
@@ -208,8 +211,14 @@ class _Unroller:
         for role, policy in (("policy", train), ("baseline", baseline)):
             key = f"round-{number}/evaluate" if role == "policy" else f"{policy.key}/heldout"
             rollouts = self._rollouts(f"{key}-rollout", policy, asked, spec.evaluate.samples, 0)
-            judged[role] = self._judged(f"{key}-judge", rollouts)
+            judged[role] = self._judge.scored(f"{key}-judge", rollouts)
         return Step(f"round-{number}/evaluate", EVALUATE, EvaluateConfig(), judged)
+
+    @property
+    def _judge(self) -> Judging:
+        if self.judging is None:
+            raise ValueError("prompts without a judge; the spec's checks let this through")
+        return self.judging
 
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec
@@ -220,9 +229,3 @@ class _Unroller:
         if base := self.adapter_base.get(policy.fingerprint):
             inputs["adapter_base"] = base
         return Step(key, ROLLOUT, config, inputs, spec.resources.rollout)
-
-    def _judged(self, key: str, rollouts: Step) -> Step:
-        if self.spec.judge is None:
-            raise ValueError("prompts without a judge; the spec's checks let this through")
-        config = JudgeStageConfig(judge=self.spec.judge, max_bad_share=self.spec.data.max_bad_share)
-        return Step(key, JUDGE, config, {"rollouts": rollouts}, self.spec.resources.judge)

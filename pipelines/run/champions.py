@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from pipelines.run.store import ArtifactStore, Manifest
-from pipelines.spec.models import CHAMPION, NAME, ChampionSource, ModelSource
+from pipelines.spec.models import CHAMPION, NAME, ChampionSource
 from stages.base import StageError
 from stages.hints import closest
 from stages.io.filenames import MODEL
 from stages.io.store import StoreError
+from stages.policy.config import ModelSource
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Fresh, Past, Preferences, fresh_prompts, preferences, prompts
+from pipelines.plan.judging import judging
 from pipelines.plan.rounds import Plan, unroll
 from pipelines.plan.steps import Source, Step, found, walk
 from pipelines.run.champions import Champion
@@ -63,7 +64,7 @@ class News:
         def ask(key: str, location: str) -> Step:
             return asked if key == "prompts" and asked else prompts(key, location, self.folder)
 
-        return unroll(spec, self.base, given, ask, self.past)
+        return unroll(spec, self.base, given, ask, judging(spec, self.folder), self.past)
 
     def made(self, plan: Plan | None, committed: Committed) -> Artifacts:
         """What of this tick later ones have to know, once all of it is done."""

@@ -17,10 +17,12 @@ from pipelines.spec import yamlfile
 from pipelines.spec.checks import preflight, rendering
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.invalid import invalid, unknown_key
-from pipelines.spec.models import CHAMPION, ChampionSource, ModelSource, PipelineSpec, SourceSpec
+from pipelines.spec.models import CHAMPION, ChampionSource, PipelineSpec, SourceSpec
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
 from stages.base import StageError
 from stages.hints import closest
+from stages.judge.judges.llm.config import LlmJudge
+from stages.policy.config import ModelSource
 
 Champion = Callable[[ModelSource], ChampionSource]
 
@@ -84,12 +86,8 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
         problems += _override(raw, text)
     preflight.importable_from(path.parent)
     values, invalid = validate(raw, path.parent)
-    policy = values.get("policy")
-    if champion is not None and policy is not None and policy.model.startswith(CHAMPION):
-        try:
-            values["policy"] = champion(policy)
-        except StageError as error:
-            invalid.append(Fault(("policy", "model"), str(error)))
+    if champion is not None:
+        _look_up(values, invalid, champion)
     checked = preflight.check(values, path.parent, growing)
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 
@@ -102,6 +100,22 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
         raise SpecError(problems)
     spec = PipelineSpec.model_construct(**values)
     return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes), where)
+
+
+def _look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -> None:
+    """Put champions in the place of their names."""
+
+    def found(source: ModelSource, *path: str) -> ModelSource:
+        try:
+            return champion(source) if source.model.startswith(CHAMPION) else source
+        except StageError as error:
+            invalid.append(Fault((*path, "model"), str(error)))
+            return source
+
+    if (policy := values.get("policy")) is not None:
+        values["policy"] = found(policy, "policy")
+    if isinstance(judge := values.get("judge"), LlmJudge) and judge.model is not None:
+        values["judge"] = judge.model_copy(update={"model": found(judge.model, "judge", "model")})
 
 
 def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:

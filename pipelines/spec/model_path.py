@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipelines.spec.models import CHAMPION, HUB_ID, ChampionSource, ModelSource
+from pipelines.spec.models import CHAMPION, HUB_ID, ChampionSource
+from stages.policy.config import ModelSource
 
 
 def local_path(source: ModelSource, base: Path) -> Path | None:

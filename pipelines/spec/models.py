@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from stages.data.config import FilterConfig, LabelsConfig, MixConfig
 from stages.generate.config import RolloutConfig
 from stages.judge.config import PairConfig, PromoteConfig
 from stages.judge.judges.config import JudgeConfig
+from stages.policy.config import ModelSource
 from stages.train.config import TrainConfig
 from stages.tune.config import SweepConfig
 
@@ -26,23 +26,6 @@ NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 CHAMPION = "champion://"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 Origin = Literal["base", "previous"]
-
-
-class ModelSource(Config):
-    """Where the base model comes from.
-
-    ``model`` is a folder in Hugging Face format, ``pkg://package/file.gguf`` (a GGUF file inside an installed
-    package), a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit), or
-    ``champion://NAME``: the champion of a pipeline in the same store, ``champion://NAME@3`` the third one it had.
-    ``adapter`` is a folder in PEFT format that is merged into the model before anything else.
-    """
-
-    model: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
-    adapter: Annotated[str, Field(min_length=1)] | None = None
-    date: datetime.date | None = None
-    """What a chat template that writes today's date takes for it; else the same data would be tokenised differently
-    every day."""
 
 
 class ChampionSource(ModelSource):

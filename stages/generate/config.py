@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.base import Config, plain
 
@@ -36,6 +36,17 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
+def _allowed(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name in _ELSEWHERE:
+            raise ValueError(f"{name} is not set here: {_ELSEWHERE[name]}")
+    return plain(value)
+
+
+EngineOptions = Annotated[dict[str, Any], AfterValidator(_allowed)]
+"""vLLM's own settings by name."""
+
+
 class RolloutConfig(Config):
     samples: PositiveInt = 4
     temperature: NonNegativeFloat = 1.0
@@ -44,17 +55,9 @@ class RolloutConfig(Config):
     max_length: PositiveInt = 2048
     """Tokens of prompt and response together that the engine makes room for."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    engine_options: dict[str, Any] = Field(default_factory=dict)
+    engine_options: EngineOptions = Field(default_factory=dict)
     """vLLM's own settings by name, such as ``gpu_memory_utilization``, ``max_num_seqs`` or ``quantization``."""
     seed: NonNegativeInt = 0
-
-    @field_validator("engine_options")
-    @classmethod
-    def _allowed(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if name in _ELSEWHERE:
-                raise ValueError(f"{name} is not set here: {_ELSEWHERE[name]}")
-        return plain(value)
 
     @property
     def text_options(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,19 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _following(schema: Mapping[str, Any]) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(json=dict(schema))
+
+
 class VllmEngine(Engine):
     """vLLM's engine in this process. CPU: eager, since compiling takes longer than most rollouts there."""
 
-    def __init__(self, config: RolloutConfig, weights: Weights, cpus: int, gpus: float = 0) -> None:
+    def __init__(
+        self, config: RolloutConfig, weights: Weights, cpus: int, gpus: float = 0,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if prompt_adapter(weights.model) is not None:
             raise StageError("vLLM cannot serve virtual tokens; set rollout.engine to transformers")
         from vllm import LLM, SamplingParams
@@ -79,7 +88,7 @@ class VllmEngine(Engine):
             self.llm = LLM(
                 model=str((weights.model / MODEL).absolute()),
                 max_model_len=config.max_length,
-                skip_tokenizer_init=True,  # tokens go in and come out: no second tokenizer
+                skip_tokenizer_init=schema is None,  # tokens go in and come out; a schema is one of texts
                 seed=config.seed,
                 disable_log_stats=True,
                 **options,
@@ -105,6 +114,7 @@ class VllmEngine(Engine):
             stop_token_ids=stop_tokens(weights.model),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=_following(schema) if schema is not None else None,
         )
         self.keys: dict[str, Any] = {}
         self.asked = 0

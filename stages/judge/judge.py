@@ -20,7 +20,7 @@ from stages.io.parts import run_parts
 from stages.io.quarantine import Quarantine
 from stages.judge import asking
 from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.make import Means, make
+from stages.judge.judges.make import Means, environment, make
 from stages.judge.protocol import Judgement, NoVerdict, Row, Verdict
 
 _SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
@@ -39,12 +39,15 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
     tables = inputs["rollouts"].tables(RECORDS)
     tasks = [{"part": table.part.name, "rows": table.rows, "table": number} for number, table in enumerate(tables)]
     before = add_up(part.counts for part in context.output.done().values())
+    gpus = context.resources.gpus
     means = Means(
-        context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0)
-    )
+        context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0),
+        inputs.get("model"), gpus,
+    )  # fmt: skip
     try:
         counts = run_parts(
-            tasks, "stages.judge.judge:Judging", context, "answers", config=config, rollouts=inputs["rollouts"],
+            tasks, "stages.judge.judge:Judging", context, "answers", environment(config.judge, gpus > 0),
+            config=config, rollouts=inputs["rollouts"],
             against=inputs.get("against"), every=sum(table.rows for table in tables), means=means,
         )  # fmt: skip
         judged, asked = counts["judgements"] or counts["verdicts"], counts["asked"]

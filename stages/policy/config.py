@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from stages.base import Config
 from stages.hints import hint
 
 Quantization = Literal["4bit", "8bit"]
+
+
+class ModelSource(Config):
+    """Where the base model comes from.
+
+    ``model`` is a folder in Hugging Face format, ``pkg://package/file.gguf`` (a GGUF file inside an installed
+    package), a hub id with a ``revision`` (a commit, or a tag or branch, which is resolved to its commit), or
+    ``champion://NAME``: the champion of a pipeline in the same store, ``champion://NAME@3`` the third one it had.
+    ``adapter`` is a folder in PEFT format that is merged into the model before anything else.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    date: datetime.date | None = None
+    """What a chat template that writes today's date takes for it; else the same data would be tokenised differently
+    every day."""
 
 
 class MaterialiseConfig(Config):

@@ -18,11 +18,11 @@ from pipelines.run.champions import Champions, NoChampion, source
 from pipelines.run.runner import Committed, Runner, StepFailed
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
-from pipelines.spec.models import ModelSource
 from pipelines.spec.problems import SpecError
 from pipelines.sweep import winner
 from stages.catalog import ENCODE
 from stages.data.config import EncodeConfig
+from stages.policy.config import ModelSource
 from tests.unit import workspace
 from tests.unit.steps import Recorder
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.plan.base_model import base_step
 from pipelines.plan.steps import Source
 from pipelines.spec.checks import model as checks
-from pipelines.spec.models import ModelSource
+from stages.policy.config import ModelSource
 from tests.unit import workspace
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from pipelines.plan.base_model import base_step
 from pipelines.spec.problems import SpecError
-from pipelines.spec.models import ModelSource
+from stages.policy.config import ModelSource
 try:
     step = base_step(ModelSource(model=sys.argv[1], revision=sys.argv[2]), Path("."))
     print(step.payload["config"]["revision"])

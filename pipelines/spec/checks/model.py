@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import CHAMPION, ModelSource
+from pipelines.spec.models import CHAMPION
 from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
-from stages.policy.config import MERGEABLE
+from stages.policy.config import MERGEABLE, ModelSource
 from stages.policy.families import untrainable
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")

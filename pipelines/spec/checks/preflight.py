@@ -18,6 +18,7 @@ from pipelines.spec.problems import Checked, Fault, KeyPath
 from stages.base import Plugin, resolve
 from stages.core.losses import config as loss_config
 from stages.judge.judges.config import CustomJudge, RulesJudge, SentimentJudge
+from stages.judge.judges.llm.config import LlmJudge
 from stages.train.config import TrainConfig
 
 _LEAST_SIMPO_BETA = 0.5
@@ -45,6 +46,9 @@ def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Check
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in model.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in model.adapter_problems(policy, base)]
+    if (judge := values.get("judge")) is not None and judge.model is not None:
+        found = [*model.problems(judge.model, base), *model.adapter_problems(judge.model, base)]
+        checked.faults += [Fault(("judge", "model", "model"), message) for message in found]
     checked.faults += sweep.faults(values)
     checked.notes += sweep.notes(values)
     checked.faults += tied.faults(values.get("train"), values.get("policy"), base)
@@ -129,6 +133,8 @@ def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
     """Libraries that the spec needs and that an extra provides."""
     if isinstance(values.get("judge"), SentimentJudge) and not find_spec("vader"):
         yield Fault(("judge", "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
+    if isinstance(judge := values.get("judge"), LlmJudge) and judge.model is not None and not find_spec("vllm"):
+        yield Fault(("judge", "model"), "needs vLLM, which is not installed; or name an endpoint")
     rollout = values.get("rollout")
     if rollout is not None and rollout.engine == "vllm" and not find_spec("vllm"):
         yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")

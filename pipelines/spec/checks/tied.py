@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.spec.model_path import adapter_path, local_path
-from pipelines.spec.models import ModelSource
 from pipelines.spec.problems import Fault
 from stages.policy.adapter_settings import read_settings
+from stages.policy.config import ModelSource
 from stages.policy.files import CONFIG, weights_header
 from stages.train.config import TrainConfig
 

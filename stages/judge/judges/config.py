@@ -9,14 +9,19 @@ from pydantic import Discriminator, PositiveInt, Tag, field_validator
 
 from stages.base import Config, Plugin
 from stages.judge.judges.llm.config import LlmJudge
+from stages.policy.config import ModelSource
 
 
 class _Scores(Config):
-    """A judge that scores each answer."""
+    """A judge that scores each answer, without a model of its own."""
 
     @property
     def compares(self) -> bool:
         return False
+
+    @property
+    def model(self) -> ModelSource | None:
+        return None
 
 
 class SentimentJudge(_Scores):
@@ -52,6 +57,10 @@ class CustomJudge(Plugin):
 
     compares: bool = False
     """Whether it compares answers by two, instead of scoring each."""
+
+    @property
+    def model(self) -> ModelSource | None:
+        return None
 
 
 BUILTIN_JUDGES = ("sentiment", "rules", "llm")

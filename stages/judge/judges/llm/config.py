@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from stages.base import Config, plain
+from stages.generate.config import EngineOptions, RolloutConfig
+from stages.policy.config import ModelSource
 
 
 class Price(Config):
@@ -80,7 +82,14 @@ class LlmJudge(Config):
     """A language model compares answers by two, or gives each a score."""
 
     use: Literal["llm"]
-    endpoint: EndpointConfig
+    endpoint: EndpointConfig | None = None
+    """A server to ask, or"""
+    model: ModelSource | None = None
+    """a model that vLLM serves in the step's own workers, as ``policy`` names one."""
+    max_length: PositiveInt = 4096
+    """Tokens of question and answer together that vLLM makes room for (with ``model``)."""
+    engine_options: EngineOptions = Field(default_factory=dict)
+    """vLLM's own settings by name (with ``model``)."""
     mode: Literal["pairwise", "pointwise"] = "pairwise"
     rubric: str | None = None
     """What makes an answer good, in words for the judge; by default that it helps, is true and does no harm."""
@@ -106,15 +115,29 @@ class LlmJudge(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.endpoint is None) == (self.model is None):
+            raise ValueError("expected either an endpoint or a model that vLLM serves")
         low, high = self.scale
         if low >= high:
             raise ValueError(f"scale: expected the lowest and a higher score, got [{low}, {high}]")
-        if self.budget.cost is not None and self.endpoint.price is None:
+        if self.budget.cost is not None and (self.endpoint is None or self.endpoint.price is None):
             raise ValueError("budget.cost needs endpoint.price, what a million tokens cost")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What can change a verdict: not how fast it is asked, or what it may cost."""
-        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget"})
-        said["endpoint"] = {name: value for name, value in said["endpoint"].items() if name not in _OPERATION}
+        """What can change a verdict: not how fast it is asked, or what it may cost. A model that vLLM serves is an
+        input of the step."""
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget", "model", "engine_options"})
+        if "endpoint" in said:
+            said["endpoint"] = {name: value for name, value in said["endpoint"].items() if name not in _OPERATION}
+        if options := self.sampling.text_options:
+            said["engine_options"] = options
         return said
+
+    @property
+    def sampling(self) -> RolloutConfig:
+        """How the model that vLLM serves answers."""
+        return RolloutConfig(
+            samples=1, temperature=self.temperature, max_tokens=self.max_tokens, max_length=self.max_length,
+            engine="vllm", engine_options=self.engine_options,
+        )  # fmt: skip

@@ -29,8 +29,8 @@ question is asked again."""
 class Endpoint:
     """Asks an OpenAI-compatible server; pauses grow from one attempt to the next as the server asks for, or double."""
 
-    def __init__(self, config: LlmJudge) -> None:
-        self._config, self._server = config, config.endpoint
+    def __init__(self, config: LlmJudge, server: EndpointConfig) -> None:
+        self._config, self._server = config, server
         self._key = _key(self._server)
         self._loop = asyncio.Runner()
         self._client = openai.AsyncOpenAI(

@@ -34,7 +34,7 @@ class Words:
     def __init__(self, config: LlmJudge) -> None:
         self._config = config
         self._rules = _rules(config)
-        self._schema = _schema(config)
+        self._schema = schema(config)
 
     def comparison(self, row: Row, first: str, second: str) -> Question:
         """Which of two answers is better, shown in this order."""
@@ -123,7 +123,7 @@ def _with_calls(message: Mapping[str, Any]) -> str:
     return f"{message['content']}\n{extra}" if extra else str(message["content"])
 
 
-def _schema(config: LlmJudge) -> dict[str, Any]:
+def schema(config: LlmJudge) -> dict[str, Any]:
     """In the strict form: every key required and no other allowed."""
     low, high = config.scale
     properties: dict[str, Any] = {"reason": {"type": "string"}} if config.explain else {}

@@ -1,0 +1,48 @@
+"""The steps that judge answers, as a spec's judge says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.plan.base_model import base_step
+from pipelines.plan.steps import Step
+from pipelines.spec.models import PipelineSpec
+from stages.base import Resources
+from stages.catalog import COMPARE, JUDGE
+from stages.judge.config import JudgeStageConfig
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge with its place in plans."""
+
+    config: JudgeStageConfig
+    model: Step | None
+    """The judge's own model, if it has one."""
+    resources: Resources
+
+    @property
+    def compares(self) -> bool:
+        return self.config.judge.compares
+
+    def scored(self, key: str, rollouts: Step) -> Step:
+        """A score for each answer."""
+        return Step(key, JUDGE, self.config, self._inputs({"rollouts": rollouts}), self.resources)
+
+    def compared(self, key: str, rollouts: Step, against: Step) -> Step:
+        """Verdicts on the answers of two policies to the same prompts."""
+        inputs = {"rollouts": rollouts, "against": against}
+        return Step(key, COMPARE, self.config, self._inputs(inputs), self.resources)
+
+    def _inputs(self, inputs: dict[str, Step]) -> dict[str, Step]:
+        return inputs | ({"model": self.model} if self.model else {})
+
+
+def judging(spec: PipelineSpec, folder: Path) -> Judging | None:
+    """How a spec judges; None where it does not."""
+    if spec.judge is None:
+        return None
+    config = JudgeStageConfig(judge=spec.judge, max_bad_share=spec.data.max_bad_share)
+    model = base_step(spec.judge.model, folder, "judge/model") if spec.judge.model is not None else None
+    return Judging(config, model, spec.resources.judge)
