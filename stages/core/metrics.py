@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from stages.core.bootstrap import Interval, bootstrap
+
+__all__ = ["BY_TASK", "Interval", "bootstrap", "step_means", "win_rates"]
 
 
 def win_rates(policy: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> list[float]:
@@ -24,23 +27,6 @@ def win_rates(policy: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequ
         wins = [0.5 * (1 + np.sign(a - b)) for a in policy[prompt] for b in baseline[prompt]]
         rates.append(float(np.mean(wins)))
     return rates
-
-
-@dataclass(frozen=True)
-class Interval:
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: Sequence[float], resamples: int, confidence: float, seed: int) -> Interval:
-    """Mean with the percentile bootstrap interval (Efron 1979), resampling ``values`` (one per prompt)."""
-    data = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.array([data[generator.integers(0, len(data), len(data))].mean() for _ in range(resamples)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(data.mean()), float(low), float(high))
 
 
 _COUNTS = ("pairs", "tokens")
