@@ -238,10 +238,8 @@ def show(
         typer.echo(f"  {step['key']:<26} {step['fingerprint'][:12]}  {state}")
     console = Console(width=None if sys.stdout.isatty() else 110)
     if record["rounds"]:
-        console.print(summary.table(record["rounds"]))
-        if (tasks := summary.tasks_table(record["rounds"])) is not None:
-            console.print(tasks)
-        console.print(summary.seconds_table(record["rounds"]))
+        for table in summary.tables(record["rounds"]):
+            console.print(table)
     for key in ("error", "policy", "log"):
         if record.get(key):
             typer.echo(f"{key:<9} {record[key]}")

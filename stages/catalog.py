@@ -31,9 +31,13 @@ JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model"), "judgements",
 COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against", "model"), "verdicts", "stages.judge.judge:run")
 PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
-EVALUATE = Stage("evaluate", 2, EvaluateConfig, ("policy", "baseline"), "evaluation", "stages.judge.evaluate:run")
+EVALUATE = Stage(
+    "evaluate", 3, EvaluateConfig,
+    ("policy", "judged", "baseline", "baseline_judged", "verdicts", "checked", "baseline_checked"), "evaluation",
+    "stages.judge.evaluate:run",
+)  # fmt: skip
 PROMOTE = Stage(
-    "promote", 1, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"
+    "promote", 2, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"
 )
 QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
 

@@ -116,7 +116,10 @@ def _locations(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], str]]:
     spec = loaded.spec
     for index, source in enumerate(spec.preferences):
         yield ("preferences", index, "path"), source.path
+    checks, judge = spec.evaluate.checks, spec.judge
     named = {
+        ("evaluate", "checks", "prompts"): checks.prompts if checks else None,
+        ("judge", "model", "model"): judge.model.model if judge and judge.model else None,
         ("prompts", "train"): spec.prompts.train, ("prompts", "heldout"): spec.prompts.heldout,
         ("policy", "model"): spec.policy.model, ("policy", "adapter"): spec.policy.adapter,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.plan.base_model import base_step
@@ -11,6 +11,7 @@ from pipelines.spec.models import PipelineSpec
 from stages.base import Resources
 from stages.catalog import COMPARE, JUDGE
 from stages.judge.config import JudgeStageConfig
+from stages.judge.judges.config import JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Judging:
     model: Step | None
     """The judge's own model, if it has one."""
     resources: Resources
+    checks: Judging | None = None
+    """The judge of ``evaluate.checks``."""
 
     @property
     def compares(self) -> bool:
@@ -43,6 +46,12 @@ def judging(spec: PipelineSpec, folder: Path) -> Judging | None:
     """How a spec judges; None where it does not."""
     if spec.judge is None:
         return None
-    config = JudgeStageConfig(judge=spec.judge, max_bad_share=spec.data.max_bad_share)
-    model = base_step(spec.judge.model, folder, "judge/model") if spec.judge.model is not None else None
+    checks = spec.evaluate.checks
+    of_checks = _judging(spec, checks.judge or spec.judge, folder, "checks-judge/model") if checks else None
+    return replace(_judging(spec, spec.judge, folder, "judge/model"), checks=of_checks)
+
+
+def _judging(spec: PipelineSpec, judge: JudgeConfig, folder: Path, key: str) -> Judging:
+    config = JudgeStageConfig(judge=judge, max_bad_share=spec.data.max_bad_share)
+    model = base_step(judge.model, folder, key) if judge.model is not None else None
     return Judging(config, model, spec.resources.judge)

@@ -206,13 +206,40 @@ class _Unroller:
         if not spec.prompts.heldout:
             return None
         asked = self.asked("heldout", spec.prompts.heldout)
-        judged = {}
-        baseline = self.champion if spec.evaluate.against == "previous" else self.base
-        for role, policy in (("policy", train), ("baseline", baseline)):
-            key = f"round-{number}/evaluate" if role == "policy" else f"{policy.key}/heldout"
-            rollouts = self._rollouts(f"{key}-rollout", policy, asked, spec.evaluate.samples, 0)
-            judged[role] = self._judge.scored(f"{key}-judge", rollouts)
-        return Step(f"round-{number}/evaluate", EVALUATE, EvaluateConfig(), judged)
+        key = f"round-{number}/evaluate"
+        answers = self._rollouts(f"{key}-rollout", train, asked, spec.evaluate.samples, 0)
+        inputs = {"policy": answers}
+        if not self._judge.compares:
+            inputs["judged"] = self._judge.scored(f"{key}-judge", answers)
+        for name, policy in self._baselines().items():
+            place = f"{policy.key}/heldout"
+            theirs = self._rollouts(f"{place}-rollout", policy, asked, spec.evaluate.samples, 0)
+            inputs[f"baseline.{name}"] = theirs
+            if self._judge.compares:
+                inputs[f"verdicts.{name}"] = self._judge.compared(f"{key}-{name}", answers, theirs)
+            else:
+                inputs[f"baseline_judged.{name}"] = self._judge.scored(f"{place}-judge", theirs)
+        config = EvaluateConfig(against=spec.evaluate.baselines, task=spec.evaluate.task)
+        return Step(key, EVALUATE, config, inputs | self._checks(key, train))
+
+    def _checks(self, key: str, train: Step) -> dict[str, Step]:
+        """The answers that are checked, of the new policy and of the first baseline."""
+        spec, judge = self.spec, self._judge.checks
+        if spec.evaluate.checks is None or judge is None:
+            return {}
+        asked = self.asked("checks", spec.evaluate.checks.prompts)
+        baseline = self._baselines()[spec.evaluate.baselines[0]]
+        found = {}
+        for role, policy in (("checked", train), ("baseline_checked", baseline)):
+            place = f"{key}-checks" if role == "checked" else f"{policy.key}/checks"
+            answers = self._rollouts(f"{place}-rollout", policy, asked, spec.evaluate.samples, 0)
+            found[role] = judge.scored(f"{place}-judge", answers)
+        return found
+
+    def _baselines(self) -> dict[str, Step]:
+        """What a round's policy is measured against, by name."""
+        policies = {"base": self.base, "previous": self.champion}
+        return {name: policies[name] for name in self.spec.evaluate.baselines}
 
     @property
     def _judge(self) -> Judging:

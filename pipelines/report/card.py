@@ -172,7 +172,8 @@ def _evaluation(about: Record) -> list[str]:
         judge = f", judged by {escaped(each['judge'])}" if each["judge"] else ""
         scores = [each["baseline_score"], each["judge_score"]]
         score = "" if None in scores else f"; mean score {_number(scores[0])} before, {_number(scores[1])} now"
-        lines.append(f"- round {of.get(each['policy'], '?')}{against}: {_rate(rate, each['confidence'])}{judge}{score}")
+        name = f"- round {of.get(each['policy'], '?')}{against}"
+        lines.append(f"{name}: {_rate(rate, each['confidence'])}{_length(each)}{judge}{score}")
     if not lines and (rate := _evidence(about)):
         lines.append(f"- when it became champion: {_rate(rate, None)}")
     names = {"loss": "loss", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin", "kl": "KL"}
@@ -188,6 +189,14 @@ def _evidence(about: Record) -> Any:
     entry = about.get("restores") or about["champion"]
     rate = entry.get("evidence", {}).get("win_rate")
     return rate if isinstance(rate, Mapping) and "mean" in rate else None
+
+
+def _length(each: Record) -> str:
+    """Whether it wins because its answers are longer."""
+    controlled, ratio = each["length_controlled"], each["length_ratio"]
+    if not controlled or ratio is None:
+        return ""
+    return f"; {_number(controlled['mean'])} with length controlled, its answers being {ratio:.2f} times as long"
 
 
 def _rate(rate: Record, confidence: float | None) -> str:

@@ -163,10 +163,8 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
         terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if document["rounds"]:
-        terminal.print(summary.table(document["rounds"]))
-        if (tasks := summary.tasks_table(document["rounds"])) is not None:
-            terminal.print(tasks)
-        terminal.print(summary.seconds_table(document["rounds"]))
+        for table in summary.tables(document["rounds"]):
+            terminal.print(table)
     for row in document["rounds"]:
         for miss in row["misses"]:
             say(f"round {row['round']} was not promoted: {miss}")

@@ -21,7 +21,7 @@ from pipelines.run.execute import redacted
 from pipelines.run.lineage import Id, Lineage, identity, settings, stage
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import StageError
-from stages.catalog import EVALUATE, HELDOUT, JUDGE, MATERIALISE, PROMOTE, TRAIN
+from stages.catalog import EVALUATE, HELDOUT, MATERIALISE, PROMOTE, TRAIN
 from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG, is_prompt_learning
@@ -207,15 +207,18 @@ def _promoted(lineage: Lineage, train: Manifest) -> bool | None:
 
 
 def _evaluation(lineage: Lineage, entries: Mapping[Id, tuple[str, Champion]], made: Manifest) -> dict[str, Any]:
-    judged = lineage.input(made, "policy")
-    judge = settings(judged).get("judge", {}) if judged and stage(judged) == JUDGE.name else {}
     summary = made["summary"]
+    first = summary.get("baseline", "base")
+    against = summary.get("against", {}).get(first, {})
+    judged = lineage.input(made, "judged") or lineage.input(made, f"verdicts.{first}")
+    judge = settings(judged).get("judge", {}) if judged else {}
     return {
         "policy": _of(lineage.subject(made)),
-        "against": _against(lineage, entries, lineage.subject(made, "baseline")),
+        "against": _against(lineage, entries, lineage.subject(made, f"baseline.{first}")),
         "judge": judge.get("use") if isinstance(judge, Mapping) else None,
         "confidence": settings(made).get("confidence"),
         **{name: summary.get(name) for name in ("win_rate", "judge_score", "baseline_score")},
+        **{name: against.get(name) for name in ("length_controlled", "length_ratio")},
     }
 
 

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import Stage
-from stages.catalog import EVALUATE, HELDOUT, JUDGE, PROMOTE, REFERENCE, ROLLOUT, STAGES, TRAIN
+from stages.catalog import EVALUATE, HELDOUT, PROMOTE, REFERENCE, ROLLOUT, STAGES, TRAIN
 
 Id = tuple[str, str]
 """An artifact's fingerprint and attempt."""
 _MEASURES = (EVALUATE.name, HELDOUT.name, PROMOTE.name)
-_BETWEEN = {JUDGE.name: "rollouts", ROLLOUT.name: "policy", REFERENCE.name: "policy"}
+_BETWEEN = {ROLLOUT.name: "policy", REFERENCE.name: "policy"}
 """What stands between a measurement and its policy, each with the input that leads on."""
 
 
@@ -60,7 +60,7 @@ class Lineage:
         return found
 
     def subject(self, measurement: Manifest, name: str = "policy") -> Manifest | None:
-        """The policy that an artifact measures, or its ``baseline``; through answers, scores and log-probabilities."""
+        """The policy that an artifact measures, or a ``baseline.NAME``; through answers and log-probabilities."""
         at = self.input(measurement, "candidate" if stage(measurement) == PROMOTE.name else name)
         while at is not None and stage(at) in _BETWEEN:
             at = self.input(at, _BETWEEN[stage(at)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.plan.rounds import Plan, Round
 from pipelines.plan.steps import Step
+from pipelines.run.evaluation import against_table, answers_table
 from pipelines.run.runner import StepResult
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG, is_prompt_learning
@@ -80,6 +81,10 @@ def _round(round_: Round, done: Mapping[str, StepResult]) -> dict[str, Any]:
         "tasks": train.get("tasks", {}),
         "heldout": dict(heldout) or None,
         "win_rate": evaluation.get("win_rate"),
+        "baseline": evaluation.get("baseline"),
+        "against": evaluation.get("against", {}),
+        "answers": evaluation.get("answers", {}),
+        "checks": evaluation.get("checks"),
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),
         "promoted": promotion.get("promoted", True),
@@ -99,6 +104,12 @@ def _decided(round_: Round) -> str:
 def _promoted(row: dict[str, Any]) -> str:
     why = {"measured": " (no gate)", "unmeasured": " (nothing measured)"}
     return ("yes" if row["promoted"] else "no") + why.get(row.get("decided", ""), "")
+
+
+def tables(rounds: Sequence[dict[str, Any]]) -> Iterator[Table]:
+    """All that is said of the rounds in the end."""
+    parts = (table(rounds), against_table(rounds), answers_table(rounds), tasks_table(rounds), seconds_table(rounds))
+    return (each for each in parts if each is not None)
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:

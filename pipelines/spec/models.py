@@ -94,13 +94,30 @@ class PrepareSpec(Config):
     prompt (``keep_end``)."""
 
 
+class ChecksSpec(Config):
+    """Prompts whose answers can be checked: the new policy is not to do worse on them."""
+
+    prompts: Location
+    judge: JudgeConfig | None = None
+    """Scores the answers; by default the spec's ``judge``."""
+
+
 class EvaluateSpec(Config):
-    """Held-out prompts are answered by the new policy and by a baseline; the judge compares."""
+    """Held-out prompts are answered by the new policy and by baselines; the judge compares."""
 
     samples: PositiveInt = 2
-    against: Origin = "base"
+    against: Origin | Annotated[tuple[Origin, ...], Field(min_length=1)] = "base"
+    """The base model, the last promoted policy, or a list of both; the gate looks at the first."""
+    task: str | None = None
+    """Field of the prompts' rows that names their task; then every task has figures of its own."""
+    checks: ChecksSpec | None = None
     promote_if: PromoteConfig | None = None
     """A policy that misses a bound is kept, but the next round continues from the last promoted one."""
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """What is compared with, each once."""
+        return tuple(dict.fromkeys([self.against] if isinstance(self.against, str) else self.against))
 
 
 class ResourcesSpec(Config):

@@ -1,33 +1,8 @@
-"""What is measured: training metrics of a step, and win rates with intervals."""
+"""What is measured of a training step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-
-from stages.core.bootstrap import Interval, bootstrap
-
-__all__ = ["BY_TASK", "Interval", "bootstrap", "step_means", "win_rates"]
-
-
-def win_rates(policy: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> list[float]:
-    """Per prompt, the share of (policy sample, baseline sample) pairs that the policy wins; a tie is half a win.
-
-    Args:
-        policy, baseline: scores of the samples by prompt id; the same prompts on both sides.
-
-    Raises:
-        ValueError: the prompts differ, or there are none.
-    """
-    if set(policy) != set(baseline) or not policy:
-        raise ValueError("a win rate needs the same prompts, at least one, on both sides")
-    rates = []
-    for prompt in sorted(policy):
-        wins = [0.5 * (1 + np.sign(a - b)) for a in policy[prompt] for b in baseline[prompt]]
-        rates.append(float(np.mean(wins)))
-    return rates
-
+from collections.abc import Mapping
 
 _COUNTS = ("pairs", "tokens")
 BY_TASK = ("loss", "reward_accuracy", "reward_margin")

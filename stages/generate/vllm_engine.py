@@ -57,7 +57,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
 def _following(schema: Mapping[str, Any]) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
-    return StructuredOutputsParams(json=dict(schema))
+    return StructuredOutputsParams(json=dict(schema), disable_any_whitespace=True)
 
 
 class VllmEngine(Engine):

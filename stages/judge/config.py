@@ -99,14 +99,28 @@ class PairConfig(Config):
 
 
 class EvaluateConfig(Config):
+    against: tuple[str, ...] = ("base",)
+    """The baselines' names; the first is the one that a summary speaks of."""
+    task: str | None = None
+    """Field of a prompt's row that names its task."""
     resamples: PositiveInt = 10_000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: NonNegativeInt = 0
 
 
 class PromoteConfig(Config):
-    """The gate: every bound given has to be reached (win rates from 0 to 1)."""
+    """The gate: every bound given has to be kept. Win rates, from 0 to 1, are those against the first baseline."""
 
     win_rate: Share | None = None
     win_rate_low: Share | None = None
     """Lower end of the win rate's confidence interval."""
+    length_controlled: Share | None = None
+    """Win rate as it would be if both sides' answers were equally long."""
+    length_controlled_low: Share | None = None
+    max_length_ratio: PositiveFloat | None = None
+    """How long answers may be beside the baseline's: 1.2 is a fifth longer."""
+    max_regression: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """By task, how much its mean score may have fallen, or for a judge that compares, how far its win rate may be below
+    a half."""
+    max_check_regression: NonNegativeFloat | None = None
+    """How much the mean score of ``evaluate.checks`` may have fallen."""

@@ -1,46 +1,133 @@
-"""Win rate of a policy over a baseline on held-out prompts, with its interval."""
+"""How a policy does on held-out prompts: against baselines, by task, and what its answers have become."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 
 from stages.base import StageError, Summary
-from stages.core.metrics import bootstrap, win_rates
+from stages.core.bootstrap import Floats, Interval, bootstrap, paired_difference
+from stages.core.evaluation import texts
+from stages.core.evaluation.length_control import length_controlled
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
-from stages.io.filenames import RECORDS
-from stages.io.tables import rows_of
+from stages.io.filenames import SIDE_BY_SIDE, WIN_RATES
 from stages.judge.config import EvaluateConfig
+from stages.judge.samples import side_by_side
+from stages.judge.sides import Comparison, Side, by_scores, by_verdicts, mean_scores, side, tasks
+
+_REFITS = 1000
+"""Resamples of the length-controlled win rate, whose regression is fitted anew on each."""
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
-    """Compare the judged answers of both sides prompt by prompt; bootstrap over prompts.
+    """Compare the answers of ``policy`` with those of each ``baseline.NAME``, prompt by prompt, by the scores that a
+    judge gave (``judged``, ``baseline_judged.NAME``) or by its ``verdicts.NAME``; intervals are bootstrapped over
+    prompts. Win rates, lengths and scores that stand at the top of the summary are those against the first baseline.
 
     Raises:
-        StageError: the sides have no prompt in common.
+        StageError: a baseline has no prompt in common with the policy.
     """
-    scores = {role: _scores(inputs[role]) for role in ("policy", "baseline")}
-    both = scores["policy"].keys() & scores["baseline"].keys()  # a template or a judge may have refused some on a side
-    if not both:
-        raise StageError("no prompt was answered and judged on both sides")
-    rates = win_rates(*({prompt: side[prompt] for prompt in both} for side in scores.values()))
-    interval = bootstrap(rates, config.resamples, config.confidence, config.seed)
-    summary = {
-        "win_rate": {**asdict(interval), "prompts": len(rates)},
-        "judge_score": inputs["policy"].summary["mean_score"],
-        "baseline_score": inputs["baseline"].summary["mean_score"],
+    policy = side(inputs["policy"], inputs.get("judged"))
+    names = [name.partition(".")[2] for name in inputs if name.startswith("baseline.")]
+    against: dict[str, Any] = {}
+    details: dict[str, dict[str, float]] = {}
+    sides = {"policy": policy}
+    for name in sorted(names, key=config.against.index):
+        sides[name] = side(inputs[f"baseline.{name}"], inputs.get(f"baseline_judged.{name}"))
+        verdicts = inputs.get(f"verdicts.{name}")
+        compared = by_verdicts(verdicts) if verdicts is not None else by_scores(policy, sides[name])
+        if compared is None:
+            raise StageError(f"no prompt was answered and judged on both sides, of the new policy and of {name}")
+        against[name] = _against(config, compared, policy, sides[name])
+        details[name] = dict(zip(compared.prompts, map(float, compared.rates), strict=True))
+    first = config.against[0]
+    with context.output.part("evaluation") as part:
+        (part.folder / WIN_RATES).write_text(json.dumps(details, indent=2), encoding="utf-8")
+        with (part.folder / SIDE_BY_SIDE).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in side_by_side(sides, details))
+    return {
+        "baseline": first,
+        "win_rate": against[first]["win_rate"],
+        "judge_score": policy.mean_score,
+        "baseline_score": sides[first].mean_score,
+        "against": against,
+        "answers": {name: _answers(each) for name, each in sides.items()},
+        **_checks(config, inputs),
     }
-    details = dict(zip(sorted(both), rates, strict=True))
-    with context.output.part("win_rates") as part:
-        (part.folder / "win_rates.json").write_text(json.dumps(details, indent=2), encoding="utf-8")
-    return summary
 
 
-def _scores(judged: Artifact) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = defaultdict(list)
-    for row in rows_of(judged.tables(RECORDS)):
-        scores[row["prompt_id"]].append(row["score"])
-    return scores
+def _against(config: EvaluateConfig, compared: Comparison, policy: Side, baseline: Side) -> dict[str, Any]:
+    """The figures of one baseline."""
+    prompts = compared.prompts
+    ours, theirs = policy.lengths(prompts), baseline.lengths(prompts)
+    controlled = length_controlled(
+        compared.rates, ours, theirs, resamples=min(_REFITS, config.resamples), confidence=config.confidence,
+        seed=config.seed,
+    )  # fmt: skip
+    found = {
+        "win_rate": _rate(config, compared.rates),
+        **{name: float(getattr(compared, name).mean()) for name in ("wins", "ties", "losses")},
+        "length_controlled": asdict(controlled.win_rate),
+        "length_ratio": texts.growth(ours, theirs) if theirs.any() else None,
+    }
+    if config.task is not None:
+        found["tasks"] = _by_task(config, compared, policy, baseline)
+    return found
+
+
+def _by_task(config: EvaluateConfig, compared: Comparison, policy: Side, baseline: Side) -> dict[str, Any]:
+    """The win rate on each task's prompts and, if the judge gives scores, how they have changed."""
+    assert config.task is not None
+    named = tasks(policy.answers, config.task)
+    scores = [each.prompt_scores(compared.prompts) for each in (policy, baseline)]
+    found = {}
+    for task in sorted(set(named.values())):
+        chosen = np.array([named.get(prompt) == task for prompt in compared.prompts])
+        if not chosen.any():
+            continue
+        row: dict[str, Any] = {"win_rate": _rate(config, compared.rates[chosen])}
+        if scores[0] is not None and scores[1] is not None:
+            ours, theirs = scores[0][chosen], scores[1][chosen]
+            change = paired_difference(ours, theirs, config.resamples, config.confidence, config.seed)
+            row |= {"score": float(ours.mean()), "baseline_score": float(theirs.mean()), "change": asdict(change)}
+        found[task] = row
+    return found
+
+
+def _checks(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """How the scores of the prompts that are checked have changed from the first baseline's."""
+    if "checked" not in inputs:
+        return {}
+    ours, theirs = (mean_scores(inputs[name]) for name in ("checked", "baseline_checked"))
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        raise StageError("no prompt of evaluate.checks was answered and judged on both sides")
+    new, old = ([each[prompt] for prompt in both] for each in (ours, theirs))
+    change = paired_difference(new, old, config.resamples, config.confidence, config.seed)
+    means = {"score": float(np.mean(new)), "baseline_score": float(np.mean(old))}
+    return {"checks": {**means, "change": asdict(change), "prompts": len(both)}}
+
+
+def _rate(config: EvaluateConfig, rates: Floats) -> dict[str, Any]:
+    interval: Interval = bootstrap(rates, config.resamples, config.confidence, config.seed)
+    return {**asdict(interval), "prompts": len(rates)}
+
+
+def _answers(answered: Side) -> dict[str, float]:
+    """What a side's answers are like as texts."""
+    every = answered.texts(sorted(answered.answers))
+    tokens = [each.tokens for samples in answered.answers.values() for each in samples]
+    return {
+        "samples": len(every),
+        "tokens": float(np.mean(tokens)),
+        "characters": float(texts.lengths(every).mean()),
+        "distinct_1": texts.distinct(every, 1),
+        "distinct_2": texts.distinct(every, 2),
+        "repetition": float(np.mean([texts.repetition(each) for each in every])),
+        "refusals": texts.refusals(every),
+    }

@@ -19,11 +19,12 @@ from pipelines.report import card
 from pipelines.run.champions import Champions
 from pipelines.run.lineage import Lineage
 from pipelines.run.store import ArtifactStore, Manifest
+from stages.catalog import STAGES
 from tests.s3 import bucket
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 RATE = {"mean": 0.75, "low": 0.6, "high": 0.9, "prompts": 40}
-VERSIONS = {"materialise": 2, "train": 3, "judge": 2, "evaluate": 2}
+VERSIONS = {each.name: each.version for each in STAGES}
 PRODUCES = {"materialise": "policy", "train": "policy", "promote": "policy"}
 
 
@@ -77,14 +78,22 @@ class Made:
         files = (*(f"model/{name}" for name in FILES), "metrics.jsonl", *extra)
         return self("train", "round-1/train", config, summary, files, policy=policy, shards=shards)
 
-    def judged(self, policy: Manifest) -> Manifest:
+    def answered(self, policy: Manifest) -> Manifest:
         asked = self("ingest", "heldout", {"kind": "prompts"}, {"rows": 40}, files_0="ef" * 32)
-        answers = self("rollout", policy=policy, prompts=asked)
+        return self("rollout", policy=policy, prompts=asked)
+
+    def judged(self, answers: Manifest) -> Manifest:
         return self("judge", config={"judge": {"use": "sentiment"}}, rollouts=answers)
 
     def evaluated(self, policy: Manifest, baseline: Manifest) -> Manifest:
-        summary = {"win_rate": RATE, "judge_score": 0.5, "baseline_score": 0.25}
-        return self("evaluate", summary=summary, policy=self.judged(policy), baseline=self.judged(baseline))
+        against = {"length_controlled": {"mean": 0.625}, "length_ratio": 1.5}
+        summary = {
+            "win_rate": RATE, "judge_score": 0.5, "baseline_score": 0.25, "baseline": "base",
+            "against": {"base": against},
+        }  # fmt: skip
+        ours, theirs = self.answered(policy), self.answered(baseline)
+        inputs = {"policy": ours, "judged": self.judged(ours), "baseline.base": theirs}
+        return self("evaluate", summary=summary, **inputs, **{"baseline_judged.base": self.judged(theirs)})
 
     def champion(self, policy: Manifest, reason: str = "better", name: str = "nightly", **more: Any) -> None:
         Champions(self.store, name).move(policy["fingerprint"], policy["place"], reason, **more)
@@ -148,8 +157,8 @@ def test_the_card_tells_what_the_manifests_tell(store: ArtifactStore, made: Made
         "- held-out prompts (efefefefefefefef): 40 prompts",
         "- chosen of 50 given pairs: 40 pairs to train on, 10 held out",
         "| 1 | round-1/train | sigmoid | 0.2 | 0.001 | 32 | LoRA, rank 4 | 40 | 0.5 | 0.9 | 0.1 |",
-        "- round 1 against the base model: win rate 0.75 (0.6 to 0.9, 95% interval) on 40 prompts, judged by "
-        "sentiment; mean score 0.25 before, 0.5 now",
+        "- round 1 against the base model: win rate 0.75 (0.6 to 0.9, 95% interval) on 40 prompts; 0.625 with length "
+        "controlled, its answers being 1.50 times as long, judged by sentiment; mean score 0.25 before, 0.5 now",
         "- round 1 on 10 held-out pairs: loss 0.6, reward accuracy 0.8",
         "- Rondo 0.1.0",
     ):

@@ -211,7 +211,7 @@ def test_nonsense_is_paid_for(tmp_path: Path) -> None:
 def test_a_reply_that_is_cut_off_is_not_asked_again(tmp_path: Path) -> None:
     cut = Answer('{"reason": "because', finish="length")
     (said,), server = ask(tmp_path, lambda *_: cut, [row("one", "three")])
-    assert "was cut off after 10 tokens; raise judge.max_tokens" in said.reason
+    assert "was cut off after 10 tokens; raise judge.max_tokens, or set judge.explain" in said.reason
     assert server.asked == 2
 
 

@@ -3,31 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core.metrics import Interval, bootstrap, step_means, win_rates
-
-
-def test_win_rates_with_ties_by_hand() -> None:
-    """Prompt a: 2 > 1 wins, 2 = 2 ties, 0 < 1 and 0 < 2 lose: (1 + 0.5 + 0 + 0) / 4 = 0.375.
-    Prompt b: 1 > 0 wins, 3 times: 1. Prompt c: a tie: 0.5.
-    """
-    policy = {"c": [5.0], "a": [2.0, 0.0], "b": [1.0]}
-    baseline = {"a": [1.0, 2.0], "b": [0.0, 0.0, 0.0], "c": [5.0]}
-    assert win_rates(policy, baseline) == [0.375, 1.0, 0.5]
-
-
-def test_win_rates_of_both_sides_add_up_to_one() -> None:
-    generator = np.random.default_rng(0)
-    a = {f"{i}": generator.integers(0, 3, 4).tolist() for i in range(20)}
-    b = {f"{i}": generator.integers(0, 3, 2).tolist() for i in range(20)}
-    assert np.add(win_rates(a, b), win_rates(b, a)).tolist() == pytest.approx([1.0] * 20)
-
-
-@pytest.mark.parametrize(
-    ("policy", "baseline"), [({}, {}), ({"a": [1.0]}, {"b": [1.0]}), ({"a": [1.0]}, {"a": [1.0], "b": [1.0]})]
-)
-def test_win_rates_need_the_same_prompts(policy: dict[str, list[float]], baseline: dict[str, list[float]]) -> None:
-    with pytest.raises(ValueError, match="same prompts"):
-        win_rates(policy, baseline)
+from stages.core.bootstrap import Interval, bootstrap
+from stages.core.metrics import step_means
 
 
 @pytest.mark.parametrize("count", [1, 7])

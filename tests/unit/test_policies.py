@@ -124,7 +124,8 @@ def test_virtual_tokens_are_trained_on_and_not_wrapped_twice(name: str, initial:
 def test_a_promoted_policy_keeps_its_virtual_tokens(initial: Path, tmp_path: Path) -> None:
     config = CONFIGS["PROMPT_TUNING"]
     policies.save_policy(policies.build_policy(config, initial), config, initial, tmp_path / "new")
-    rates = artifacts.made(artifacts.output(tmp_path, "rates"), {"win_rate": {"mean": 1.0, "low": 1.0}})
+    measured = {"baseline": "base", "against": {"base": {"win_rate": {"mean": 1.0, "low": 1.0}}}}
+    rates = artifacts.made(artifacts.output(tmp_path, "rates"), measured)
     inputs = {"candidate": tmp_path / "new", "champion": initial, "evaluation": rates}
     made = artifacts.run(PROMOTE, tmp_path, PromoteConfig(win_rate=0.5), inputs)
     torch.testing.assert_close(logits(load_policy(made.folder(), CPU)), logits(load_policy(tmp_path / "new", CPU)))

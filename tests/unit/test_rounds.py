@@ -49,8 +49,10 @@ def test_one_round_from_prompts_to_a_measured_policy(folder: Path) -> None:
     (only,) = planned.rounds
     assert only.evaluate is not None
     assert {name: key(value) for name, value in only.evaluate.inputs.items()} == {
-        "policy": "round-1/evaluate-judge",
-        "baseline": "base/heldout-judge",
+        "policy": "round-1/evaluate-rollout",
+        "judged": "round-1/evaluate-judge",
+        "baseline.base": "base/heldout-rollout",
+        "baseline_judged.base": "base/heldout-judge",
     }
 
 
@@ -213,8 +215,41 @@ def test_evaluation_against_the_previous_policy_uses_its_answers_again(folder: P
     assert second is not None
     first = planned.rounds[0].evaluate
     assert first is not None
-    assert step(second.inputs["baseline"]).fingerprint == step(first.inputs["policy"]).fingerprint
-    assert key(step(first.inputs["baseline"])) == "base/heldout-judge"
+    for ours, theirs in (("policy", "baseline.previous"), ("judged", "baseline_judged.previous")):
+        assert step(second.inputs[theirs]).fingerprint == step(first.inputs[ours]).fingerprint
+    assert key(step(first.inputs["baseline_judged.previous"])) == "base/heldout-judge"
+
+
+def test_two_baselines_and_a_judge_that_compares(folder: Path) -> None:
+    (folder / "mine.py").write_text("def judge():\n    pass\n")
+    text = SPEC.replace("{use: sentiment}", '{use: "mine:judge", compares: true}')
+    planned = plan(folder, text, "rounds=2", "evaluate.against=[previous, base]", "evaluate.task=kind")
+    last = planned.rounds[1].evaluate
+    assert last is not None
+    assert {name: key(value) for name, value in last.inputs.items()} == {
+        "policy": "round-2/evaluate-rollout",
+        "baseline.previous": "round-1/train/heldout-rollout", "verdicts.previous": "round-2/evaluate-previous",
+        "baseline.base": "base/heldout-rollout", "verdicts.base": "round-2/evaluate-base",
+    }  # fmt: skip
+    assert last.config.identity() == {"against": ["previous", "base"], "task": "kind"}
+    compare = step(last.inputs["verdicts.previous"])
+    assert {name: key(value) for name, value in compare.inputs.items()} == {
+        "rollouts": "round-2/evaluate-rollout", "against": "round-1/train/heldout-rollout",
+    }  # fmt: skip
+    first = planned.rounds[0].evaluate  # the previous policy is the base then: its answers count for both
+    assert first is not None
+    assert step(first.inputs["baseline.previous"]).fingerprint == step(first.inputs["baseline.base"]).fingerprint
+
+
+def test_checks_are_answered_by_the_new_policy_and_the_first_baseline(folder: Path) -> None:
+    (folder / "checks.jsonl").write_text('{"prompt": "2 + 2?"}\n')
+    text = SPEC + "evaluate: {checks: {prompts: checks.jsonl, judge: {use: rules, pattern: '4'}}}\n"
+    only = plan(folder, text).rounds[0].evaluate
+    assert only is not None
+    assert key(only.inputs["checked"]) == "round-1/evaluate-checks-judge"
+    assert key(only.inputs["baseline_checked"]) == "base/checks-judge"
+    assert step(only.inputs["checked"]).config.identity()["judge"] == {"use": "rules", "pattern": "4"}
+    assert step(only.inputs["judged"]).config.identity()["judge"] == {"use": "sentiment"}
 
 
 def test_rounds_answer_with_different_seeds_and_the_held_out_prompts_with_one(folder: Path) -> None:

@@ -7,9 +7,10 @@ from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from pipelines.plan import rounds
-from pipelines.run import summary
+from pipelines.run import evaluation, summary
 from pipelines.run.runner import StepResult
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
@@ -38,6 +39,40 @@ def test_a_promotion_says_what_it_was_decided_by(tmp_path: Path, text: str, deci
     console.print(summary.table([row]))
     cells = console.export_text().split("│")
     assert shown in [cell.strip() for cell in cells]
+
+
+def test_evaluations_are_shown_by_baseline_and_task() -> None:
+    rate = {"mean": 0.75, "low": 0.6, "high": 0.9, "prompts": 40}
+    found = {
+        "win_rate": rate, "wins": 0.7, "ties": 0.1, "losses": 0.2, "length_ratio": None,
+        "length_controlled": {"mean": 0.5, "low": 0.4, "high": 0.6}, "tasks": {"math": {"win_rate": rate}},
+    }  # fmt: skip
+    sides = {"tokens": 12.4, "distinct_1": 0.5, "distinct_2": 0.75, "repetition": 0.0, "refusals": 0.25}
+    checks = {"prompts": 7, "change": {"mean": -0.25, "low": -0.5, "high": 0.0}}
+    row = {
+        "round": 3,
+        "against": {"previous": found},
+        "answers": {"policy": sides, "previous": sides},
+        "checks": checks,
+    }
+    against, answers = evaluation.against_table([row]), evaluation.answers_table([row])
+    assert against is not None
+    assert answers is not None
+    assert cells(against)[:3] == [
+        ["3", "previous", "40", "0.70", "0.10", "0.20", "0.75 [0.60, 0.90]", "0.50 [0.40, 0.60]", "-"],
+        ["", "math", "40", "", "", "", "0.75 [0.60, 0.90]", "", ""],
+        ["3", "checks", "7", "", "", "", "score -0.250 [-0.500, +0.000]", "", ""],
+    ]
+    assert cells(answers)[0] == ["3", "new", "12", "0.500", "0.750", "0.000", "0.250"]
+    assert evaluation.against_table([{"round": 1}]) is None
+    assert evaluation.answers_table([{"round": 1}]) is None
+
+
+def cells(table: Table) -> list[list[str]]:
+    console = Console(width=200, record=True)
+    console.print(table)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
 def test_seconds_of_many_rounds_are_those_of_the_last_eight() -> None:

@@ -74,9 +74,7 @@ def test_the_next_tick_trains_from_the_champion_on_what_is_new_and_is_measured_a
     assert not any(name.startswith(("past", "replay")) for name in plan.rounds[0].prepare.inputs)
     evaluate = plan.rounds[0].evaluate
     assert evaluate is not None
-    judged = evaluate.inputs["baseline"]
-    assert isinstance(judged, Step)
-    rollouts = judged.inputs["rollouts"]
+    rollouts = evaluate.inputs["baseline.base"]
     assert isinstance(rollouts, Step)
     assert rollouts.inputs["policy"].fingerprint == first
 
@@ -344,9 +342,7 @@ def test_of_several_rounds_that_the_gate_lets_through_the_last_makes_the_champio
     assert schedule.champions.require().policy == plan.rounds[1].train.fingerprint
     for each in plan.rounds:  # all are measured against the policy that the tick started from
         assert each.evaluate is not None
-        judged = each.evaluate.inputs["baseline"]
-        assert isinstance(judged, Step)
-        rollouts = judged.inputs["rollouts"]
+        rollouts = each.evaluate.inputs["baseline.base"]
         assert isinstance(rollouts, Step)
         assert rollouts.inputs["policy"].fingerprint == initial(plan)
 

@@ -52,7 +52,7 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked, growing:
     """Look at the files named in the valid sections of a spec, and add what is wrong with them to ``checked``. Those to
     train on may be ``growing``: from none."""
     prompts, train, data = values.get("prompts"), values.get("train"), values.get("data")
-    heldout = _Found()
+    heldout = training = _Found()
     if prompts is not None and prompts.heldout:
         heldout = _look(prompts.heldout, None, base, ("prompts", "heldout"), checked)
     if prompts is not None and prompts.train:
@@ -61,6 +61,11 @@ def check_data(values: Mapping[str, Any], base: Path, checked: Checked, growing:
             checked.faults.append(
                 Fault(("prompts", "heldout"), f"{both} are also in training; remove them from one side")
             )
+    evaluate = values.get("evaluate")
+    if evaluate is not None and evaluate.checks is not None:
+        place: KeyPath = ("evaluate", "checks", "prompts")
+        if both := _overlap(_look(evaluate.checks.prompts, None, base, place, checked), training):
+            checked.faults.append(Fault(place, f"{both} are also in training; remove them from one side"))
     needs_pairs = train is not None and not loss_config.takes_unpaired(train)
     for number, source in enumerate(values.get("preferences") or ()):
         where: KeyPath = ("preferences", number)

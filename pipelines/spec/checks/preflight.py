@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plugins import plugin_hash
-from pipelines.spec.checks import adapters, model, sweep, tied
+from pipelines.spec.checks import adapters, judging, model, sweep, tied
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.model_path import is_local
 from pipelines.spec.problems import Checked, Fault, KeyPath
 from stages.base import Plugin, resolve
 from stages.core.losses import config as loss_config
 from stages.judge.judges.config import CustomJudge, RulesJudge, SentimentJudge
-from stages.judge.judges.llm.config import LlmJudge
 from stages.train.config import TrainConfig
 
 _LEAST_SIMPO_BETA = 0.5
@@ -46,9 +45,7 @@ def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Check
     if (policy := values.get("policy")) is not None:
         checked.faults += [Fault(("policy", "model"), message) for message in model.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in model.adapter_problems(policy, base)]
-    if (judge := values.get("judge")) is not None and judge.model is not None:
-        found = [*model.problems(judge.model, base), *model.adapter_problems(judge.model, base)]
-        checked.faults += [Fault(("judge", "model", "model"), message) for message in found]
+    checked.faults += judging.faults(values, base)
     checked.faults += sweep.faults(values)
     checked.notes += sweep.notes(values)
     checked.faults += tied.faults(values.get("train"), values.get("policy"), base)
@@ -88,9 +85,6 @@ def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(("judge",), "required when there are prompts; for example judge: {use: sentiment}")
     if not prompts.train and values.get("rounds", 1) > 1:
         yield Fault(("rounds",), "more than one round needs prompts.train: rounds after the first make their own pairs")
-    evaluate = values.get("evaluate")
-    if evaluate is not None and evaluate.promote_if and not prompts.heldout:
-        yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
     rollout = values.get("rollout")
     pair = values.get("pair")
     accepted = pair.rejection.samples if pair is not None and pair.strategy == "rejection_sampling" else 0
@@ -133,8 +127,6 @@ def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
     """Libraries that the spec needs and that an extra provides."""
     if isinstance(values.get("judge"), SentimentJudge) and not find_spec("vader"):
         yield Fault(("judge", "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
-    if isinstance(judge := values.get("judge"), LlmJudge) and judge.model is not None and not find_spec("vllm"):
-        yield Fault(("judge", "model"), "needs vLLM, which is not installed; or name an endpoint")
     rollout = values.get("rollout")
     if rollout is not None and rollout.engine == "vllm" and not find_spec("vllm"):
         yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from stages.core.errors import RowError
 from stages.generate import engines
@@ -17,19 +16,16 @@ from stages.judge.judges.llm.kept import Question, Reply, Unanswered
 from stages.judge.judges.llm.words import schema
 from stages.policy.load import load_encoder
 
-_CHARACTERS = 2
-"""Of a reason for each token that an answer may have: fewer than a token holds, so that the verdict after it fits."""
-
 
 class Served:
-    """Answers follow the schema, since vLLM lets the model say nothing else."""
+    """Answers follow the schema, since vLLM lets the model say nothing else. A weak model may never come to the end of
+    its reason: a limit in the schema would see to that, but a grammar with one takes half a minute to compile."""
 
     def __init__(self, config: LlmJudge, model: Artifact, gpus: float) -> None:
         self._config, self._sampling = config, config.sampling
         weights = weights_for(model, None)
         self._encoder = load_encoder(weights.model)
-        form = _short(schema(config), _CHARACTERS * config.max_tokens)
-        self._engine = engines.make(self._sampling, weights, assigned_cpus(), gpus, form)
+        self._engine = engines.make(self._sampling, weights, assigned_cpus(), gpus, schema(config))
 
     def ask(
         self, questions: Sequence[Question], accept: Callable[[int, Reply], None], check: Callable[[], None]
@@ -75,12 +71,3 @@ class Served:
         text = self._encoder.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
         cut = sample.finish_reason == "length"
         return Reply(text, tokens, len(sample.token_ids), seconds=seconds, cut=cut)
-
-
-def _short(form: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    """A schema whose reason has an end: a weak model would otherwise never come to its verdict."""
-    properties = {
-        name: {**kind, "maxLength": characters} if name == "reason" else kind
-        for name, kind in form["properties"].items()
-    }
-    return {**form, "properties": properties}

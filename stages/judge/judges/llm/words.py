@@ -66,8 +66,8 @@ class Words:
             return self._said(found)
         except ValueError as error:
             if reply.cut:
-                message = f"was cut off after {reply.output_tokens} tokens; raise judge.max_tokens"
-                raise CutOff(message) from None
+                message = f"was cut off after {reply.output_tokens} tokens"
+                raise CutOff(f"{message}; raise judge.max_tokens, or set judge.explain to false") from None
             raise ValueError(f"{error}: {reply.text!r:.120}") from None
 
     def _said(self, found: Mapping[str, Any]) -> Said:
