@@ -69,7 +69,7 @@ def _fields_at(root: type[Config], path: KeyPath, tags: tuple[str, ...]) -> Mapp
     for part in (part for part in path if isinstance(part, str)):  # an index leads to what the list holds
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         models = [model for field in fields for model in _models(field.annotation, tags)]
-    return {name: field for model in models for name, field in model.model_fields.items()}
+    return {field.alias or name: field for model in models for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any, tags: tuple[str, ...]) -> Iterator[type[Config]]:

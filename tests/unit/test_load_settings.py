@@ -30,7 +30,7 @@ from tests import specs
         ({"judge": {"use": "rules"}}, "judge", "rules without a rule"),
         ({"judge": {"use": "rules", "min_words": 5, "max_words": 2}}, "judge.min_words", "above max_words 2"),
         (
-            {"judge": {"use": "stages.judge.judges.rules:Rules", "options": {"limt": 2}}},
+            {"judge": {"use": "stages.judge.judges.rules.judge:Rules", "options": {"limt": 2}}},
             "judge.options",
             "not take these",
         ),

@@ -14,7 +14,8 @@ from stages.base import Config, Resources, Stage, TrainResources
 from stages.catalog import INGEST, JUDGE, MATERIALISE, STAGES, TRAIN
 from stages.data.config import IngestConfig
 from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.config import CustomJudge, RulesJudge, SentimentJudge
+from stages.judge.judges.config import CustomJudge, SentimentJudge
+from stages.judge.judges.rules.config import RulesJudge
 from stages.policy.config import MaterialiseConfig
 from stages.train.config import LoraConfig, TrainConfig
 

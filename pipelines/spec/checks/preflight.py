@@ -17,7 +17,8 @@ from pipelines.spec.model_path import is_local
 from pipelines.spec.problems import Checked, Fault, KeyPath
 from stages.base import Plugin, resolve
 from stages.core.losses import config as loss_config
-from stages.judge.judges.config import CustomJudge, RulesJudge, SentimentJudge
+from stages.judge.judges.config import CustomJudge, SentimentJudge
+from stages.judge.judges.rules.config import RulesJudge
 from stages.train.config import TrainConfig
 
 _LEAST_SIMPO_BETA = 0.5

@@ -51,10 +51,15 @@ class Languages:
         return ~np.isin(self.codes(), [*self._wanted, self._index[UNSURE]])
 
 
-def language(text: str) -> str:
-    """A language's ISO 639 code, or ``UNSURE``."""
-    label, confidence = _identifier().classify(text[:_CHARACTERS])
-    return str(label) if confidence >= _CONFIDENCE and label != "zxx" else UNSURE
+def language(text: str, confidence: float = _CONFIDENCE) -> str:
+    """A language's ISO 639 code, or ``UNSURE`` for less confidence."""
+    label, sure = _identifier().classify(text[:_CHARACTERS])
+    return str(label) if sure >= confidence and label != "zxx" else UNSURE
+
+
+def known() -> frozenset[str]:
+    """The codes of the languages that can be told."""
+    return frozenset(_identifier().labels) - {"zxx"}
 
 
 @lru_cache(maxsize=1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, PositiveInt, Tag, field_validator
+from pydantic import Discriminator, Tag
 
 from stages.base import Config, Plugin
 from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.rules.config import RulesJudge
 from stages.policy.config import ModelSource
 
 
@@ -28,27 +28,6 @@ class SentimentJudge(_Scores):
     """Scores English text from -1 (negative) to 1 (positive)."""
 
     use: Literal["sentiment"]
-
-
-class RulesJudge(_Scores):
-    """Scores a response by the share of the given rules that it follows, from 0 to 1."""
-
-    use: Literal["rules"]
-    min_words: PositiveInt | None = None
-    max_words: PositiveInt | None = None
-    must_contain: tuple[str, ...] = ()
-    must_not_contain: tuple[str, ...] = ()
-    pattern: str | None = None
-    """Regular expression that has to match somewhere."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return value
 
 
 class CustomJudge(Plugin):

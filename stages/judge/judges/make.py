@@ -8,8 +8,9 @@ from stages.base import resolve
 from stages.generate import serving
 from stages.io.artifact import Artifact
 from stages.io.store import Store
-from stages.judge.judges.config import CustomJudge, JudgeConfig, RulesJudge, SentimentJudge
+from stages.judge.judges.config import CustomJudge, JudgeConfig, SentimentJudge
 from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.rules.config import RulesJudge
 from stages.judge.protocol import Judge
 
 
@@ -38,7 +39,7 @@ def make(config: JudgeConfig, means: Means) -> Judge:
 
         return Sentiment()
     if isinstance(config, RulesJudge):
-        from stages.judge.judges.rules import Rules
+        from stages.judge.judges.rules.judge import Rules
 
         return Rules(config)
     if isinstance(config, LlmJudge):
