@@ -7,7 +7,7 @@ from typing import Any
 from stages.base import Stage
 from stages.data.config import CurateConfig, EncodeConfig, IngestConfig, PrepareConfig, QualityConfig
 from stages.generate.config import RolloutConfig
-from stages.judge.config import EvaluateConfig, JudgeStageConfig, PairConfig, PromoteConfig
+from stages.judge.config import EvaluateConfig, JudgeStageConfig, PairConfig, PromoteConfig, VoteConfig
 from stages.policy.config import MaterialiseConfig
 from stages.score.config import HeldoutConfig, ReferenceConfig
 from stages.train.config import TrainConfig
@@ -29,6 +29,7 @@ ROLLOUT = Stage(
 )
 JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model"), "judgements", "stages.judge.judge:run")
 COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against", "model"), "verdicts", "stages.judge.judge:run")
+VOTE = Stage("vote", 1, VoteConfig, ("judged", "against", "verdicts"), "judgements", "stages.judge.vote:run")
 PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage(
@@ -42,6 +43,6 @@ PROMOTE = Stage(
 QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, COMPARE, PAIR, HELDOUT, EVALUATE,
-    PROMOTE, QUALITY,
+    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, COMPARE, VOTE, PAIR, HELDOUT,
+    EVALUATE, PROMOTE, QUALITY,
 )  # fmt: skip

@@ -29,12 +29,26 @@ class JudgeStageConfig(Config):
         return {**super().identity(), "judge": self.judge.identity()}
 
 
-class SoftConfig(Config):
-    """Preferences that are the surer, the further the scores are apart."""
+class VoteConfig(Config):
+    margin: NonNegativeFloat = 0.0
+    """Scores of a judge that differ by no more than this are a tie."""
 
-    temperature: PositiveFloat
+
+class SoftConfig(Config):
+    """Preferences that are less than sure: the surer, the further the scores are apart, or the more judges agree."""
+
+    temperature: PositiveFloat | None = None
     """A pair's probability is sigmoid(difference of its scores / temperature). 1 is right for the rewards of a
     Bradley-Terry model; otherwise take a difference that should count as 0.73 sure."""
+    votes: bool = False
+    """A pair's probability is what was said of these two answers: the share of an ensemble's votes, or of both orders
+    of a judge that compares. Pairs without a majority are not made."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.temperature is None) == (not self.votes):
+            raise ValueError("expected either a temperature or votes: true")
+        return self
 
 
 class LengthControlConfig(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ from stages.base import StageError, Summary
 from stages.core.records import PAIRS, Judgement, PreferencePair, pair_row
 from stages.io.artifact import Artifact, Table
 from stages.io.context import StageContext
-from stages.io.filenames import RECORDS
+from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.output import PartWriter
 from stages.io.parts import run_parts
 from stages.io.tables import read_table, rows_of
@@ -70,6 +71,7 @@ class Pairing:
     def __init__(self, config: PairConfig, rollouts: Artifact, judgements: Artifact) -> None:
         self._config = config
         self._rollouts, self._judgements = rollouts.tables(RECORDS), judgements.tables(RECORDS)
+        self._verdicts = {table.part.name: table for table in judgements.tables(VERDICT_RECORDS)}
 
     def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
         table = self._rollouts[task["table"]]
@@ -78,18 +80,26 @@ class Pairing:
         rollouts = [each for each in read_rollouts(table) if (each.prompt_id, each.sample) in scored]
         groups = pairing.join(rollouts, judgements)
         part.counts |= {"prompts_without_pair": 0, "copies": 0}
-        part.table(RECORDS, _tables(self._pairs(table, groups.values(), part.counts)), PAIRS)
+        part.table(RECORDS, _tables(self._pairs(table, groups, part.counts)), PAIRS)
 
     def _pairs(
-        self, table: Table, groups: Iterable[Sequence[pairing.Scored]], counts: dict[str, Any]
+        self, table: Table, groups: Mapping[str, Sequence[pairing.Scored]], counts: dict[str, Any]
     ) -> Iterator[PreferencePair]:
-        sampled = _Sampled(table)
-        for group in groups:
-            found = pairing.match(group, self._config)
+        sampled, said = _Sampled(table), self._said(table)
+        for prompt, group in groups.items():
+            found = pairing.match(group, self._config, said.get(prompt, {}))
             counts["prompts_without_pair"] += not found.pairs
             counts["copies"] += found.copies
             ids = sampled.ids_of(found.pairs)
             yield from (pairing.preference_pair(match, ids) for match in found.pairs)
+
+    def _said(self, table: Table) -> dict[str, dict[tuple[int, int], float]]:
+        """The preferences of each prompt's answers, if they are asked for."""
+        said: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+        if self._config.soft is not None and self._config.soft.votes and table.part.name in self._verdicts:
+            for row in rows_of([self._verdicts[table.part.name]]):
+                said[row["prompt_id"]][row["first"], row["second"]] = row["preference"]
+        return said
 
 
 def _tables(pairs: Iterator[PreferencePair]) -> Iterator[pa.Table]:

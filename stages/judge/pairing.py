@@ -11,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 from typing import NamedTuple
 
 from stages.core.records import Judgement, PairIds, PreferencePair, Rollout
@@ -57,8 +58,13 @@ def join(rollouts: Iterable[Rollout], judgements: Iterable[Judgement]) -> dict[s
     return dict(groups)
 
 
-def match(scored: Sequence[Scored], config: PairConfig) -> Matches:
-    """The pairs of one prompt's answers, whatever order these come in.
+Preferences = Mapping[tuple[int, int], float]
+"""For the first of two samples of a prompt, as a judge or an ensemble that compares has said."""
+
+
+def match(scored: Sequence[Scored], config: PairConfig, said: Preferences = MappingProxyType({})) -> Matches:
+    """The pairs of one prompt's answers, whatever order these come in. ``said`` are the preferences that
+    ``config.soft.votes`` takes for probabilities.
 
     Empty answers are ignored, and answers with the same text but for white space count once. No two answers are paired
     twice. Random choices depend on ``config.seed`` and the prompt's id alone.
@@ -68,7 +74,9 @@ def match(scored: Sequence[Scored], config: PairConfig) -> Matches:
     if not kept:
         return Matches([], 0)
     chosen = _STRATEGIES[config.strategy](kept, config)
-    pairs = [Match(better[0], worse[0], _probability(better, worse, config)) for better, worse in chosen]
+    pairs = [Match(better[0], worse[0], _probability(better, worse, config, said)) for better, worse in chosen]
+    if config.soft is not None and config.soft.votes:
+        pairs = [each for each in pairs if each.probability > 0.5]  # scores are of all comparisons, not of these two
     return Matches(pairs, len(answers) - len(kept))
 
 
@@ -182,10 +190,16 @@ def _fit(better: Scored, worse: Scored, config: PairConfig) -> bool:
     return control is None or control.max_ratio is None or better[0].tokens <= control.max_ratio * worse[0].tokens
 
 
-def _probability(better: Scored, worse: Scored, config: PairConfig) -> float:
+def _probability(better: Scored, worse: Scored, config: PairConfig, said: Preferences) -> float:
     """That the better answer is preferred: 1 or, softly, sigmoid((r_chosen - r_rejected) / temperature), the model of
-    Bradley and Terry (1952, doi 10.2307/2334029) for rewards in units of the temperature."""
-    return 1.0 if config.soft is None else 1 / (1 + math.exp(-_margin((better, worse)) / config.soft.temperature))
+    Bradley and Terry (1952, doi 10.2307/2334029) for rewards in units of the temperature; or what was said of the two,
+    0.5 where nothing was."""
+    if config.soft is None:
+        return 1.0
+    if config.soft.temperature is not None:
+        return 1 / (1 + math.exp(-_margin((better, worse)) / config.soft.temperature))
+    one, two = _sample(better), _sample(worse)
+    return said[one, two] if (one, two) in said else 1 - said.get((two, one), 0.5)
 
 
 def _sample(item: Scored) -> int:

@@ -296,7 +296,7 @@ def test_rejection_sampling_pairs_each_accepted_answer_once_and_at_random() -> N
         ({"length_control": {"penalty": 0}}, "length_control", "controls nothing"),
         ({"length_control": {"max_ratio": 0.5}}, "length_control.max_ratio", "equal to 1"),
         ({"soft": {"temperature": 0}}, "soft.temperature", "greater than 0"),
-        ({"soft": {}}, "soft.temperature", "required"),
+        ({"soft": {}}, "soft", "expected either a temperature or votes"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], where: str, part: str) -> None:
