@@ -10,7 +10,7 @@ from stages.generate.config import RolloutConfig
 from stages.judge.config import EvaluateConfig, JudgeStageConfig, PairConfig, PromoteConfig, VoteConfig
 from stages.policy.config import MaterialiseConfig
 from stages.score.config import HeldoutConfig, ReferenceConfig
-from stages.train.config import TrainConfig
+from stages.train.config import RewardConfig, TrainConfig
 
 MATERIALISE = Stage(
     "materialise", 2, MaterialiseConfig, ("source", "adapter"), "policy", "stages.policy.materialise:run"
@@ -24,10 +24,13 @@ PREPARE = Stage(
 )  # fmt: skip
 REFERENCE = Stage("reference", 5, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
+TRAIN_REWARD = Stage(
+    "train_reward", 1, RewardConfig, ("policy", "shards", "heldout"), "reward_model", "stages.train.reward_stage:run"
+)
 ROLLOUT = Stage(
     "rollout", 3, RolloutConfig, ("policy", "adapter_base", "prompts"), "rollouts", "stages.generate.rollout:run"
 )
-JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model"), "judgements", "stages.judge.judge:run")
+JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model", "reference"), "judgements", "stages.judge.judge:run")
 COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against", "model"), "verdicts", "stages.judge.judge:run")
 VOTE = Stage("vote", 1, VoteConfig, ("judged", "against", "verdicts"), "judgements", "stages.judge.vote:run")
 PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
@@ -43,6 +46,6 @@ PROMOTE = Stage(
 QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
 
 STAGES: tuple[Stage[Any], ...] = (
-    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, ROLLOUT, JUDGE, COMPARE, VOTE, PAIR, HELDOUT,
-    EVALUATE, PROMOTE, QUALITY,
+    MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, TRAIN_REWARD, ROLLOUT, JUDGE, COMPARE, VOTE, PAIR,
+    HELDOUT, EVALUATE, PROMOTE, QUALITY,
 )  # fmt: skip

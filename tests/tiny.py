@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -52,5 +52,14 @@ def model(seed: int = 0) -> LlamaForCausalLM:
 def save(folder: Path, seed: int = 0) -> Path:
     """Write model and tokenizer to ``folder`` and return it."""
     model(seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_reward_model(folder: Path, seed: int = 0, outputs: int = 1) -> Path:
+    """Write a model that scores a whole conversation, with the tokenizer, to ``folder`` and return it."""
+    config = model(seed).config
+    config.num_labels = outputs
+    LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -21,6 +21,7 @@ from pipelines.spec import clusterfile
 from pipelines.spec.load import Loaded
 from pipelines.spec.problems import Problem, SpecError
 from stages.io import nodes
+from stages.judge.judges.config import models_of
 
 _NAME_LENGTH = 40
 """Of a job's name, so that with its random ending it is a name on every kind of cluster."""
@@ -117,9 +118,9 @@ def _locations(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for index, source in enumerate(spec.preferences):
         yield ("preferences", index, "path"), source.path
     checks, judge = spec.evaluate.checks, spec.judge
-    named = {
+    named: dict[tuple[str, ...], str | None] = {
         ("evaluate", "checks", "prompts"): checks.prompts if checks else None,
-        ("judge", "model", "model"): judge.model.model if judge and judge.model else None,
+        **{("judge", name, "model"): each.model for name, each in (models_of(judge) if judge else {}).items()},
         ("prompts", "train"): spec.prompts.train, ("prompts", "heldout"): spec.prompts.heldout,
         ("policy", "model"): spec.policy.model, ("policy", "adapter"): spec.policy.adapter,
     }  # fmt: skip

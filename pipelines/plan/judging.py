@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from pipelines.spec.models import PipelineSpec
 from stages.base import Resources
 from stages.catalog import COMPARE, JUDGE
 from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.config import JudgeConfig, models_of
+from stages.judge.judges.rewards.config import RewardModelJudge
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Judging:
     """A judge with its place in plans."""
 
     config: JudgeStageConfig
-    model: Step | None
-    """The judge's own model, if it has one."""
+    models: Mapping[str, Step]
+    """The judge's own models, if it has any."""
     resources: Resources
     checks: Judging | None = None
     """The judge of ``evaluate.checks``."""
@@ -39,19 +41,21 @@ class Judging:
         return Step(key, COMPARE, self.config, self._inputs(inputs), self.resources)
 
     def _inputs(self, inputs: dict[str, Step]) -> dict[str, Step]:
-        return inputs | ({"model": self.model} if self.model else {})
+        return {**inputs, **self.models}
 
 
-def judging(spec: PipelineSpec, folder: Path) -> Judging | None:
-    """How a spec judges; None where it does not."""
+def judging(spec: PipelineSpec, folder: Path, trained: Step | None = None) -> Judging | None:
+    """How a spec judges; None where it does not. ``trained`` is the reward model that it trains."""
     if spec.judge is None:
         return None
     checks = spec.evaluate.checks
-    of_checks = _judging(spec, checks.judge or spec.judge, folder, "checks-judge/model") if checks else None
-    return replace(_judging(spec, spec.judge, folder, "judge/model"), checks=of_checks)
+    of_checks = _judging(spec, checks.judge or spec.judge, folder, "checks-judge", trained) if checks else None
+    return replace(_judging(spec, spec.judge, folder, "judge", trained), checks=of_checks)
 
 
-def _judging(spec: PipelineSpec, judge: JudgeConfig, folder: Path, key: str) -> Judging:
+def _judging(spec: PipelineSpec, judge: JudgeConfig, folder: Path, key: str, trained: Step | None) -> Judging:
     config = JudgeStageConfig(judge=judge, max_bad_share=spec.data.max_bad_share)
-    model = base_step(judge.model, folder, key) if judge.model is not None else None
-    return Judging(config, model, spec.resources.judge)
+    models = {name: base_step(source, folder, f"{key}/{name}") for name, source in models_of(judge).items()}
+    if trained is not None and isinstance(judge, RewardModelJudge) and judge.model == "reward":
+        models["model"] = trained
+    return Judging(config, models, spec.resources.judge)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Past, Preferences, encoded, past_inputs, preferences, prompts
 from pipelines.plan.judging import Judging, judging
+from pipelines.plan.reward import reward_step
 from pipelines.plan.steps import Step, walk
 from pipelines.spec.models import PipelineSpec, train_of
 from stages.catalog import EVALUATE, HELDOUT, PAIR, PREPARE, PROMOTE, REFERENCE, ROLLOUT, TRAIN
@@ -64,7 +65,7 @@ class Planner:
         self._folder = folder
         self._base = base_step(spec.policy, folder)
         self._given = preferences(spec, folder, self._base)
-        self._judging = judging(spec, folder)
+        self._judging = judging(spec, folder, reward_step(spec, self._base, self._given))
         self._prompts: dict[str, Step] = {}
 
     def plan(self, spec: PipelineSpec) -> Plan:

@@ -21,7 +21,7 @@ from pipelines.spec.models import CHAMPION, ChampionSource, PipelineSpec, Source
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
 from stages.base import StageError
 from stages.hints import closest
-from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.config import models_of
 from stages.policy.config import ModelSource
 
 Champion = Callable[[ModelSource], ChampionSource]
@@ -114,8 +114,9 @@ def _look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -
 
     if (policy := values.get("policy")) is not None:
         values["policy"] = found(policy, "policy")
-    if isinstance(judge := values.get("judge"), LlmJudge) and judge.model is not None:
-        values["judge"] = judge.model_copy(update={"model": found(judge.model, "judge", "model")})
+    if (judge := values.get("judge")) is not None and (models := models_of(judge)):
+        looked_up = {name: found(source, "judge", name) for name, source in models.items()}
+        values["judge"] = judge.model_copy(update=looked_up)
 
 
 def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from stages.generate.config import RolloutConfig
 from stages.judge.config import PairConfig, PromoteConfig
 from stages.judge.judges.config import JudgeConfig
 from stages.policy.config import ModelSource
-from stages.train.config import TrainConfig
+from stages.train.config import RewardConfig, TrainConfig
 from stages.tune.config import SweepConfig
 
 Location = Annotated[str, Field(min_length=1)]
@@ -142,6 +142,9 @@ class PipelineSpec(Config):
     rounds: PositiveInt = 1
     iterate: IterateSpec = IterateSpec()
     rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig | None = None
+    """Train a reward model from the policy on the given preferences; ``judge: {use: reward_model, model: reward}`` is
+    it."""
     judge: JudgeConfig | None = None
     pair: PairConfig = PairConfig()
     prepare: PrepareSpec = PrepareSpec()

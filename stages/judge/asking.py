@@ -18,9 +18,10 @@ from stages.io.tables import read_table
 from stages.judge.protocol import Judged, Judgement, NoVerdict, Row, Verdict
 
 
-def read_rollouts(table: Table) -> list[Rollout]:
-    """Rollouts without their token ids, which nobody who judges asks for: they take far more memory than the texts."""
-    names = [name for name in Rollout.__dataclass_fields__ if name not in ("prompt_ids", "ids")]
+def read_rollouts(table: Table, ids: bool = False) -> list[Rollout]:
+    """Rollouts, by default without their token ids, which few who judge ask for: they take far more memory than the
+    texts."""
+    names = [name for name in Rollout.__dataclass_fields__ if ids or name not in ("prompt_ids", "ids")]
     rows = read_table(table.path).select(names).to_pylist()
     return [Rollout(**{**row, "messages": messages_of(row["messages"])}) for row in rows]
 

@@ -21,6 +21,7 @@ from stages.io.quarantine import Quarantine
 from stages.judge import asking
 from stages.judge.config import JudgeStageConfig
 from stages.judge.judges.make import Means, environment, make
+from stages.judge.judges.rewards.config import ImplicitReward
 from stages.judge.protocol import Judgement, NoVerdict, Row, Verdict
 
 _SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
@@ -42,7 +43,7 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
     gpus = context.resources.gpus
     means = Means(
         context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0),
-        inputs.get("model"), gpus,
+        inputs.get("model"), gpus, inputs.get("reference"),
     )  # fmt: skip
     try:
         counts = run_parts(
@@ -106,7 +107,7 @@ class Judging:
 
     def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
         table = self._tables[task["table"]]
-        rollouts = asking.read_rollouts(table)
+        rollouts = asking.read_rollouts(table, isinstance(self._config.judge, ImplicitReward))
         compares = self._config.judge.compares
         if self._against is None:
             rows = asking.rows_of(rollouts, compares)

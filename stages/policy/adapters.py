@@ -104,7 +104,8 @@ def _config(settings: Mapping[str, Any], model: Any) -> Any:
     from peft.utils import constants
 
     values = {name: value for name, value in settings.items() if name != "peft_type"}
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]](**values, task_type="CAUSAL_LM")
+    task = "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None  # a reward model writes nothing
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]](**values, task_type=task)
     given = getattr(config, "target_modules", None) is not None or getattr(config, "target_parameters", None)
     if settings["peft_type"] in PROMPT_LEARNING or given:
         return config

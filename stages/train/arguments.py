@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from stages.base import TrainResources
 from stages.io.artifact import Artifact
 from stages.io.output import Output
-from stages.train.config import TrainConfig
+from stages.train.config import FitConfig
 
 POLICY = "policy"
 """The part that a training makes."""
+REWARDED = "reward.json"
+"""Beside a finished reward model: its proof, and how it ranks held-out pairs."""
 MEASURED = "heldout/"
 """What a look at the model found stands in a step's row under names that begin with it."""
 
@@ -36,7 +38,7 @@ def is_measured(row: Mapping[str, float]) -> bool:
 
 @dataclass(frozen=True)
 class Arguments:
-    config: TrainConfig
+    config: FitConfig
     resources: TrainResources
     cpus: int
     inputs: dict[str, Artifact]

@@ -27,8 +27,8 @@ class LoraConfig(Config):
     """Scale the update by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
 
 
-class TrainConfig(ObjectiveConfig):
-    """One DPO training. ``batch_size`` counts pairs per optimizer step, over all workers."""
+class FitConfig(Config):
+    """How weights are fitted to pairs. ``batch_size`` counts pairs per optimizer step, over all workers."""
 
     learning_rate: PositiveFloat = 1e-6
     batch_size: PositiveInt = 32
@@ -43,12 +43,26 @@ class TrainConfig(ObjectiveConfig):
     layout: LayoutChoice = "auto"
     """How pairs are laid out. The results are the same but for rounding, so the reference is made in the same one."""
     lora: LoraConfig | None = None
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    seed: NonNegativeInt = 0
+
+
+class RewardConfig(FitConfig):
+    """The training of a reward model from a policy, on pairs of answers (Bradley-Terry)."""
+
+    learning_rate: PositiveFloat = 1e-5
+    margin: NonNegativeFloat = 0.0
+    """How much more the chosen answer's reward is to be where the label is certain; less in proportion where it is
+    not."""
+
+
+class TrainConfig(ObjectiveConfig, FitConfig):
+    """One DPO training."""
+
     peft: dict[str, Any] | None = None
     """Another adapter: ``peft_type`` and peft's own settings of that type."""
     quantization: Quantization | None = None
     """Bits of the frozen base under a LoRA adapter, in training and in its reference (QLoRA, arXiv:2305.14314)."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    seed: NonNegativeInt = 0
 
     @field_validator("peft")
     @classmethod

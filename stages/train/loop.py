@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from stages.core.forward.packing import Layout
+from stages.core.losses.bradley_terry import BradleyTerry
+from stages.core.losses.config import ObjectiveConfig
 from stages.core.losses.objective import Objective
 from stages.train.batching import batch_indices, total_steps
-from stages.train.config import TrainConfig
+from stages.train.config import FitConfig, RewardConfig
 from stages.train.gradients import StepData, accumulate, load_step
 from stages.train.worker import PairData, Worker
 
@@ -40,11 +42,19 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) ->
     return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
 
 
+def objective_of(config: FitConfig) -> Objective:
+    """What a training minimises."""
+    if isinstance(config, RewardConfig):
+        return BradleyTerry(config.margin)
+    assert isinstance(config, ObjectiveConfig)
+    return Objective(config)
+
+
 def train_steps(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     data: PairData,
-    config: TrainConfig,
+    config: FitConfig,
     worker: Worker,
     layout: Layout,
     first_step: int = 0,
@@ -58,7 +68,7 @@ def train_steps(
         NotFiniteError: the loss or the gradient is not finite.
     """
     steps = total_steps(len(data), config.batch_size, config.epochs)
-    objective = Objective(config)
+    objective = objective_of(config)
     trainable = [p for p in model.parameters() if p.requires_grad]
 
     def load(step: int) -> StepData:

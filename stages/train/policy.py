@@ -16,7 +16,7 @@ from stages.policy.config import PROMPT_LEARNING
 from stages.policy.files import copy_model
 from stages.policy.load import device_of_worker, load_model, load_policy
 from stages.policy.save import save_model
-from stages.train.config import TrainConfig
+from stages.train.config import FitConfig, LoraConfig, TrainConfig
 
 
 def build_policy(config: TrainConfig, path: Path, device: torch.device | None = None) -> Any:
@@ -48,7 +48,7 @@ def rebuild_policy(config: TrainConfig, path: Path, weights: Mapping[str, Tensor
     return policy
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
     """AdamW, with moments in float32 or, from bitsandbytes, in 8 bits (Dettmers et al., arXiv:2110.02861)."""
     if config.optimizer == "adamw_8bit":
         import bitsandbytes
@@ -109,7 +109,11 @@ def adapter_settings(config: TrainConfig) -> dict[str, Any] | None:
     """peft's settings for the adapter that a training asks for; None for full fine-tuning."""
     if config.lora is None:
         return dict(config.peft) if config.peft is not None else None
-    lora = config.lora
+    return lora_settings(config.lora)
+
+
+def lora_settings(lora: LoraConfig) -> dict[str, Any]:
+    """peft's settings for a LoRA."""
     return {
         "peft_type": "LORA",
         "r": lora.rank,

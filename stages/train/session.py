@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,25 @@ from torch import Tensor
 
 from stages.base import TrainResources
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
+from stages.core.forward.rewards import ResponseRewards
 from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
 from stages.io.allocator import keep_freed_memory
 from stages.io.filenames import CHAT, METRICS
 from stages.io.parts import make_importable
-from stages.policy.load import device_of_worker, product_precision
-from stages.train import checkpoints, proof
+from stages.policy.load import device_of_worker, load_encoder, product_precision
+from stages.train import checkpoints, proof, reward
 from stages.train.arguments import POLICY, Arguments, is_measured
 from stages.train.bases import Bases
 from stages.train.checkpoints import TrainState
+from stages.train.closing import ClosedPairs
+from stages.train.config import RewardConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
 from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, train_steps
 from stages.train.policy import build_optimizer, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, shards, whole_weights
-from stages.train.worker import Worker
+from stages.train.worker import PairData, Worker
 
 _NAMED = 10
 """Pairs that an error names."""
@@ -80,8 +83,13 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
     precision = product_precision(config.precision, device)
     with contextlib.ExitStack() as leaving:
         place = torch.device("cpu") if sharded else device
-        built = leaving.enter_context((bases or Bases(keep=False)).policy(config, initial, place))
-        bare = ResponseLogprobs(freeze(built.model, precision), built.layout, precision, resources.checkpointing)
+        scorer: type[ResponseLogprobs] = ResponseLogprobs
+        if isinstance(config, RewardConfig):
+            built, scorer = leaving.enter_context(reward.built(config, initial, place)), ResponseRewards
+        else:
+            assert isinstance(config, TrainConfig)
+            built = leaving.enter_context((bases or Bases(keep=False)).policy(config, initial, place))
+        bare = scorer(freeze(built.model, precision), built.layout, precision, resources.checkpointing)
         without_dropout(bare)
         leaving.callback(bare.release)
         model = distribute(bare, resources.strategy, device)
@@ -91,7 +99,9 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
             state = checkpoints.load(folder, bare, optimizer)
             print(f"continued from step {state.step}", flush=True)
         worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)
-        data = ShardData(inputs["shards"], inputs.get("reference"))
+        data: PairData = ShardData(inputs["shards"], inputs.get("reference"))
+        if isinstance(config, RewardConfig):
+            data = ClosedPairs(ShardData(inputs["shards"]), load_encoder(initial))
         with _given_up(session, resources):
             for row in train_steps(model, optimizer, data, config, worker, bare.layout, state.step):
                 _after_step(row, state, arguments, session, kept, worker)
@@ -162,7 +172,7 @@ def _all_sum(value: Tensor) -> Tensor:
 
 
 def _finish(
-    session: Session, state: TrainState, data: ShardData, arguments: Arguments, initial: Path, sharded: bool
+    session: Session, state: TrainState, data: PairData, arguments: Arguments, initial: Path, sharded: bool
 ) -> None:
     """Worker 0 writes the finished policy; all workers have to call this."""
     trained, config = state.model, arguments.config
@@ -172,9 +182,22 @@ def _finish(
         return
     with arguments.output.part(POLICY) as part:
         trained.release()
-        whole = rebuild_policy(config, initial, weights) if sharded else trained.model
-        save_policy(whole, config, initial, part.folder, lambda model: proof.write(model, data, part.folder))
+        if isinstance(config, RewardConfig):
+            assert isinstance(trained, ResponseRewards)
+            reward.finish(trained, weights, config, data, arguments.inputs, part.folder)
+        else:
+            assert isinstance(config, TrainConfig)
+            _save(trained, weights, config, data, initial, part.folder)
         if (chat := initial / CHAT).is_file():
             shutil.copyfile(chat, part.folder / CHAT)
         lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
         (part.folder / METRICS).write_text(lines, encoding="utf-8")
+
+
+def _save(
+    trained: ResponseLogprobs, weights: Mapping[str, Tensor], config: TrainConfig, data: PairData, initial: Path,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Write a policy, with the note that proves it; ``weights`` are the whole ones of a sharded model."""
+    whole = rebuild_policy(config, initial, weights) if weights else trained.model
+    save_policy(whole, config, initial, folder, lambda model: proof.write(model, data, folder))

@@ -10,13 +10,16 @@ from typing import Any
 from pipelines.spec.checks import model
 from pipelines.spec.models import EvaluateSpec
 from pipelines.spec.problems import Fault, KeyPath
-from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.config import JudgeConfig, models_of
 from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.rewards.config import RewardModelJudge
 
 
 def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
     """What is wrong with the judges and the gate, as far as the spec shows."""
     judge, evaluate = values.get("judge"), values.get("evaluate")
+    if values.get("reward") is not None and not values.get("preferences", True):
+        yield Fault(("reward",), "a reward model is trained on given preferences; give some")
     if judge is not None:
         yield from _judge(("judge",), judge, values, base)
     if evaluate is None:
@@ -34,9 +37,15 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
 
 
 def _judge(path: KeyPath, judge: JudgeConfig, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
-    if judge.model is not None:
-        for message in (*model.problems(judge.model, base), *model.adapter_problems(judge.model, base)):
-            yield Fault((*path, "model", "model"), message)
+    if isinstance(judge, RewardModelJudge) and judge.model == "reward" and values.get("reward", judge) is None:
+        yield Fault((*path, "model"), "the spec trains no reward model; give a reward section, or name a model")
+    for name, source in models_of(judge).items():
+        if isinstance(judge, RewardModelJudge):
+            found = model.reward_problems(source, base)
+        else:
+            found = [*model.problems(source, base), *model.adapter_problems(source, base)]
+        for message in found:
+            yield Fault((*path, name, "model"), message)
     if not isinstance(judge, LlmJudge):
         return
     if judge.model is not None and not find_spec("vllm"):

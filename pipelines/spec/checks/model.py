@@ -15,8 +15,27 @@ from stages.policy.families import untrainable
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
+def reward_problems(source: ModelSource, base: Path) -> list[str]:
+    """What stops this source from being used as a reward model, as far as its files show."""
+    if source.model.startswith(CHAMPION):
+        return ["a champion is a policy, which writes answers; a reward model is a ...ForSequenceClassification"]
+    if found := _problems(source, base):
+        return found
+    config = configuration(source, base)
+    kinds = config.get("architectures") or []
+    if config and not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
+        return [f"is no reward model: config.json names {kinds}, expected a ...ForSequenceClassification"]
+    outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    return [f"a reward model has one output (num_labels), this one has {outputs}"] if config and outputs != 1 else []
+
+
 def problems(source: ModelSource, base: Path) -> list[str]:
     """What stops this source from being used, as far as can be told without loading or downloading it."""
+    unfit = untrainable(configuration(source, base))
+    return [*_problems(source, base), *([unfit] if unfit else [])]
+
+
+def _problems(source: ModelSource, base: Path) -> list[str]:
     if source.model.startswith(CHAMPION):
         return []  # a training has made it
     try:
@@ -30,8 +49,7 @@ def problems(source: ModelSource, base: Path) -> list[str]:
     if path.is_file():
         return [] if path.suffix == ".gguf" else [f"{path.name}: expected a folder or a .gguf file"]
     adapter = adapter_path(source.adapter, base) if source.adapter is not None else None
-    unfit = untrainable(configuration(source, base))
-    return [*_folder_problems(path, adapter), *([unfit] if unfit else [])]
+    return _folder_problems(path, adapter)
 
 
 def configuration(source: ModelSource, base: Path) -> dict[str, Any]:

@@ -77,7 +77,18 @@ class ChatEncoder:
         Raises:
             RowError: as :meth:`pairs` returns it.
         """
-        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, True)
+        return self._whole(messages, tools, True)
+
+    def conversation(self, messages: Messages, tools: str = "") -> list[int]:
+        """Token ids of a whole conversation as the template writes it, with what it writes behind the last turn.
+
+        Raises:
+            RowError: as :meth:`pairs` returns it.
+        """
+        return self._whole(messages, tools, False)
+
+    def _whole(self, messages: Messages, tools: str, prompt: bool) -> list[int]:
+        chat = _Chat(self._messages(messages), self._tools(tools) if tools else None, prompt)
         rendered = self._pieces(self._render([chat])[0])
         return list(chain.from_iterable(self._control.encode(rendered)))
 

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from stages.base import Config, Plugin
 from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.rewards.config import ImplicitReward, RewardModelJudge
 from stages.judge.judges.rules.config import RulesJudge
 from stages.policy.config import ModelSource
 
@@ -42,7 +43,7 @@ class CustomJudge(Plugin):
         return None
 
 
-BUILTIN_JUDGES = ("sentiment", "rules", "llm")
+BUILTIN_JUDGES = ("sentiment", "rules", "llm", "reward_model", "implicit_reward")
 
 
 def _judge_tag(value: Any) -> str | None:
@@ -56,6 +57,8 @@ JudgeConfig = Annotated[
     Annotated[SentimentJudge, Tag("sentiment")]
     | Annotated[RulesJudge, Tag("rules")]
     | Annotated[LlmJudge, Tag("llm")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[ImplicitReward, Tag("implicit_reward")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
@@ -65,3 +68,9 @@ JudgeConfig = Annotated[
         + ', or your own as use: "module:Class"',
     ),
 ]
+
+
+def models_of(judge: JudgeConfig) -> dict[str, ModelSource]:
+    """The models that a judge runs itself, by the name of its setting: inputs of its step."""
+    found = {name: getattr(judge, name, None) for name in ("model", "reference")}
+    return {name: source for name, source in found.items() if isinstance(source, ModelSource)}

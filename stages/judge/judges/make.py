@@ -10,6 +10,7 @@ from stages.io.artifact import Artifact
 from stages.io.store import Store
 from stages.judge.judges.config import CustomJudge, JudgeConfig, SentimentJudge
 from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.rewards.config import ImplicitReward, RewardModelJudge
 from stages.judge.judges.rules.config import RulesJudge
 from stages.judge.protocol import Judge
 
@@ -25,6 +26,8 @@ class Means:
     cost: float = 0.0
     model: Artifact | None = None
     gpus: float = 0
+    reference: Artifact | None = None
+    """The second model that its configuration names."""
 
 
 def make(config: JudgeConfig, means: Means) -> Judge:
@@ -44,6 +47,17 @@ def make(config: JudgeConfig, means: Means) -> Judge:
         return Rules(config)
     if isinstance(config, LlmJudge):
         return _llm(config, means)
+    if isinstance(config, RewardModelJudge):
+        from stages.judge.judges.rewards.reward_model import RewardModel
+
+        assert means.model is not None
+        return RewardModel(config, means.model)
+    if isinstance(config, ImplicitReward):
+        from stages.judge.judges.rewards.implicit import Implicit
+
+        assert means.model is not None
+        assert means.reference is not None
+        return Implicit(config, means.model, means.reference)
     assert isinstance(config, CustomJudge)
     judge: Judge = resolve(config.use)(**config.options)
     return judge
