@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import champion, connect, export, jobs, schedule, sweeping
+from pipelines.commands import champion, connect, export, jobs, judgecheck, schedule, sweeping
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -182,6 +182,7 @@ app.command()(sweeping.sweep)
 app.command(cls=champion.RollbackCommand)(champion.champion)
 app.command()(export.export)
 app.command()(schedule.schedule)
+app.command("judge-check")(judgecheck.judge_check)
 app.command()(jobs.submit)
 app.command()(jobs.jobs)
 app.command()(jobs.logs)

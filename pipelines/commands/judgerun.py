@@ -1,0 +1,148 @@
+"""``rondo judge-check``: how often a judge says what people have said of the same answers."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clusters import local, running
+from pipelines.commands.judgetable import remarks, table
+from pipelines.plan import given
+from pipelines.plan.base_model import base_step
+from pipelines.plan.steps import Step, walk
+from pipelines.run import champions, console
+from pipelines.run.execute import reason
+from pipelines.run.runner import Runner, StepFailed, StepResult
+from pipelines.run.store import ArtifactStore
+from pipelines.spec import load
+from pipelines.spec.judge import LoadedJudge, load_judge
+from stages.base import Resources
+from stages.catalog import JUDGE
+from stages.io.filenames import RECORDS, VERDICT_RECORDS
+from stages.io.tables import rows_of
+from stages.judge.check import figures
+from stages.judge.check.config import LABELLED, LabelledConfig
+from stages.judge.check.labelled import LABELS
+from stages.judge.config import JudgeStageConfig
+from stages.judge.judges.config import models_of
+
+_SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """The steps that end in a judge's verdicts on pairs that people have judged."""
+
+    labelled: Step
+    judged: Step
+    loaded: LoadedJudge
+    serves: bool
+    """Whether the judge runs models of its own."""
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> list[Step]:
+        return walk([self.judged])
+
+
+def plan(
+    judge: str, data: str, overrides: Sequence[str], reading: Sequence[str], config: LabelledConfig,
+    store: ArtifactStore,
+) -> CheckPlan:  # fmt: skip
+    """The judge of a file, and the pairs of ``data``, read as the keys ``reading`` say.
+
+    Raises:
+        SpecError: the judge, or the data, is wrong.
+    """
+    loaded = load_judge(judge, overrides, partial(champions.source, store))
+    models = {name: base_step(each, loaded.folder, f"judge/{name}") for name, each in models_of(loaded.judge).items()}
+    source, notes = load.source(data, reading)
+    records, _ = given.records([source], Path.cwd())
+    pairs = {f"pairs.{number}": step for number, step in enumerate(records)}
+    labelled = Step("check/pairs", LABELLED, config, pairs)
+    judging = JudgeStageConfig(judge=loaded.judge, max_bad_share=loaded.data.max_bad_share)
+    judged = Step("check/judge", JUDGE, judging, {"rollouts": labelled, **models}, loaded.resources.judge)
+    return CheckPlan(labelled, judged, loaded, bool(models), (*loaded.notes, *notes))
+
+
+def make(planned: CheckPlan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
+    """Ask the judge and show the figures. Ray is started only for a judge that has a model of its own, or workers.
+    Returns the exit code."""
+    log = store.scratch / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-judge-check.log"
+    with console.terminal(log, verbose, to_stderr=as_json) as terminal:
+
+        def say(text: str) -> None:
+            terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        lines = console.Lines(terminal, len(planned.steps))
+        for note in planned.notes:
+            say(f"note: {note}")
+        connection = _Ray(planned)
+        try:
+            with lines:
+                results = Runner(store, lines, connect=connection.open).run(planned.steps)
+        except StepFailed as failure:
+            traceback.print_exception(failure)  # into the log
+            say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted; the same command continues where this one stopped")
+            return 130
+        finally:
+            connection.close()
+        report = _report(planned, {result.step.fingerprint: result for result in results})
+        if not as_json:
+            terminal.print(table(report))
+            for line in remarks(report):
+                say(line)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+    return 0
+
+
+class _Ray:
+    """This machine's Ray, where the judge needs it."""
+
+    def __init__(self, planned: CheckPlan) -> None:
+        resources = planned.loaded.resources.judge
+        self._needed = planned.serves or resources != Resources()
+        self._resources = {"resources.judge": resources}
+        self._open = False
+
+    def open(self) -> None:
+        if self._needed:
+            self._open = True
+            local.start(local.default())
+            running.require(self._resources)
+
+    def close(self) -> None:
+        if self._open:
+            local.stop()
+
+
+def _report(planned: CheckPlan, results: Mapping[str, StepResult]) -> dict[str, Any]:
+    labelled, judged = results[planned.labelled.fingerprint], results[planned.judged.fingerprint]
+    compares = planned.loaded.judge.compares
+    items = figures.joined(
+        list(rows_of(labelled.artifact.tables(LABELS))),
+        list(rows_of(labelled.artifact.tables(RECORDS))),
+        list(rows_of(judged.artifact.tables(VERDICT_RECORDS))) if compares else [],
+        [] if compares else list(rows_of(judged.artifact.tables(RECORDS))),
+    )
+    said = judged.summary
+    return {
+        "judge": planned.loaded.judge.use,
+        **figures.figures(list(items)),
+        "reasons": said.get("quarantine_reasons", {}),
+        "repeated": labelled.summary["repeated"],
+        "left_out": labelled.summary["left_out"],
+        "spent": {name: said[name] for name in _SPENT if name in said},
+        "paid": said.get("paid"),
+        "cached": judged.cached,
+    }

@@ -1,0 +1,65 @@
+"""A judge without the rest of a spec: that of a whole spec, or of a file that holds nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.spec import load, yamlfile
+from pipelines.spec.checks import preflight
+from pipelines.spec.load import Champion, _look_up, _override
+from pipelines.spec.models import DataSpec, ResourcesSpec
+from pipelines.spec.problems import KeyPath, Problem, SpecError
+from stages.judge.judges.config import JudgeConfig
+
+SECTIONS = ("judge", "resources", "data")
+"""What matters to a judge: what it is, where it runs, and how much it may leave out (``data.max_bad_share``)."""
+
+
+@dataclass(frozen=True)
+class LoadedJudge:
+    judge: JudgeConfig
+    resources: ResourcesSpec
+    data: DataSpec
+    folder: Path
+    """What its paths are relative to."""
+    notes: tuple[str, ...]
+
+
+def load_judge(name: str, overrides: Sequence[str] = (), champion: Champion | None = None) -> LoadedJudge:
+    """Read, override and check the judge of a file, or of a bundled recipe; other sections are not looked at.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    path = load.find(name)
+    document = yamlfile.read(path)
+    raw = {key: value for key, value in document.value.items() if key in SECTIONS}
+    problems = list(document.problems)
+    for text in overrides:
+        if text.partition("=")[0].partition(".")[0] in SECTIONS:
+            problems += _override(raw, text)
+        else:
+            problems.append(Problem(f"--set {text}", f"expected a key in {', '.join(SECTIONS)}, as in judge.mode=..."))
+    preflight.importable_from(path.parent)
+    values, invalid = load.validate(raw, path.parent)
+    values = {key: value for key, value in values.items() if key in SECTIONS}
+    if champion is not None:
+        _look_up(values, invalid, champion)
+    if raw.get("judge") is None:
+        problems.append(Problem(f"{path.name} judge", "required, but missing; for example judge: {use: sentiment}"))
+    elif getattr(values.get("judge"), "judges", None):
+        problems.append(Problem(document.where(("judge", "judges")), "measure the members of an ensemble one by one"))
+    checked = preflight.check({**values, "reward": None}, path.parent)  # nothing is trained here that could judge
+    overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
+
+    def where(key_path: KeyPath) -> str:
+        given = any(key_path[: len(key)] == key for key in overridden)
+        return f"--set {'.'.join(map(str, key_path))}" if given else document.where(key_path)
+
+    faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] in raw]
+    problems += [Problem(where(fault.path), fault.message) for fault in faults]
+    if problems:
+        raise SpecError(problems)
+    return LoadedJudge(values["judge"], values["resources"], values["data"], path.parent, tuple(checked.notes))

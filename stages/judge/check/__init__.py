@@ -1,0 +1,1 @@
+"""How well a judge agrees with people: pairs that people have judged, put before a judge, and what comes of it."""
