@@ -8,6 +8,7 @@ from stages.base import Stage
 from stages.data.config import CurateConfig, EncodeConfig, IngestConfig, PrepareConfig, QualityConfig
 from stages.generate.config import RolloutConfig
 from stages.judge.config import EvaluateConfig, JudgeStageConfig, PairConfig, PromoteConfig, VoteConfig
+from stages.judge.judges.llm.config import ReviseConfig
 from stages.policy.config import MaterialiseConfig
 from stages.score.config import HeldoutConfig, ReferenceConfig
 from stages.train.config import RewardConfig, TrainConfig
@@ -34,6 +35,7 @@ JUDGE = Stage("judge", 3, JudgeStageConfig, ("rollouts", "model", "reference"), 
 COMPARE = Stage("compare", 1, JudgeStageConfig, ("rollouts", "against", "model"), "verdicts", "stages.judge.judge:run")
 VOTE = Stage("vote", 1, VoteConfig, ("judged", "against", "verdicts"), "judgements", "stages.judge.vote:run")
 PAIR = Stage("pair", 4, PairConfig, ("rollouts", "judgements"), "pairs", "stages.judge.pair:run")
+REVISE = Stage("revise", 1, ReviseConfig, ("rollouts", "model"), "pairs", "stages.judge.revise:run")
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage(
     "evaluate", 3, EvaluateConfig,
@@ -47,5 +49,5 @@ QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "re
 
 STAGES: tuple[Stage[Any], ...] = (
     MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, TRAIN_REWARD, ROLLOUT, JUDGE, COMPARE, VOTE, PAIR,
-    HELDOUT, EVALUATE, PROMOTE, QUALITY,
+    REVISE, HELDOUT, EVALUATE, PROMOTE, QUALITY,
 )  # fmt: skip

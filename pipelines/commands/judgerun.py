@@ -14,7 +14,7 @@ from typing import Any
 from clusters import local, running
 from pipelines.commands.judgetable import remarks, table
 from pipelines.plan import given
-from pipelines.plan.base_model import base_step
+from pipelines.plan.judging import judge_of
 from pipelines.plan.steps import Step, walk
 from pipelines.run import champions, console
 from pipelines.run.execute import reason
@@ -23,14 +23,12 @@ from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.judge import LoadedJudge, load_judge
 from stages.base import Resources
-from stages.catalog import JUDGE
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.tables import rows_of
 from stages.judge.check import figures
 from stages.judge.check.config import LABELLED, LabelledConfig
 from stages.judge.check.labelled import LABELS
-from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.config import models_of
+from stages.judge.judges.config import models_of, singles
 
 _SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
 
@@ -61,14 +59,14 @@ def plan(
         SpecError: the judge, or the data, is wrong.
     """
     loaded = load_judge(judge, overrides, partial(champions.source, store))
-    models = {name: base_step(each, loaded.folder, f"judge/{name}") for name, each in models_of(loaded.judge).items()}
     source, notes = load.source(data, reading)
     records, _ = given.records([source], Path.cwd())
     pairs = {f"pairs.{number}": step for number, step in enumerate(records)}
     labelled = Step("check/pairs", LABELLED, config, pairs)
-    judging = JudgeStageConfig(judge=loaded.judge, max_bad_share=loaded.data.max_bad_share)
-    judged = Step("check/judge", JUDGE, judging, {"rollouts": labelled, **models}, loaded.resources.judge)
-    return CheckPlan(labelled, judged, loaded, bool(models), (*loaded.notes, *notes))
+    judging = judge_of(loaded.judge, loaded.data.max_bad_share, loaded.resources.judge, loaded.folder, "judge")
+    judged = judging.scored("check/judge", labelled)
+    serves = any(models_of(each) for each in singles(loaded.judge).values())
+    return CheckPlan(labelled, judged, loaded, serves, (*loaded.notes, *notes))
 
 
 def make(planned: CheckPlan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
@@ -139,6 +137,7 @@ def _report(planned: CheckPlan, results: Mapping[str, StepResult]) -> dict[str, 
     return {
         "judge": planned.loaded.judge.use,
         **figures.figures(list(items)),
+        "ensemble": {name: said[name] for name in ("agreement", "agreement_of_two") if name in said} or None,
         "reasons": said.get("quarantine_reasons", {}),
         "repeated": labelled.summary["repeated"],
         "left_out": labelled.summary["left_out"],

@@ -18,10 +18,10 @@ from clusters.ray_up import RayUpCluster
 from clusters.slurm import SlurmCluster
 from pipelines import plugins
 from pipelines.spec import clusterfile
+from pipelines.spec.asked import models
 from pipelines.spec.load import Loaded
 from pipelines.spec.problems import Problem, SpecError
 from stages.io import nodes
-from stages.judge.judges.config import models_of
 
 _NAME_LENGTH = 40
 """Of a job's name, so that with its random ending it is a name on every kind of cluster."""
@@ -117,10 +117,10 @@ def _locations(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], str]]:
     spec = loaded.spec
     for index, source in enumerate(spec.preferences):
         yield ("preferences", index, "path"), source.path
-    checks, judge = spec.evaluate.checks, spec.judge
-    named: dict[tuple[str, ...], str | None] = {
+    checks = spec.evaluate.checks
+    named: dict[tuple[str | int, ...], str | None] = {
         ("evaluate", "checks", "prompts"): checks.prompts if checks else None,
-        **{("judge", name, "model"): each.model for name, each in (models_of(judge) if judge else {}).items()},
+        **{(*key, "model"): source.model for key, source in models(spec).items()},
         ("prompts", "train"): spec.prompts.train, ("prompts", "heldout"): spec.prompts.heldout,
         ("policy", "model"): spec.policy.model, ("policy", "adapter"): spec.policy.adapter,
     }  # fmt: skip

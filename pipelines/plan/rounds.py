@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Past, Preferences, encoded, past_inputs, preferences, prompts
-from pipelines.plan.judging import Judging, judging
+from pipelines.plan.judging import Ensemble, Judging, Single, judging, revised
 from pipelines.plan.reward import reward_step
 from pipelines.plan.steps import Step, walk
 from pipelines.spec.models import PipelineSpec, train_of
@@ -79,7 +79,7 @@ class Planner:
 
 def unroll(
     spec: PipelineSpec, base: Step, given: Preferences | None, asked: Callable[[str, str], Step],
-    judging: Judging | None, past: Sequence[Past] = (),
+    judging: Judging, past: Sequence[Past] = (),
 ) -> Plan:  # fmt: skip
     """A spec's rounds from a base policy, on the ``given`` preferences and the prompts that ``asked`` finds by their
     key and location; ``iterate.replay`` also counts for the ``past``."""
@@ -94,7 +94,7 @@ class _Unroller:
     """The user's preferences, if there are any."""
     asked: Callable[[str, str], Step]
     """Prompts by their key, and where they are."""
-    judging: Judging | None
+    judging: Judging
     past: Sequence[Past]
     """What earlier ticks of a schedule trained on."""
     champion: Step = field(init=False)
@@ -156,10 +156,14 @@ class _Unroller:
             return []
         asked = self.asked("prompts", spec.prompts.train)
         rollouts = self._rollouts(f"round-{number}/rollout", self.champion, asked, spec.rollout.samples, number)
-        judged = self._judge.scored(f"round-{number}/judge", rollouts)
-        inputs = {"rollouts": rollouts, "judgements": judged}
-        pairs = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
-        return [encoded(f"round-{number}/encode", pairs, self.base, spec)]
+        made = {}
+        if self.judging.judge is not None:
+            judged = self._judge.scored(f"round-{number}/judge", rollouts)
+            inputs = {"rollouts": rollouts, "judgements": judged}
+            made["encode"] = Step(f"round-{number}/pair", PAIR, spec.pair, inputs)
+        if (pairs := revised(spec, self.judging, f"round-{number}/revise", rollouts)) is not None:
+            made["encode-revised"] = pairs
+        return [encoded(f"round-{number}/{name}", pairs, self.base, spec) for name, pairs in made.items()]
 
     def _train(self, number: int, shards: Step, config: TrainConfig) -> Step:
         spec = self.spec
@@ -220,16 +224,16 @@ class _Unroller:
                 inputs[f"verdicts.{name}"] = self._judge.compared(f"{key}-{name}", answers, theirs)
             else:
                 inputs[f"baseline_judged.{name}"] = self._judge.scored(f"{place}-judge", theirs)
-        config = EvaluateConfig(against=spec.evaluate.baselines, task=spec.evaluate.task)
+        config = EvaluateConfig(against=spec.evaluate.against, task=spec.evaluate.task)
         return Step(key, EVALUATE, config, inputs | self._checks(key, train))
 
     def _checks(self, key: str, train: Step) -> dict[str, Step]:
         """The answers that are checked, of the new policy and of the first baseline."""
-        spec, judge = self.spec, self._judge.checks
+        spec, judge = self.spec, self.judging.checks
         if spec.evaluate.checks is None or judge is None:
             return {}
         asked = self.asked("checks", spec.evaluate.checks.prompts)
-        baseline = self._baselines()[spec.evaluate.baselines[0]]
+        baseline = self._baselines()[spec.evaluate.against[0]]
         found = {}
         for role, policy in (("checked", train), ("baseline_checked", baseline)):
             place = f"{key}-checks" if role == "checked" else f"{policy.key}/checks"
@@ -240,13 +244,13 @@ class _Unroller:
     def _baselines(self) -> dict[str, Step]:
         """What a round's policy is measured against, by name."""
         policies = {"base": self.base, "previous": self.champion}
-        return {name: policies[name] for name in self.spec.evaluate.baselines}
+        return {name: policies[name] for name in self.spec.evaluate.against}
 
     @property
-    def _judge(self) -> Judging:
-        if self.judging is None:
+    def _judge(self) -> Single | Ensemble:
+        if self.judging.judge is None:
             raise ValueError("prompts without a judge; the spec's checks let this through")
-        return self.judging
+        return self.judging.judge
 
     def _rollouts(self, key: str, policy: Step, prompts: Step, samples: int, number: int) -> Step:
         spec = self.spec

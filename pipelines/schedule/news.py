@@ -57,7 +57,7 @@ class News:
             update={
                 "rounds": spec.rounds if asked else 1,
                 "prompts": spec.prompts.model_copy(update={"train": spec.prompts.train if asked else None}),
-                "evaluate": spec.evaluate.model_copy(update={"against": "base"}),
+                "evaluate": spec.evaluate.model_copy(update={"against": ("base",)}),
             }
         )
 

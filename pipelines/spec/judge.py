@@ -49,8 +49,6 @@ def load_judge(name: str, overrides: Sequence[str] = (), champion: Champion | No
         _look_up(values, invalid, champion)
     if raw.get("judge") is None:
         problems.append(Problem(f"{path.name} judge", "required, but missing; for example judge: {use: sentiment}"))
-    elif getattr(values.get("judge"), "judges", None):
-        problems.append(Problem(document.where(("judge", "judges")), "measure the members of an ensemble one by one"))
     checked = preflight.check({**values, "reward": None}, path.parent)  # nothing is trained here that could judge
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 

@@ -21,7 +21,7 @@ from pipelines.spec.models import CHAMPION, ChampionSource, PipelineSpec, Source
 from pipelines.spec.problems import Checked, Fault, KeyPath, Problem, SpecError
 from stages.base import StageError
 from stages.hints import closest
-from stages.judge.judges.config import models_of
+from stages.judge.judges.config import EnsembleJudge, models_of
 from stages.policy.config import ModelSource
 
 Champion = Callable[[ModelSource], ChampionSource]
@@ -114,9 +114,23 @@ def _look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -
 
     if (policy := values.get("policy")) is not None:
         values["policy"] = found(policy, "policy")
-    if (judge := values.get("judge")) is not None and (models := models_of(judge)):
-        looked_up = {name: found(source, "judge", name) for name, source in models.items()}
-        values["judge"] = judge.model_copy(update=looked_up)
+    for key in ("judge", "revise"):
+        if (asked := values.get(key)) is not None:
+            values[key] = _with_champions(asked, found, key)
+    if (evaluate := values.get("evaluate")) is not None and evaluate.checks and evaluate.checks.judge:
+        judge = _with_champions(evaluate.checks.judge, found, "evaluate", "checks", "judge")
+        checks = evaluate.checks.model_copy(update={"judge": judge})
+        values["evaluate"] = evaluate.model_copy(update={"checks": checks})
+
+
+def _with_champions(config: Any, found: Callable[..., ModelSource], *path: str) -> Any:
+    """What judges or revises, with what was ``found`` for its models."""
+    if isinstance(config, EnsembleJudge):
+        members = enumerate(config.judges)
+        judges = tuple(_with_champions(each, found, *path, "judges", str(number)) for number, each in members)
+        return config.model_copy(update={"judges": judges})
+    models = models_of(config)
+    return config.model_copy(update={name: found(source, *path, name) for name, source in models.items()})
 
 
 def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tuple[str, ...]]:

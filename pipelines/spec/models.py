@@ -15,6 +15,7 @@ from stages.data.config import FilterConfig, LabelsConfig, MixConfig
 from stages.generate.config import RolloutConfig
 from stages.judge.config import PairConfig, PromoteConfig
 from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.llm.config import ReviseConfig
 from stages.policy.config import ModelSource
 from stages.train.config import RewardConfig, TrainConfig
 from stages.tune.config import SweepConfig
@@ -94,6 +95,11 @@ class PrepareSpec(Config):
     prompt (``keep_end``)."""
 
 
+def _listed(value: Any) -> Any:
+    """One alone, or a list, in which each counts once."""
+    return [value] if isinstance(value, str) else list(dict.fromkeys(value)) if isinstance(value, list) else value
+
+
 class ChecksSpec(Config):
     """Prompts whose answers can be checked: the new policy is not to do worse on them."""
 
@@ -106,18 +112,13 @@ class EvaluateSpec(Config):
     """Held-out prompts are answered by the new policy and by baselines; the judge compares."""
 
     samples: PositiveInt = 2
-    against: Origin | Annotated[tuple[Origin, ...], Field(min_length=1)] = "base"
+    against: Annotated[tuple[Origin, ...], Field(min_length=1), BeforeValidator(_listed)] = ("base",)
     """The base model, the last promoted policy, or a list of both; the gate looks at the first."""
     task: str | None = None
     """Field of the prompts' rows that names their task; then every task has figures of its own."""
     checks: ChecksSpec | None = None
     promote_if: PromoteConfig | None = None
     """A policy that misses a bound is kept, but the next round continues from the last promoted one."""
-
-    @property
-    def baselines(self) -> tuple[str, ...]:
-        """What is compared with, each once."""
-        return tuple(dict.fromkeys([self.against] if isinstance(self.against, str) else self.against))
 
 
 class ResourcesSpec(Config):
@@ -130,6 +131,7 @@ class ResourcesSpec(Config):
     train: TrainResources = TrainResources()
     rollout: RolloutResources = RolloutResources()
     judge: Resources = Resources()
+    """Also of what revises answers."""
 
 
 class PipelineSpec(Config):
@@ -147,6 +149,8 @@ class PipelineSpec(Config):
     it."""
     judge: JudgeConfig | None = None
     pair: PairConfig = PairConfig()
+    revise: ReviseConfig | None = None
+    """A language model that criticises answers and revises them: pairs of their own, beside the judged ones."""
     prepare: PrepareSpec = PrepareSpec()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSpec = EvaluateSpec()

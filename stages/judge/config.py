@@ -16,11 +16,11 @@ from pydantic import (
 )
 
 from stages.base import Config, Share
-from stages.judge.judges.config import JudgeConfig
+from stages.judge.judges.config import SingleJudgeConfig
 
 
 class JudgeStageConfig(Config):
-    judge: JudgeConfig
+    judge: SingleJudgeConfig
     max_bad_share: Share = 0.2
     """The stage fails when the judge has no verdict for a larger share of what it was asked."""
 
@@ -138,3 +138,5 @@ class PromoteConfig(Config):
     a half."""
     max_check_regression: NonNegativeFloat | None = None
     """How much the mean score of ``evaluate.checks`` may have fallen."""
+    min_agreement: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Agreement of an ensemble's judges on the answers that are compared (Krippendorff's alpha)."""

@@ -43,7 +43,10 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageCo
         compared = by_verdicts(verdicts) if verdicts is not None else by_scores(policy, sides[name])
         if compared is None:
             raise StageError(f"no prompt was answered and judged on both sides, of the new policy and of {name}")
-        against[name] = _against(config, compared, policy, sides[name])
+        said = {} if verdicts is None else {each: verdicts.summary.get(each) for each in ("agreement", "position")}
+        against[name] = _against(config, compared, policy, sides[name]) | {
+            k: v for k, v in said.items() if v is not None
+        }
         details[name] = dict(zip(compared.prompts, map(float, compared.rates), strict=True))
     first = config.against[0]
     with context.output.part("evaluation") as part:

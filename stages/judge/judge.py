@@ -15,16 +15,15 @@ from stages.core.records import JUDGEMENTS, VERDICTS
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
-from stages.io.output import PartWriter, add_up
+from stages.io.output import PartWriter
 from stages.io.parts import run_parts
 from stages.io.quarantine import Quarantine
-from stages.judge import asking
+from stages.judge import asking, spending
 from stages.judge.config import JudgeStageConfig
-from stages.judge.judges.make import Means, environment, make
+from stages.judge.judges.make import make
+from stages.judge.judges.means import Means, environment
 from stages.judge.judges.rewards.config import ImplicitReward
 from stages.judge.protocol import Judgement, NoVerdict, Row, Verdict
-
-_SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
 
 
 def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -39,15 +38,10 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
     """
     tables = inputs["rollouts"].tables(RECORDS)
     tasks = [{"part": table.part.name, "rows": table.rows, "table": number} for number, table in enumerate(tables)]
-    before = add_up(part.counts for part in context.output.done().values())
-    gpus = context.resources.gpus
-    means = Means(
-        context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0),
-        inputs.get("model"), gpus, inputs.get("reference"),
-    )  # fmt: skip
+    means = spending.means(inputs, context)
     try:
         counts = run_parts(
-            tasks, "stages.judge.judge:Judging", context, "answers", environment(config.judge, gpus > 0),
+            tasks, "stages.judge.judge:Judging", context, "answers", environment(config.judge, means.gpus > 0),
             config=config, rollouts=inputs["rollouts"],
             against=inputs.get("against"), every=sum(table.rows for table in tables), means=means,
         )  # fmt: skip
@@ -55,11 +49,11 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Artifact], context: Stage
         if not judged or counts["quarantined"] > config.max_bad_share * asked:
             raise _too_many(config, counts["quarantined"], asked, counts["quarantine_reasons"])
     except StageError:
-        _ask_again(context)
+        spending.ask_again(context)
         raise
     quarantine = {name: counts[name] for name in ("quarantined", "quarantine_reasons")}
     mean = {} if "against" in inputs else {"judgements": judged, "mean_score": counts["score"] / judged}
-    return {**mean, **_compared(counts), **_spent(counts), **quarantine}
+    return {**mean, **_compared(counts), **spending.spent(counts), **quarantine}
 
 
 def _too_many(config: JudgeStageConfig, refused: int, asked: int, why: Mapping[str, int]) -> StageError:
@@ -70,25 +64,11 @@ def _too_many(config: JudgeStageConfig, refused: int, asked: int, why: Mapping[s
     )
 
 
-def _ask_again(context: StageContext) -> None:
-    """Parts with answers that may be judged the next time are made again then; what was judged is not paid twice."""
-    for part in context.output.done().values():
-        if part.counts.get("passing"):
-            context.output.discard(part)
-
-
 def _compared(counts: Mapping[str, Any]) -> dict[str, Any]:
     if not counts["verdicts"]:
         return {}
     position = {name: counts[name] for name in ("asked_twice", "agreed", "first_place", "second_place")}
     return {"verdicts": counts["verdicts"], "ties": counts["ties"], "position": position}
-
-
-def _spent(counts: Mapping[str, Any]) -> dict[str, Any]:
-    spent = {name: counts[name] for name in _SPENT if counts[name]}
-    if "paid_tokens" in counts:
-        spent["paid"] = {"tokens": counts["paid_tokens"], "cost": counts["paid_cost"]}
-    return spent
 
 
 class Judging:
@@ -167,7 +147,7 @@ def _counted(answer: asking.Answered) -> dict[str, Any]:
         "agreed": sum(shown == swapped for shown, swapped in twice),
         "first_place": sum(shown > swapped for shown, swapped in twice),
         "second_place": sum(shown < swapped for shown, swapped in twice),
-        **{name: sum(getattr(each, name) for each in stated) for name in _SPENT},
+        **{name: sum(getattr(each, name) for each in stated) for name in spending.SPENT},
     }
 
 

@@ -60,6 +60,8 @@ def bounds(config: PromoteConfig, evaluation: Mapping[str, Any]) -> Iterator[Bou
                 yield Bound(name + suffix, limit, value, least=True)
     if config.max_length_ratio is not None:
         yield Bound("length_ratio", config.max_length_ratio, first.get("length_ratio"), least=False)
+    if config.min_agreement is not None:
+        yield Bound("agreement", config.min_agreement, first.get("agreement"), least=True)
     for task, limit in config.max_regression.items():
         yield Bound(f"regression on {task}", limit, _regression(first.get("tasks", {}).get(task)), least=False)
     if config.max_check_regression is not None:

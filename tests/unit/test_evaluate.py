@@ -40,12 +40,13 @@ def judged(folder: Path, name: str, scores: Scores) -> Artifact:
 
 
 def compared(folder: Path, name: str, preferences: Scores) -> Artifact:
+    said = {"agreement": 0.4, "position": {"asked_twice": 4}}
     rows = [
         asdict(Verdict(prompt, n, n, preference))
         for prompt, values in preferences.items()
         for n, preference in enumerate(values)
     ]
-    return artifacts.of_rows(folder, name, VERDICT_RECORDS, [rows], VERDICTS)
+    return artifacts.of_rows(folder, name, VERDICT_RECORDS, [rows], VERDICTS, said)
 
 
 def texts(scores: Scores, word: str = "word") -> dict[str, list[str]]:
@@ -124,6 +125,7 @@ def test_verdicts_decide_where_the_judge_compares(tmp_path: Path) -> None:
     assert (found["wins"], found["ties"], found["losses"]) == (0.5, 0.25, 0.25)
     assert made.summary["win_rate"]["mean"] == 0.5625
     assert made.summary["judge_score"] is None
+    assert (found["agreement"], found["position"]) == (0.4, {"asked_twice": 4})
     assert json.loads(made.path("win_rates.json").read_text()) == {"base": {"a": 0.875, "b": 0.25}}
 
 

@@ -20,8 +20,8 @@ from stages.judge import judge as judge_stage
 from stages.judge.asking import answered, rows_of
 from stages.judge.config import JudgeStageConfig
 from stages.judge.judges.config import JudgeConfig
-from stages.judge.judges.make import Means
 from stages.judge.judges.make import make as make_judge
+from stages.judge.judges.means import Means
 from stages.judge.protocol import Judge, Judged, NoVerdict, Row, Verdict
 from tests import artifacts
 

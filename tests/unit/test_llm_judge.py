@@ -18,7 +18,8 @@ from stages.judge.judges.config import JudgeConfig
 from stages.judge.judges.llm import endpoint as endpoint_module
 from stages.judge.judges.llm.config import LlmJudge
 from stages.judge.judges.llm.judge import Llm
-from stages.judge.judges.make import Means, make
+from stages.judge.judges.make import make
+from stages.judge.judges.means import Means
 from stages.judge.protocol import Judgement, NoVerdict, Row, Verdict
 from tests.llm_server import Answer, LlmServer, Script, serving
 
@@ -229,7 +230,7 @@ FAILURES = [
     pytest.param(Answer("broken", status=500), "status 500: .*broken", id="broken"),
     pytest.param(Answer("busy", status=503), "status 503: .*busy", id="busy"),
     pytest.param(Answer('{"verdict": "A"}', cut=True), "does not answer", id="cut off"),
-    pytest.param(Answer('{"verdict": "A"}', wait=1.0), r"no answer in time \(judge.endpoint.timeout\)", id="slow"),
+    pytest.param(Answer('{"verdict": "A"}', wait=1.0), r"no answer in time \(endpoint.timeout\)", id="slow"),
 ]
 
 
@@ -281,7 +282,7 @@ def test_a_server_that_refuses_all_stops_the_stage(status: int, where: str, tmp_
     with (
         serving(lambda *_: Answer("no such thing", status=status)) as server,
         asking(tmp_path, server, endpoint={"concurrency": 1}) as judge,
-        pytest.raises(StageError, match=rf"m at http.* refuses with status {status} \(see judge.endpoint.{where}\): "),
+        pytest.raises(StageError, match=rf"m at http.* refuses with status {status} \(see endpoint.{where}\): "),
     ):
         judge(rows)
     assert server.asked == 1
@@ -302,7 +303,7 @@ def test_the_key_is_sent_and_told_to_nobody(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_key_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A_KEY", raising=False)
-    with pytest.raises(StageError, match=r"judge.endpoint.key_env names A_KEY, which is not set"):
+    with pytest.raises(StageError, match=r"endpoint.key_env names A_KEY, which is not set"):
         ask(tmp_path, longer, [row("a", "b")], endpoint={"key_env": "A_KEY"})
 
 
@@ -336,7 +337,7 @@ def test_a_budget_is_kept_and_what_was_said_counts(tmp_path: Path) -> None:
     with serving(longer) as server:
         with (
             asking(tmp_path, server, budget={"tokens": 300}, endpoint={"concurrency": 1}) as judge,
-            pytest.raises(StageError, match=r"judge.budget.tokens 300 is spent \(330\).*raise it"),
+            pytest.raises(StageError, match=r"budget.tokens 300 of the language model is spent \(330\).*raise it"),
         ):
             judge(rows)
         assert server.asked == 3
@@ -354,7 +355,7 @@ def test_a_budget_is_kept_and_what_was_said_counts(tmp_path: Path) -> None:
             asking(
                 tmp_path / "b", server, budget={"cost": 0.001}, endpoint={"price": price, "concurrency": 1}
             ) as judge,
-            pytest.raises(StageError, match=r"judge.budget.cost 0.001 is spent \(0.001\)"),
+            pytest.raises(StageError, match=r"budget.cost 0.001 of the language model is spent \(0.001\)"),
         ):
             judge(rows)
         assert server.asked == 9

@@ -59,6 +59,7 @@ MEASURED = measured(
     {"mean": 0.7, "low": 0.6, "high": 0.8},
     length_controlled={"mean": 0.6, "low": 0.4, "high": 0.7},
     length_ratio=1.5,
+    agreement=0.25,
     tasks={"math": {"win_rate": {"mean": 0.9}, "change": {"mean": -0.25}}, "code": {"win_rate": {"mean": 0.25}}},
     checks={"change": {"mean": -0.125}},
 )
@@ -70,6 +71,8 @@ MEASURED = measured(
         ({"length_controlled": 0.6}, None),
         ({"length_controlled": 0.65}, "length_controlled is 0.600, below 0.65"),
         ({"length_controlled_low": 0.45}, "length_controlled_low is 0.400, below 0.45"),
+        ({"min_agreement": 0.25}, None),
+        ({"min_agreement": 0.5}, "agreement is 0.250, below 0.5"),
         ({"max_length_ratio": 1.5}, None),
         ({"max_length_ratio": 1.2}, "length_ratio is 1.500, above 1.2"),
         ({"max_regression": {"math": 0.25}}, None),

@@ -25,7 +25,8 @@ from stages.io.store import Store
 from stages.judge.asking import rows_of
 from stages.judge.config import JudgeStageConfig
 from stages.judge.judges.config import JudgeConfig
-from stages.judge.judges.make import Means, make
+from stages.judge.judges.make import make
+from stages.judge.judges.means import Means
 from stages.judge.judges.rewards.reward_model import batches
 from stages.judge.protocol import NoVerdict
 from stages.policy.config import MaterialiseConfig, ModelSource

@@ -25,7 +25,8 @@ from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import ShardData
 from stages.io.artifact import Artifact
 from stages.io.filenames import SHARD as SHARD_FILE
-from stages.judge.judges.make import Means, make
+from stages.judge.judges.make import make
+from stages.judge.judges.means import Means
 from stages.policy.load import load_encoder
 from stages.policy.reward import load_reward_model
 from stages.train.arguments import Arguments

@@ -340,3 +340,48 @@ def test_one_engine_answers_for_the_policies_of_all_rounds(folder: Path) -> None
     tokens = "iterate: {train: {2: {peft: {peft_type: PROMPT_TUNING, num_virtual_tokens: 4}}}}\n"
     made = plan(folder, SPEC + "rounds: 2\n" + tokens).steps
     assert {step.config.engine for step in made if step.stage.name == "rollout"} == {"transformers"}  # type: ignore[attr-defined]
+
+
+ENSEMBLE = """\
+judge:
+  use: ensemble
+  margin: 0.5
+  judges: [{use: sentiment}, {use: llm, endpoint: {url: "http://host/v1", model: m}}]
+"""
+
+
+def test_the_judges_of_an_ensemble_are_steps_that_vote(folder: Path) -> None:
+    planned = plan(folder, SPEC.replace("judge: {use: sentiment}\n", "") + ENSEMBLE)
+    steps = by_key(planned)
+    voted = steps["round-1/judge"]
+    assert voted.config.identity() == {"margin": 0.5}
+    assert {name: key(value) for name, value in voted.inputs.items()} == {
+        "judged.0": "round-1/judge-0", "judged.1": "round-1/judge-1",
+    }  # fmt: skip
+    assert key(steps["round-1/pair"].inputs["judgements"]) == "round-1/judge"
+    evaluate = planned.rounds[0].evaluate
+    assert evaluate is not None
+    compared = step(evaluate.inputs["verdicts.base"])
+    assert {name: key(value) for name, value in compared.inputs.items()} == {
+        "judged.0": "round-1/evaluate-base-0", "against.0": "round-1/evaluate-base-0-against",
+        "verdicts.1": "round-1/evaluate-base-1",
+    }  # fmt: skip
+    assert step(compared.inputs["verdicts.1"]).stage.name == "compare"
+
+
+REVISE = 'revise: {endpoint: {url: "http://host/v1", model: m}, constitution: [Be kind.]}\n'
+
+
+def test_revised_answers_are_pairs_beside_the_judged_ones(folder: Path) -> None:
+    only = plan(folder, SPEC + REVISE).rounds[0]
+    assert {name: key(value) for name, value in only.prepare.inputs.items()} == {
+        "pairs.0": "round-1/encode", "pairs.1": "round-1/encode-revised",
+    }  # fmt: skip
+    revised = step(step(only.prepare.inputs["pairs.1"]).inputs["pairs"])
+    assert {name: key(value) for name, value in revised.inputs.items()} == {"rollouts": "round-1/rollout"}
+
+
+def test_revised_answers_need_no_judge(folder: Path) -> None:
+    text = SPEC.replace("judge: {use: sentiment}\n", "").replace(", heldout: heldout.jsonl", "") + REVISE
+    only = plan(folder, text).rounds[0]
+    assert {key(value) for value in only.prepare.inputs.values()} == {"round-1/encode-revised"}

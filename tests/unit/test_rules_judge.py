@@ -13,7 +13,8 @@ from stages.core.records import Judgement, Rollout
 from stages.io.store import Store
 from stages.judge.asking import rows_of
 from stages.judge.judges.config import JudgeConfig
-from stages.judge.judges.make import Means, make
+from stages.judge.judges.make import make
+from stages.judge.judges.means import Means
 from stages.judge.judges.rules import answer as answers
 from stages.judge.judges.rules.instructions import CHECKS
 from stages.judge.protocol import NoVerdict

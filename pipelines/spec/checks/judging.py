@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipelines.spec.asked import judges
 from pipelines.spec.checks import model
 from pipelines.spec.models import EvaluateSpec
 from pipelines.spec.problems import Fault, KeyPath
-from stages.judge.judges.config import JudgeConfig, models_of
-from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.config import EnsembleJudge, SentimentJudge, SingleJudge, models_of
+from stages.judge.judges.llm.config import LlmConfig, LlmJudge
 from stages.judge.judges.rewards.config import RewardModelJudge
+from stages.judge.judges.rules.config import RulesJudge
 
 
 def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
@@ -20,23 +23,40 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
     judge, evaluate = values.get("judge"), values.get("evaluate")
     if values.get("reward") is not None and not values.get("preferences", True):
         yield Fault(("reward",), "a reward model is trained on given preferences; give some")
-    if judge is not None:
-        yield from _judge(("judge",), judge, values, base)
+    for path, each in judges(judge, evaluate):
+        yield from _judge(path, each, values, base)
+    pair = values.get("pair")
+    if pair is not None and pair.soft is not None and pair.soft.votes and judge is not None and not judge.compares:
+        yield Fault(("pair", "soft", "votes"), "needs an ensemble, or a judge that compares; else give a temperature")
+    if (revise := values.get("revise")) is not None:
+        yield from _asked(("revise",), revise, values, base)
+        if (prompts := values.get("prompts")) is not None and not prompts.train:
+            yield Fault(("revise",), "needs prompts.train, whose answers are revised")
     if evaluate is None:
         return
-    if evaluate.checks is not None:
-        if (of_checks := evaluate.checks.judge) is not None:
-            yield from _judge(("evaluate", "checks", "judge"), of_checks, values, base)
-        if (judge := of_checks or judge) is not None and judge.compares:
-            message = "compares answers by two; checks need a judge that scores each, such as rules"
-            yield Fault(("evaluate", "checks", "judge"), message)
+    of_checks = evaluate.checks.judge or judge if evaluate.checks is not None else None
+    if of_checks is not None and of_checks.compares:
+        message = "compares answers by two; checks need a judge that scores each, such as rules"
+        yield Fault(("evaluate", "checks", "judge"), message)
     yield from _gate(evaluate)
+    gate = evaluate.promote_if
+    if gate and gate.min_agreement is not None and judge is not None and not isinstance(judge, EnsembleJudge):
+        yield Fault(("evaluate", "promote_if", "min_agreement"), "one judge agrees with nobody; give an ensemble")
     prompts = values.get("prompts")
     if evaluate.promote_if and prompts is not None and not prompts.heldout:
         yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
 
 
-def _judge(path: KeyPath, judge: JudgeConfig, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
+def _judge(path: KeyPath, judge: SingleJudge, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
+    if isinstance(judge, LlmJudge):
+        yield from _asked(path, judge, values, base)
+        return
+    if isinstance(judge, SentimentJudge) and not find_spec("vader"):
+        yield Fault((*path, "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
+    if isinstance(judge, RulesJudge) and not judge.model_dump(exclude_defaults=True, exclude={"use"}):
+        yield Fault(path, "rules without a rule scores all answers alike; give at least one")
+    if isinstance(judge, RulesJudge) and (judge.min_words or 0) > (judge.max_words or math.inf):
+        yield Fault((*path, "min_words"), f"{judge.min_words} is above max_words {judge.max_words}")
     if isinstance(judge, RewardModelJudge) and judge.model == "reward" and values.get("reward", judge) is None:
         yield Fault((*path, "model"), "the spec trains no reward model; give a reward section, or name a model")
     for name, source in models_of(judge).items():
@@ -44,14 +64,18 @@ def _judge(path: KeyPath, judge: JudgeConfig, values: Mapping[str, Any], base: P
             found = model.reward_problems(source, base)
         else:
             found = [*model.problems(source, base), *model.adapter_problems(source, base)]
-        for message in found:
-            yield Fault((*path, name, "model"), message)
-    if not isinstance(judge, LlmJudge):
-        return
-    if judge.model is not None and not find_spec("vllm"):
-        yield Fault((*path, "model"), "needs vLLM, which is not installed; or name an endpoint")
+        yield from (Fault((*path, name, "model"), message) for message in found)
+
+
+def _asked(path: KeyPath, asked: LlmConfig, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
+    """A language model that judges or revises."""
+    if asked.model is not None:
+        for message in (*model.problems(asked.model, base), *model.adapter_problems(asked.model, base)):
+            yield Fault((*path, "model", "model"), message)
+        if not find_spec("vllm"):
+            yield Fault((*path, "model"), "needs vLLM, which is not installed; or name an endpoint")
     resources = values.get("resources")
-    limited = judge.budget.cost is not None or judge.budget.tokens is not None
+    limited = asked.budget.cost is not None or asked.budget.tokens is not None
     if limited and resources is not None and resources.judge.workers > 1:
         message = f"{resources.judge.workers} workers cannot share a budget; use 1, with a higher endpoint.concurrency"
         yield Fault(("resources", "judge", "workers"), message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plugins import plugin_hash
+from pipelines.spec.asked import judges
 from pipelines.spec.checks import adapters, judging, model, sweep, tied
 from pipelines.spec.checks.data import check_data
 from pipelines.spec.model_path import is_local
 from pipelines.spec.problems import Checked, Fault, KeyPath
 from stages.base import Plugin, resolve
 from stages.core.losses import config as loss_config
-from stages.judge.judges.config import CustomJudge, SentimentJudge
-from stages.judge.judges.rules.config import RulesJudge
+from stages.judge.judges.config import CustomJudge
 from stages.train.config import TrainConfig
 
 _LEAST_SIMPO_BETA = 0.5
@@ -85,7 +84,8 @@ def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
         return
     if not prompts.train and not preferences:
         yield Fault(("prompts", "train"), "nothing to train on; give prompts.train, preferences or both")
-    if (prompts.train or prompts.heldout) and values["judge"] is None:
+    asked = prompts.heldout or (prompts.train and values.get("revise") is None)
+    if asked and values["judge"] is None:
         yield Fault(("judge",), "required when there are prompts; for example judge: {use: sentiment}")
     if not prompts.train and values.get("rounds", 1) > 1:
         yield Fault(("rounds",), "more than one round needs prompts.train: rounds after the first make their own pairs")
@@ -118,19 +118,12 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Fault]:
         if resources is not None and resources.rollout.tensor_parallel > 1:
             message = "transformers uses one GPU a worker; set rollout.engine to vllm, or leave it out"
             yield Fault(("resources", "rollout", "tensor_parallel"), message)
-    judge = values.get("judge")
-    if isinstance(judge, RulesJudge) and not judge.model_dump(exclude_defaults=True, exclude={"use"}):
-        yield Fault(("judge",), "rules without a rule scores all answers alike; give at least one")
-    if isinstance(judge, RulesJudge) and (judge.min_words or 0) > (judge.max_words or math.inf):
-        yield Fault(("judge", "min_words"), f"{judge.min_words} is above max_words {judge.max_words}")
     if policy is not None and policy.revision and is_local(policy):
         yield Fault(("policy", "revision"), "only hub models have revisions; leave it out for a folder or pkg://")
 
 
 def _installed(values: Mapping[str, Any]) -> Iterator[Fault]:
     """Libraries that the spec needs and that an extra provides."""
-    if isinstance(values.get("judge"), SentimentJudge) and not find_spec("vader"):
-        yield Fault(("judge", "use"), "sentiment needs VADER: pip install 'rondo-dpo[quickstart]'")
     rollout = values.get("rollout")
     if rollout is not None and rollout.engine == "vllm" and not find_spec("vllm"):
         yield Fault(("rollout", "engine"), "vllm is not installed: pip install 'rondo-dpo[cpu]' or 'rondo-dpo[gpu]'")
@@ -181,8 +174,9 @@ def _advice(train: TrainConfig | None) -> Iterator[str]:
 def _plugins(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Plugin, tuple[str, ...]]]:
     """The user's own code that the spec names: where, what, and the arguments it gets in addition to its options."""
     judge, train = values.get("judge"), values.get("train")
-    if isinstance(judge, CustomJudge):
-        yield ("judge",), judge, ()
+    for path, each in judges(judge, values.get("evaluate")):
+        if isinstance(each, CustomJudge):
+            yield path, each, ()
     for index, source in enumerate(values.get("preferences") or ()):
         if isinstance(source.format, Plugin):
             yield ("preferences", index, "format"), source.format, ("row",)

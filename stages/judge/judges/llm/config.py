@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from stages.base import Config, plain
+from stages.base import Config, Share, plain
 from stages.generate.config import EngineOptions, RolloutConfig
 from stages.policy.config import ModelSource
 
@@ -78,10 +86,9 @@ class Budget(Config):
     """Of questions and answers together."""
 
 
-class LlmJudge(Config):
-    """A language model compares answers by two, or gives each a score."""
+class LlmConfig(Config):
+    """A language model that is asked: behind an address, or one that vLLM serves."""
 
-    use: Literal["llm"]
     endpoint: EndpointConfig | None = None
     """A server to ask, or"""
     model: ModelSource | None = None
@@ -90,42 +97,21 @@ class LlmJudge(Config):
     """Tokens of question and answer together that vLLM makes room for (with ``model``)."""
     engine_options: EngineOptions = Field(default_factory=dict)
     """vLLM's own settings by name (with ``model``)."""
-    mode: Literal["pairwise", "pointwise"] = "pairwise"
-    rubric: str | None = None
-    """What makes an answer good, in words for the judge; by default that it helps, is true and does no harm."""
-    constitution: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Principles; the judge names the one that its verdict rests on."""
-    scale: tuple[int, int] = (1, 10)
-    """The lowest and highest score (pointwise)."""
-    ties: bool = True
-    """Whether two answers may be equally good (pairwise)."""
-    both_orders: bool = True
-    """Ask with each answer shown first, since judges favour a place: twice the cost, and the bias is measured. Without
-    it each pair is shown in an order of its own by chance."""
-    explain: bool = True
-    """Whether it gives its reason before the verdict."""
     temperature: NonNegativeFloat = 0.0
     max_tokens: PositiveInt = 512
     """Tokens of its answer."""
     budget: Budget = Budget()
 
-    @property
-    def compares(self) -> bool:
-        return self.mode == "pairwise"
-
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _is_somewhere(self) -> Self:
         if (self.endpoint is None) == (self.model is None):
             raise ValueError("expected either an endpoint or a model that vLLM serves")
-        low, high = self.scale
-        if low >= high:
-            raise ValueError(f"scale: expected the lowest and a higher score, got [{low}, {high}]")
         if self.budget.cost is not None and (self.endpoint is None or self.endpoint.price is None):
             raise ValueError("budget.cost needs endpoint.price, what a million tokens cost")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What can change a verdict: not how fast it is asked, or what it may cost. A model that vLLM serves is an
+        """What can change an answer: not how fast it is asked, or what it may cost. A model that vLLM serves is an
         input of the step."""
         said = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget", "model", "engine_options"})
         if "endpoint" in said:
@@ -141,3 +127,48 @@ class LlmJudge(Config):
             samples=1, temperature=self.temperature, max_tokens=self.max_tokens, max_length=self.max_length,
             engine="vllm", engine_options=self.engine_options,
         )  # fmt: skip
+
+
+class LlmJudge(LlmConfig):
+    """A language model compares answers by two, or gives each a score."""
+
+    use: Literal["llm"]
+    mode: Literal["pairwise", "pointwise"] = "pairwise"
+    rubric: str | None = None
+    """What makes an answer good, in words for the judge; by default that it helps, is true and does no harm."""
+    constitution: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Principles; the judge names the one that its verdict rests on."""
+    scale: tuple[int, int] = (1, 10)
+    """The lowest and highest score (pointwise)."""
+    ties: bool = True
+    """Whether two answers may be equally good (pairwise)."""
+    both_orders: bool = True
+    """Ask with each answer shown first, since judges favour a place: twice the cost, and the bias is measured. Without
+    it each pair is shown in an order of its own by chance."""
+    explain: bool = True
+    """Whether it gives its reason before the verdict."""
+
+    @property
+    def compares(self) -> bool:
+        return self.mode == "pairwise"
+
+    @model_validator(mode="after")
+    def _has_a_scale(self) -> Self:
+        low, high = self.scale
+        if low >= high:
+            raise ValueError(f"scale: expected the lowest and a higher score, got [{low}, {high}]")
+        return self
+
+
+class ReviseConfig(LlmConfig):
+    """A language model criticises an answer by a principle and revises it: the revised answer is preferred to the
+    original. The first step of Constitutional AI (Bai et al., arXiv:2212.08073), as preference data."""
+
+    constitution: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    """Principles; each answer is revised by one of them, by chance."""
+    answers: PositiveInt = 1
+    """Of the answers to a prompt so many are revised, each a pair."""
+    seed: NonNegativeInt = 0
+    """Of the choice of principles."""
+    max_bad_share: Share = 0.2
+    """The stage fails when a larger share of the answers has no revision."""

@@ -13,7 +13,7 @@ import openai
 from aiolimiter import AsyncLimiter
 
 from stages.base import StageError
-from stages.judge.judges.llm.config import EndpointConfig, LlmJudge
+from stages.judge.judges.llm.config import EndpointConfig, LlmConfig
 from stages.judge.judges.llm.kept import CutOff, Question, Reply, Unanswered
 
 _DOWN = 8
@@ -29,7 +29,7 @@ question is asked again."""
 class Endpoint:
     """Asks an OpenAI-compatible server; pauses grow from one attempt to the next as the server asks for, or double."""
 
-    def __init__(self, config: LlmJudge, server: EndpointConfig) -> None:
+    def __init__(self, config: LlmConfig, server: EndpointConfig) -> None:
         self._config, self._server = config, server
         self._key = _key(self._server)
         self._loop = asyncio.Runner()
@@ -142,8 +142,8 @@ class Endpoint:
         """
         status, said = error.status_code, self._hidden(" ".join(error.message.split()))
         if status in _REFUSED:
-            where = "judge.endpoint.url and model" if status == 404 else "judge.endpoint.key_env"
-            raise StageError(f"judge llm: {self._name} refuses with status {status} (see {where}): {said:.200}")
+            where = "endpoint.url and model" if status == 404 else "endpoint.key_env"
+            raise StageError(f"language model: {self._name} refuses with status {status} (see {where}): {said:.200}")
         passing = status in (408, 409, 429) or status >= 500
         return Unanswered(f"{self._name} answers with status {status}: {said:.200}", passing)
 
@@ -157,7 +157,7 @@ def _key(server: EndpointConfig) -> str:
         return ""
     if not (key := os.environ.get(server.key_env, "").strip()):
         raise StageError(
-            f"judge llm: judge.endpoint.key_env names {server.key_env}, which is not set in the environment of the "
+            f"language model: endpoint.key_env names {server.key_env}, which is not set in the environment of the "
             "machine that judges"
         )
     return key
@@ -165,6 +165,6 @@ def _key(server: EndpointConfig) -> str:
 
 def _cause(error: openai.APIConnectionError) -> str:
     if isinstance(error, openai.APITimeoutError):
-        return "no answer in time (judge.endpoint.timeout)"
+        return "no answer in time (endpoint.timeout)"
     cause = error.__cause__
     return f"{type(cause).__name__}: {cause}" if cause is not None else str(error)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
-from typing import Any, Protocol
 
 from stages.core.records import content_id
+from stages.judge.judges.llm.asker import Asker
 from stages.judge.judges.llm.config import LlmJudge
-from stages.judge.judges.llm.kept import Kept, Question, Reply, Unanswered
-from stages.judge.judges.llm.purse import Purse
+from stages.judge.judges.llm.kept import Question, Reply, Unanswered
 from stages.judge.judges.llm.words import Said, Words
 from stages.judge.protocol import Judged, Judgement, NoVerdict, Row, Verdict
-
-
-class Answerer(Protocol):
-    """Where questions are answered."""
-
-    def ask(
-        self, questions: Sequence[Question], accept: Callable[[int, Reply], None], check: Callable[[], None]
-    ) -> list[Unanswered | None]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,26 +28,25 @@ class _Order:
 
 
 class Llm:
-    """Asks what it does not know yet; keeps each reply before anything is made of it."""
+    """Compares by two or scores, as its configuration says."""
 
-    def __init__(self, config: LlmJudge, answerer: Answerer, kept: Kept, purse: Purse) -> None:
-        self._config, self._words = config, Words(config)
-        self._answerer, self._kept, self._purse = answerer, kept, purse
+    def __init__(self, config: LlmJudge, words: Words, asker: Asker) -> None:
+        self._config, self._words, self._asker = config, words, asker
 
     def __call__(self, rows: Sequence[Row]) -> list[Judged]:
         return self._compared(rows) if self._config.compares else self._scored(rows)
 
     @property
     def paid(self) -> tuple[int, float]:
-        """Tokens and money that the step has spent, in this process and, on what this one has asked, before."""
-        return self._purse.tokens, self._purse.cost
+        """Tokens and money that the step has spent."""
+        return self._asker.paid
 
     def close(self) -> None:
-        self._answerer.close()
+        self._asker.close()
 
     def _scored(self, rows: Sequence[Row]) -> list[Judged]:
         places = [(row, place) for row in rows for place in range(len(row.responses))]
-        replies = self._asked([self._words.score(row, row.responses[place].text) for row, place in places])
+        replies = self._asker.replies([self._words.score(row, row.responses[place].text) for row, place in places])
         judged: list[Judged] = []
         for (row, place), reply in zip(places, replies, strict=True):
             if isinstance(reply, Unanswered):
@@ -81,7 +68,7 @@ class Llm:
                     judged.append(Verdict(row.prompt_id, first, second, 0.5, "the same text"))
                 else:
                     orders += self._orders(row, (first, second))
-        replies = self._asked([order.question(self._words) for order in orders])
+        replies = self._asker.replies([order.question(self._words) for order in orders])
         each = 2 if self._config.both_orders else 1
         pairs = [slice(start, start + each) for start in range(0, len(orders), each)]
         return [*judged, *(self._verdict(orders[pair], replies[pair]) for pair in pairs)]
@@ -115,42 +102,3 @@ class Llm:
             seconds=sum(each.seconds for each in paid),
             **reasons,
         )  # fmt: skip
-
-    def _asked(self, questions: Sequence[Question]) -> list[Reply | Unanswered]:
-        """The replies to all questions; each is asked once, and only if it never was."""
-        unique = {each.text: each for each in questions}
-        found = dict(zip(unique, self._kept.replies(list(unique.values())), strict=True))
-        replies: dict[str, Reply | Unanswered] = {text: reply for text, reply in found.items() if reply is not None}
-        for reply in found.values():
-            if reply is not None:
-                self._purse.pay(reply)
-        if wanted := [each for text, each in unique.items() if text not in replies]:
-            replies |= self._new(wanted)
-        return [replies[each.text] for each in questions]
-
-    def _new(self, wanted: Sequence[Question]) -> dict[str, Reply | Unanswered]:
-        taken: dict[str, Reply | Unanswered] = {}
-        spent: dict[int, Reply] = {}
-        counting = Lock()
-
-        def accept(number: int, reply: Reply) -> None:
-            paid = replace(reply, paid_by=self._purse.step)
-            with counting:
-                self._purse.pay(paid)
-                spent[number] = _together(paid, spent.get(number))  # what made no sense was paid, too
-            self._words.read(reply)
-            self._kept.keep(wanted[number], spent[number])
-            taken[wanted[number].text] = spent[number]
-
-        for question, why in zip(wanted, self._answerer.ask(wanted, accept, self._purse.check), strict=True):
-            if why is not None:
-                taken[question.text] = why
-        return taken
-
-
-def _together(reply: Reply, earlier: Reply | None) -> Reply:
-    if earlier is None:
-        return reply
-    names = ("input_tokens", "output_tokens", "cost", "seconds")
-    sums: dict[str, Any] = {name: getattr(reply, name) + getattr(earlier, name) for name in names}
-    return replace(reply, **sums)

@@ -32,6 +32,6 @@ class Purse:
             most = getattr(self.budget, name)
             if most is not None and spent >= most:
                 raise StageError(
-                    f"judge llm: judge.budget.{name} {most:g} is spent ({spent:g}). The verdicts so far are kept: "
+                    f"budget.{name} {most:g} of the language model is spent ({spent:g}). What it has said is kept: "
                     f"raise it, and the same command goes on from here"
                 )

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 
 from stages.core.errors import RowError
 from stages.generate import engines
-from stages.generate.engine import Sample
+from stages.generate.engine import Engine, Sample
 from stages.generate.serving import weights_for
 from stages.io.artifact import Artifact
 from stages.io.parts import assigned_cpus
-from stages.judge.judges.llm.config import LlmJudge
+from stages.judge.judges.llm.config import LlmConfig
 from stages.judge.judges.llm.kept import Question, Reply, Unanswered
-from stages.judge.judges.llm.words import schema
 from stages.policy.load import load_encoder
 
 
@@ -21,11 +20,12 @@ class Served:
     """Answers follow the schema, since vLLM lets the model say nothing else. A weak model may never come to the end of
     its reason: a limit in the schema would see to that, but a grammar with one takes half a minute to compile."""
 
-    def __init__(self, config: LlmJudge, model: Artifact, gpus: float) -> None:
+    def __init__(self, config: LlmConfig, model: Artifact, gpus: float) -> None:
         self._config, self._sampling = config, config.sampling
         weights = weights_for(model, None)
         self._encoder = load_encoder(weights.model)
-        self._engine = engines.make(self._sampling, weights, assigned_cpus(), gpus, schema(config))
+        self._weights, self._gpus = weights, gpus
+        self._engine: Engine | None = None
 
     def ask(
         self, questions: Sequence[Question], accept: Callable[[int, Reply], None], check: Callable[[], None]
@@ -35,6 +35,9 @@ class Served:
         Raises:
             StageError: ``check`` gave one.
         """
+        if self._engine is None:  # all questions of a step have one schema
+            schema = questions[0].schema
+            self._engine = engines.make(self._sampling, self._weights, assigned_cpus(), self._gpus, schema)
         why: list[Unanswered | None] = [None] * len(questions)
         asked: dict[int, tuple[int, float]] = {}
         waiting = list(enumerate(questions))[::-1]
@@ -58,13 +61,14 @@ class Served:
         return why
 
     def close(self) -> None:
-        self._engine.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def _prompt(self, question: Question) -> list[int]:
         ids = self._encoder.prompt([{"role": "user", "content": question.text}])
         room = self._sampling.max_length - self._sampling.max_tokens
         if len(ids) > room:
-            raise RowError("prompt", f"longer than {room} tokens (judge.max_length less judge.max_tokens)")
+            raise RowError("prompt", f"longer than {room} tokens (max_length less max_tokens)")
         return ids
 
     def _reply(self, sample: Sample, tokens: int, seconds: float) -> Reply:
