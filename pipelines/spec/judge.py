@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.spec import load, yamlfile
 from pipelines.spec.checks import preflight
-from pipelines.spec.load import Champion, _look_up, _override
+from pipelines.spec.load import Champion
 from pipelines.spec.models import DataSpec, ResourcesSpec
 from pipelines.spec.problems import KeyPath, Problem, SpecError
 from stages.judge.judges.config import JudgeConfig
@@ -39,14 +39,14 @@ def load_judge(name: str, overrides: Sequence[str] = (), champion: Champion | No
     problems = list(document.problems)
     for text in overrides:
         if text.partition("=")[0].partition(".")[0] in SECTIONS:
-            problems += _override(raw, text)
+            problems += load.override(raw, text)
         else:
             problems.append(Problem(f"--set {text}", f"expected a key in {', '.join(SECTIONS)}, as in judge.mode=..."))
     preflight.importable_from(path.parent)
     values, invalid = load.validate(raw, path.parent)
     values = {key: value for key, value in values.items() if key in SECTIONS}
     if champion is not None:
-        _look_up(values, invalid, champion)
+        load.look_up(values, invalid, champion)
     if raw.get("judge") is None:
         problems.append(Problem(f"{path.name} judge", "required, but missing; for example judge: {use: sentiment}"))
     checked = preflight.check({**values, "reward": None}, path.parent)  # nothing is trained here that could judge

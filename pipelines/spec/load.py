@@ -83,11 +83,11 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
     problems = list(document.problems)
     raw = dict(document.value)
     for text in overrides:
-        problems += _override(raw, text)
+        problems += override(raw, text)
     preflight.importable_from(path.parent)
     values, invalid = validate(raw, path.parent)
     if champion is not None:
-        _look_up(values, invalid, champion)
+        look_up(values, invalid, champion)
     checked = preflight.check(values, path.parent, growing)
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 
@@ -102,7 +102,7 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
     return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes), where)
 
 
-def _look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -> None:
+def look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -> None:
     """Put champions in the place of their names."""
 
     def found(source: ModelSource, *path: str) -> ModelSource:
@@ -142,7 +142,7 @@ def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tu
         SpecError: with every problem found.
     """
     raw: dict[str, Any] = {"path": location}
-    problems = [problem for text in overrides for problem in _override(raw, text)]
+    problems = [problem for text in overrides for problem in override(raw, text)]
     preflight.importable_from(Path.cwd())
     values, invalid = validate({"preferences": [raw]}, Path.cwd())
     checked = Checked()
@@ -154,7 +154,7 @@ def source(location: str, overrides: Sequence[str] = ()) -> tuple[SourceSpec, tu
     return values["preferences"][0], tuple(checked.notes)
 
 
-def _override(raw: dict[str, Any], text: str) -> list[Problem]:
+def override(raw: dict[str, Any], text: str) -> list[Problem]:
     """Put ``a.b=value`` into the raw document; the value is read as YAML."""
     key, separator, value_text = text.partition("=")
     where = f"--set {text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -88,9 +89,17 @@ def test_a_schema_that_is_none_is_refused_or_named() -> None:
     assert "no JSON schema" in why_not("{}", {"shape": 3}, json={"field": "shape"})
 
 
-def test_nothing_is_fetched_for_a_schema() -> None:
+def test_nothing_is_fetched_for_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def urlopen(address: Any, *_: Any, **__: Any) -> Any:
+        fetched.append(address)
+        return io.BytesIO(b"{}")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
     far = {"$ref": "http://127.0.0.1:9/schema.json"}
     assert "can be checked" in why_not("{}", {"shape": far}, json={"field": "shape"})
+    assert not fetched
 
 
 def test_the_language_of_the_spec_or_of_the_row() -> None:
