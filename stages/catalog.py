@@ -39,7 +39,8 @@ REVISE = Stage("revise", 1, ReviseConfig, ("rollouts", "model"), "pairs", "stage
 HELDOUT = Stage("heldout", 2, HeldoutConfig, ("shards", "policy", "reference"), "metrics", "stages.score.ranking:run")
 EVALUATE = Stage(
     "evaluate", 3, EvaluateConfig,
-    ("policy", "judged", "baseline", "baseline_judged", "verdicts", "checked", "baseline_checked"), "evaluation",
+    ("policy", "judged", "baseline", "baseline_judged", "verdicts", "checked", "baseline_checked", "log_ratios"),
+    "evaluation",
     "stages.judge.evaluate:run",
 )  # fmt: skip
 PROMOTE = Stage(

@@ -13,7 +13,8 @@ from stages.base import Resources
 from stages.catalog import COMPARE, JUDGE, REVISE, VOTE
 from stages.judge.config import JudgeStageConfig, VoteConfig
 from stages.judge.judges.config import EnsembleJudge, JudgeConfig, SingleJudge, models_of
-from stages.judge.judges.rewards.config import RewardModelJudge
+from stages.judge.judges.rewards.config import ImplicitReward, RewardModelJudge
+from stages.policy.config import ModelSource
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ def revised(spec: PipelineSpec, how: Judging, key: str, rollouts: Step) -> Step 
         return None
     inputs = {"rollouts": rollouts, **({"model": how.revises} if how.revises else {})}
     return Step(key, REVISE, spec.revise, inputs, spec.resources.judge)
+
+
+def log_ratios(spec: PipelineSpec, key: str, rollouts: Step, policy: Step, reference: Step) -> Step:
+    """log pi - log ref of a policy's answers: the reward that is implicit in it, at beta 1. Their mean is its KL."""
+    own = ModelSource(model="policy")  # both models are the plan's, and no part of the configuration's identity
+    judge = ImplicitReward(use="implicit_reward", beta=1.0, model=own, reference=own)
+    config = JudgeStageConfig(judge=judge, max_bad_share=spec.data.max_bad_share)
+    return Single(config, {"model": policy, "reference": reference}, spec.resources.judge).scored(key, rollouts)
 
 
 def judge_of(

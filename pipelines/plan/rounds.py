@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.plan.base_model import base_step
 from pipelines.plan.given import Past, Preferences, encoded, past_inputs, preferences, prompts
-from pipelines.plan.judging import Ensemble, Judging, Single, judging, revised
+from pipelines.plan.judging import Ensemble, Judging, Single, judging, log_ratios, revised
 from pipelines.plan.reward import reward_step
 from pipelines.plan.steps import Step, walk
 from pipelines.spec.models import PipelineSpec, train_of
@@ -225,7 +225,10 @@ class _Unroller:
             else:
                 inputs[f"baseline_judged.{name}"] = self._judge.scored(f"{place}-judge", theirs)
         config = EvaluateConfig(against=spec.evaluate.against, task=spec.evaluate.task)
-        return Step(key, EVALUATE, config, inputs | self._checks(key, train))
+        inputs |= self._checks(key, train)
+        if spec.evaluate.kl or (spec.evaluate.promote_if and spec.evaluate.promote_if.max_kl is not None):
+            inputs["log_ratios"] = log_ratios(spec, f"{key}-kl", answers, train, self._against())
+        return Step(key, EVALUATE, config, inputs)
 
     def _checks(self, key: str, train: Step) -> dict[str, Step]:
         """The answers that are checked, of the new policy and of the first baseline."""

@@ -30,6 +30,9 @@ def against_table(rounds: Sequence[Round]) -> Table | None:
             for task, part in found.get("tasks", {}).items():
                 prompts, rate = str(part["win_rate"]["prompts"]), interval(part["win_rate"])
                 result.add_row("", f"  {task}", prompts, "", "", "", rate, "", "")
+        if kl := row.get("divergence"):
+            title = f"KL {interval(kl)} nats per answer"
+            result.add_row(str(row["round"]), "reference", "", "", "", "", title, "", "")
         if checks := row.get("checks"):
             change = interval(checks["change"], signed=True)
             result.add_row(str(row["round"]), "checks", str(checks["prompts"]), "", "", "", f"score {change}", "", "")

@@ -85,6 +85,7 @@ def _round(round_: Round, done: Mapping[str, StepResult]) -> dict[str, Any]:
         "against": evaluation.get("against", {}),
         "answers": evaluation.get("answers", {}),
         "checks": evaluation.get("checks"),
+        "divergence": evaluation.get("kl"),
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),
         "promoted": promotion.get("promoted", True),

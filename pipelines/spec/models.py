@@ -117,6 +117,9 @@ class EvaluateSpec(Config):
     task: str | None = None
     """Field of the prompts' rows that names their task; then every task has figures of its own."""
     checks: ChecksSpec | None = None
+    kl: bool = False
+    """Whether the KL from the training's reference is estimated on the answers, which takes a pass of both models;
+    always with a bound on it."""
     promote_if: PromoteConfig | None = None
     """A policy that misses a bound is kept, but the next round continues from the last promoted one."""
 

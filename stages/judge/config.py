@@ -131,6 +131,8 @@ class PromoteConfig(Config):
     length_controlled: Share | None = None
     """Win rate as it would be if both sides' answers were equally long."""
     length_controlled_low: Share | None = None
+    max_kl: PositiveFloat | None = None
+    """KL of the policy from the reference of its training, in nats per answer, estimated on its answers."""
     max_length_ratio: PositiveFloat | None = None
     """How long answers may be beside the baseline's: 1.2 is a fifth longer."""
     max_regression: dict[str, NonNegativeFloat] = Field(default_factory=dict)

@@ -12,10 +12,12 @@ import numpy as np
 from stages.base import StageError, Summary
 from stages.core.bootstrap import Floats, Interval, bootstrap, paired_difference
 from stages.core.evaluation import texts
+from stages.core.evaluation.kl import divergence
 from stages.core.evaluation.length_control import length_controlled
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
-from stages.io.filenames import SIDE_BY_SIDE, WIN_RATES
+from stages.io.filenames import RECORDS, SIDE_BY_SIDE, WIN_RATES
+from stages.io.tables import rows_of
 from stages.judge.config import EvaluateConfig
 from stages.judge.samples import side_by_side
 from stages.judge.sides import Comparison, Side, by_scores, by_verdicts, mean_scores, side, tasks
@@ -43,10 +45,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageCo
         compared = by_verdicts(verdicts) if verdicts is not None else by_scores(policy, sides[name])
         if compared is None:
             raise StageError(f"no prompt was answered and judged on both sides, of the new policy and of {name}")
-        said = {} if verdicts is None else {each: verdicts.summary.get(each) for each in ("agreement", "position")}
-        against[name] = _against(config, compared, policy, sides[name]) | {
-            k: v for k, v in said.items() if v is not None
-        }
+        against[name] = _against(config, compared, policy, sides[name]) | _told(verdicts)
         details[name] = dict(zip(compared.prompts, map(float, compared.rates), strict=True))
     first = config.against[0]
     with context.output.part("evaluation") as part:
@@ -61,7 +60,14 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageCo
         "against": against,
         "answers": {name: _answers(each) for name, each in sides.items()},
         **_checks(config, inputs),
+        **_divergence(config, inputs, policy),
     }
+
+
+def _told(verdicts: Artifact | None) -> dict[str, Any]:
+    """What a judge that compares, or an ensemble, tells of itself."""
+    told = {} if verdicts is None else {name: verdicts.summary.get(name) for name in ("agreement", "position")}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _against(config: EvaluateConfig, compared: Comparison, policy: Side, baseline: Side) -> dict[str, Any]:
@@ -114,6 +120,22 @@ def _checks(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> dict[str,
     change = paired_difference(new, old, config.resamples, config.confidence, config.seed)
     means = {"score": float(np.mean(new)), "baseline_score": float(np.mean(old))}
     return {"checks": {**means, "change": asdict(change), "prompts": len(both)}}
+
+
+def _divergence(config: EvaluateConfig, inputs: Mapping[str, Artifact], policy: Side) -> dict[str, Any]:
+    """KL(policy || reference) in nats, from the ``log_ratios`` of the policy's own answers."""
+    if "log_ratios" not in inputs:
+        return {}
+    ratios = {(row["prompt_id"], row["sample"]): row["score"] for row in rows_of(inputs["log_ratios"].tables(RECORDS))}
+    answers = [each for samples in policy.answers.values() for each in samples if each.tokens]
+    known = [each for each in answers if (each.prompt_id, each.sample) in ratios]
+    if not known:
+        raise StageError("no answer of the policy has a log-probability; its KL cannot be estimated")
+    found = divergence(
+        [ratios[each.prompt_id, each.sample] for each in known], np.zeros(len(known)), [each.tokens for each in known],
+        [each.prompt_id for each in known], resamples=config.resamples, confidence=config.confidence, seed=config.seed,
+    )  # fmt: skip
+    return {"kl": {**asdict(found.sequence), "per_token": asdict(found.token), "negative": found.negative}}
 
 
 def _rate(config: EvaluateConfig, rates: Floats) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def bounds(config: PromoteConfig, evaluation: Mapping[str, Any]) -> Iterator[Bou
         for suffix, value in (("", rate.get("mean")), ("_low", rate.get("low"))):
             if (limit := getattr(config, name + suffix)) is not None:
                 yield Bound(name + suffix, limit, value, least=True)
+    if config.max_kl is not None:
+        yield Bound("kl", config.max_kl, evaluation.get("kl", {}).get("mean"), least=False)
     if config.max_length_ratio is not None:
         yield Bound("length_ratio", config.max_length_ratio, first.get("length_ratio"), least=False)
     if config.min_agreement is not None:

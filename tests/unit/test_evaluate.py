@@ -219,3 +219,17 @@ def test_prompts_that_are_checked(tmp_path: Path) -> None:
     found = evaluate(tmp_path, inputs).summary["checks"]
     assert (found["score"], found["baseline_score"], found["prompts"]) == (0.75, 1.0, 2)
     assert found["change"]["mean"] == -0.25
+
+
+def test_the_kl_is_the_mean_log_ratio_of_the_policys_answers(tmp_path: Path) -> None:
+    """Prompt a: 2 and 1 make 1.5; prompt b: 0.5. The mean of both is 1; 2 tokens an answer: 0.5 a token."""
+    scores = {"a": [1.0, 1.0], "b": [1.0]}
+    inputs = {
+        "policy": answered(tmp_path, "policy", texts(scores)), "judged": judged(tmp_path, "judged", scores),
+        "baseline.base": answered(tmp_path, "baseline", texts(scores)),
+        "baseline_judged.base": judged(tmp_path, "baseline_judged", scores),
+        "log_ratios": judged(tmp_path, "ratios", {"a": [2.0, 1.0], "b": [0.5]}),
+    }  # fmt: skip
+    found = evaluate(tmp_path, inputs).summary["kl"]
+    assert (found["mean"], found["per_token"]["mean"], found["negative"]) == (1.0, 0.5, 0.0)
+    assert found["low"] <= found["mean"] <= found["high"]

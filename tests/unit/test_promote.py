@@ -23,7 +23,7 @@ def policy(folder: Path, text: str) -> Artifact:
 
 def measured(win_rate: dict[str, float], **more: Any) -> dict[str, Any]:
     """The summary of an evaluation."""
-    checks = {"checks": more.pop("checks")} if "checks" in more else {}
+    checks = {name: more.pop(name) for name in ("checks", "kl") if name in more}
     return {"baseline": "previous", "against": {"previous": {"win_rate": win_rate, **more}, "base": {}}, **checks}
 
 
@@ -62,6 +62,7 @@ MEASURED = measured(
     agreement=0.25,
     tasks={"math": {"win_rate": {"mean": 0.9}, "change": {"mean": -0.25}}, "code": {"win_rate": {"mean": 0.25}}},
     checks={"change": {"mean": -0.125}},
+    kl={"mean": 12.5},
 )
 
 
@@ -71,6 +72,8 @@ MEASURED = measured(
         ({"length_controlled": 0.6}, None),
         ({"length_controlled": 0.65}, "length_controlled is 0.600, below 0.65"),
         ({"length_controlled_low": 0.45}, "length_controlled_low is 0.400, below 0.45"),
+        ({"max_kl": 12.5}, None),
+        ({"max_kl": 10}, "kl is 12.500, above 10"),
         ({"min_agreement": 0.25}, None),
         ({"min_agreement": 0.5}, "agreement is 0.250, below 0.5"),
         ({"max_length_ratio": 1.5}, None),

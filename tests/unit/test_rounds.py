@@ -385,3 +385,23 @@ def test_revised_answers_need_no_judge(folder: Path) -> None:
     text = SPEC.replace("judge: {use: sentiment}\n", "").replace(", heldout: heldout.jsonl", "") + REVISE
     only = plan(folder, text).rounds[0]
     assert {key(value) for value in only.prepare.inputs.values()} == {"round-1/encode-revised"}
+
+
+@pytest.mark.parametrize("text", ["evaluate: {kl: true}\n", "evaluate: {promote_if: {max_kl: 10}}\n"])
+def test_the_kl_is_that_from_the_reference_of_the_training(text: str, folder: Path) -> None:
+    planned = plan(folder, SPEC + text, "rounds=2")
+    last = planned.rounds[1].evaluate
+    assert last is not None
+    ratios = step(last.inputs["log_ratios"])
+    assert {name: key(value) for name, value in ratios.inputs.items()} == {
+        "rollouts": "round-2/evaluate-rollout", "model": "round-2/train",
+        "reference": planned.rounds[0].policy.key,
+    }  # fmt: skip
+    assert ratios.config.identity()["judge"] == {"use": "implicit_reward", "beta": 1.0}
+    assert "log_ratios" not in evaluated(plan(folder, SPEC)).inputs
+
+
+def evaluated(planned: Plan) -> Step:
+    found = planned.rounds[0].evaluate
+    assert found is not None
+    return found

@@ -55,12 +55,14 @@ def test_evaluations_are_shown_by_baseline_and_task() -> None:
         "answers": {"policy": sides, "previous": sides},
         "checks": checks,
     }
+    row["divergence"] = {"mean": 3.0, "low": 2.5, "high": 3.5}
     against, answers = evaluation.against_table([row]), evaluation.answers_table([row])
     assert against is not None
     assert answers is not None
-    assert cells(against)[:3] == [
+    assert cells(against)[:4] == [
         ["3", "previous", "40", "0.70", "0.10", "0.20", "0.75 [0.60, 0.90]", "0.50 [0.40, 0.60]", "-"],
         ["", "math", "40", "", "", "", "0.75 [0.60, 0.90]", "", ""],
+        ["3", "reference", "", "", "", "", "KL 3.00 [2.50, 3.50] nats per answer", "", ""],
         ["3", "checks", "7", "", "", "", "score -0.250 [-0.500, +0.000]", "", ""],
     ]
     assert cells(answers)[0] == ["3", "new", "12", "0.500", "0.750", "0.000", "0.250"]

@@ -47,6 +47,19 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
         yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
 
 
+def notes(values: Mapping[str, Any]) -> Iterator[str]:
+    """What makes a figure say less than it seems to."""
+    evaluate, rollout = values.get("evaluate"), values.get("rollout")
+    if evaluate is None or rollout is None:
+        return
+    asked = evaluate.kl or (evaluate.promote_if is not None and evaluate.promote_if.max_kl is not None)
+    if asked and (rollout.temperature != 1 or rollout.top_p != 1):
+        yield (
+            f"the KL is estimated on answers at temperature {rollout.temperature:g} and top_p {rollout.top_p:g}: a "
+            "KL of the policy itself needs rollout.temperature 1 and top_p 1"
+        )
+
+
 def _judge(path: KeyPath, judge: SingleJudge, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
     if isinstance(judge, LlmJudge):
         yield from _asked(path, judge, values, base)

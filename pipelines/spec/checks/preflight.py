@@ -46,6 +46,7 @@ def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Check
         checked.faults += [Fault(("policy", "model"), message) for message in model.problems(policy, base)]
         checked.faults += [Fault(("policy", "adapter"), message) for message in model.adapter_problems(policy, base)]
     checked.faults += judging.faults(values, base)
+    checked.notes += judging.notes(values)
     if growing and values.get("reward") is not None:
         message = "not trained by a schedule; train it with rondo train-reward, and name its folder in judge.model"
         checked.faults.append(Fault(("reward",), message))
