@@ -7,6 +7,7 @@ from typing import Any
 from stages.base import Stage
 from stages.data.config import CurateConfig, EncodeConfig, IngestConfig, PrepareConfig, QualityConfig
 from stages.generate.config import RolloutConfig
+from stages.judge.check.config import LabelledConfig
 from stages.judge.config import EvaluateConfig, JudgeStageConfig, PairConfig, PromoteConfig, VoteConfig
 from stages.judge.judges.llm.config import ReviseConfig
 from stages.policy.config import MaterialiseConfig
@@ -47,8 +48,9 @@ PROMOTE = Stage(
     "promote", 2, PromoteConfig, ("candidate", "champion", "evaluation"), "policy", "stages.judge.promote:run"
 )
 QUALITY = Stage("quality", 3, QualityConfig, ("pairs", "heldout", "policy"), "report", "stages.data.quality.stage:run")
+LABELLED = Stage("labelled", 1, LabelledConfig, ("pairs",), "rollouts", "stages.judge.check.labelled:run")
 
 STAGES: tuple[Stage[Any], ...] = (
     MATERIALISE, INGEST, CURATE, ENCODE, PREPARE, REFERENCE, TRAIN, TRAIN_REWARD, ROLLOUT, JUDGE, COMPARE, VOTE, PAIR,
-    REVISE, HELDOUT, EVALUATE, PROMOTE, QUALITY,
+    REVISE, HELDOUT, EVALUATE, PROMOTE, QUALITY, LABELLED,
 )  # fmt: skip

@@ -23,10 +23,11 @@ from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.judge import LoadedJudge, load_judge
 from stages.base import Resources
+from stages.catalog import LABELLED
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.tables import rows_of
 from stages.judge.check import figures
-from stages.judge.check.config import LABELLED, LabelledConfig
+from stages.judge.check.config import LabelledConfig
 from stages.judge.check.labelled import LABELS
 from stages.judge.judges.config import models_of, singles
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from stages.base import Config, Stage
+from stages.base import Config
 
 
 class LabelledConfig(Config):
@@ -12,6 +12,3 @@ class LabelledConfig(Config):
     """So many of the pairs, by chance; by default all."""
     seed: NonNegativeInt = 0
     """Of the choice, which depends on it and on the pairs' content alone."""
-
-
-LABELLED = Stage("labelled", 1, LabelledConfig, ("pairs",), "rollouts", "stages.judge.check.labelled:run")
