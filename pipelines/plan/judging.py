@@ -74,6 +74,8 @@ class Judging:
     """The judge of ``evaluate.checks``."""
     revises: Step | None
     """The model that revises answers, if that is one of the plan's."""
+    others: Mapping[str, Step]
+    """Models beside the run's own policies that evaluations compare with, by name."""
 
 
 def judging(spec: PipelineSpec, folder: Path, trained: Step | None = None) -> Judging:
@@ -82,7 +84,9 @@ def judging(spec: PipelineSpec, folder: Path, trained: Step | None = None) -> Ju
     of_checks = _judge(spec, checks.judge or spec.judge, folder, "checks-judge", trained) if checks else None
     source = spec.revise.model if spec.revise else None
     revises = base_step(source, folder, "revise/model") if source is not None else None
-    return Judging(_judge(spec, spec.judge, folder, "judge", trained), of_checks, revises)
+    named = {each.model: each for each in spec.evaluate.against if not isinstance(each, str)}
+    others = {name: base_step(each, folder, f"against/{name}") for name, each in named.items()}
+    return Judging(_judge(spec, spec.judge, folder, "judge", trained), of_checks, revises, others)
 
 
 def revised(spec: PipelineSpec, how: Judging, key: str, rollouts: Step) -> Step | None:

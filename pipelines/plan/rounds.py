@@ -224,7 +224,7 @@ class _Unroller:
                 inputs[f"verdicts.{name}"] = self._judge.compared(f"{key}-{name}", answers, theirs)
             else:
                 inputs[f"baseline_judged.{name}"] = self._judge.scored(f"{place}-judge", theirs)
-        config = EvaluateConfig(against=spec.evaluate.against, task=spec.evaluate.task)
+        config = EvaluateConfig(against=spec.evaluate.baselines, task=spec.evaluate.task)
         inputs |= self._checks(key, train)
         if spec.evaluate.kl or (spec.evaluate.promote_if and spec.evaluate.promote_if.max_kl is not None):
             inputs["log_ratios"] = log_ratios(spec, f"{key}-kl", answers, train, self._against())
@@ -236,7 +236,7 @@ class _Unroller:
         if spec.evaluate.checks is None or judge is None:
             return {}
         asked = self.asked("checks", spec.evaluate.checks.prompts)
-        baseline = self._baselines()[spec.evaluate.against[0]]
+        baseline = self._baselines()[spec.evaluate.baselines[0]]
         found = {}
         for role, policy in (("checked", train), ("baseline_checked", baseline)):
             place = f"{key}-checks" if role == "checked" else f"{policy.key}/checks"
@@ -246,8 +246,8 @@ class _Unroller:
 
     def _baselines(self) -> dict[str, Step]:
         """What a round's policy is measured against, by name."""
-        policies = {"base": self.base, "previous": self.champion}
-        return {name: policies[name] for name in self.spec.evaluate.against}
+        policies = {"base": self.base, "previous": self.champion, **self.judging.others}
+        return {name: policies[name] for name in self.spec.evaluate.baselines}
 
     @property
     def _judge(self) -> Single | Ensemble:

@@ -1,4 +1,4 @@
-"""The judges that a spec names, and the models that these or its revisions run."""
+"""The judges that a spec names, and the models beside its policy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def judges(judge: JudgeConfig | None, evaluate: EvaluateSpec | None) -> Iterator
 
 
 def models(spec: PipelineSpec) -> dict[KeyPath, ModelSource]:
-    """Every model of a judge, and that of revisions, with its key."""
+    """Every model beside the policy's, with its key: of judges, of revisions, and those that are compared with."""
     asked = [*judges(spec.judge, spec.evaluate), *([(("revise",), spec.revise)] if spec.revise else [])]
-    return {(*path, name): source for path, each in asked for name, source in models_of(each).items()}
+    found: dict[KeyPath, ModelSource] = {
+        (*path, name): source for path, each in asked for name, source in models_of(each).items()
+    }
+    others = enumerate(spec.evaluate.against)
+    return found | {("evaluate", "against", n): each for n, each in others if not isinstance(each, str)}

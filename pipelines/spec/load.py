@@ -117,10 +117,14 @@ def look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) ->
     for key in ("judge", "revise"):
         if (asked := values.get(key)) is not None:
             values[key] = _with_champions(asked, found, key)
-    if (evaluate := values.get("evaluate")) is not None and evaluate.checks and evaluate.checks.judge:
+    if (evaluate := values.get("evaluate")) is None:
+        return
+    against = [each if isinstance(each, str) else found(each, "evaluate", "against") for each in evaluate.against]
+    changed: dict[str, Any] = {"against": tuple(against)}
+    if evaluate.checks and evaluate.checks.judge:
         judge = _with_champions(evaluate.checks.judge, found, "evaluate", "checks", "judge")
-        checks = evaluate.checks.model_copy(update={"judge": judge})
-        values["evaluate"] = evaluate.model_copy(update={"checks": checks})
+        changed["checks"] = evaluate.checks.model_copy(update={"judge": judge})
+    values["evaluate"] = evaluate.model_copy(update=changed)
 
 
 def _with_champions(config: Any, found: Callable[..., ModelSource], *path: str) -> Any:

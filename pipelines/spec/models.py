@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator
 
 from stages.base import Config, Resources, RolloutResources, Share, TrainResources, plain
 from stages.core.formats.config import FormatConfig
@@ -97,7 +97,15 @@ class PrepareSpec(Config):
 
 def _listed(value: Any) -> Any:
     """One alone, or a list, in which each counts once."""
-    return [value] if isinstance(value, str) else list(dict.fromkeys(value)) if isinstance(value, list) else value
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [each for number, each in enumerate(value) if each not in value[:number]]
+
+
+Baseline = Annotated[
+    Annotated[Origin, Tag("origin")] | Annotated[ModelSource, Tag("model")],
+    Discriminator(lambda value: "origin" if isinstance(value, str) else "model"),
+]
 
 
 class ChecksSpec(Config):
@@ -112,8 +120,9 @@ class EvaluateSpec(Config):
     """Held-out prompts are answered by the new policy and by baselines; the judge compares."""
 
     samples: PositiveInt = 2
-    against: Annotated[tuple[Origin, ...], Field(min_length=1), BeforeValidator(_listed)] = ("base",)
-    """The base model, the last promoted policy, or a list of both; the gate looks at the first."""
+    against: Annotated[tuple[Baseline, ...], BeforeValidator(_listed)] = ("base",)
+    """The base model, the last promoted policy, a model as ``policy`` names one (such as a champion), or a list of
+    such; the gate looks at the first."""
     task: str | None = None
     """Field of the prompts' rows that names their task; then every task has figures of its own."""
     checks: ChecksSpec | None = None
@@ -122,6 +131,18 @@ class EvaluateSpec(Config):
     always with a bound on it."""
     promote_if: PromoteConfig | None = None
     """A policy that misses a bound is kept, but the next round continues from the last promoted one."""
+
+    @field_validator("against")
+    @classmethod
+    def _something(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if not value:
+            raise ValueError("expected base, previous, a model, or a list of such, got an empty list")
+        return value
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Their names: a model's is what the spec calls it."""
+        return tuple(each if isinstance(each, str) else each.model for each in self.against)
 
 
 class ResourcesSpec(Config):

@@ -405,3 +405,15 @@ def evaluated(planned: Plan) -> Step:
     found = planned.rounds[0].evaluate
     assert found is not None
     return found
+
+
+def test_another_model_can_be_the_baseline(folder: Path) -> None:
+    (folder / "other").mkdir()
+    for file in (folder / "model").iterdir():
+        (folder / "other" / file.name).write_bytes(file.read_bytes() + b" ")
+    found = evaluated(plan(folder, SPEC + "evaluate: {against: [{model: other}, base]}\n"))
+    answers = step(found.inputs["baseline.other"])
+    other = step(answers.inputs["policy"])
+    assert (other.key, other.stage.name) == ("against/other", "materialise")
+    assert other.fingerprint != step(step(found.inputs["baseline.base"]).inputs["policy"]).fingerprint
+    assert found.config.identity()["against"] == ["other", "base"]

@@ -34,6 +34,10 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
             yield Fault(("revise",), "needs prompts.train, whose answers are revised")
     if evaluate is None:
         return
+    for number, source in enumerate(evaluate.against):
+        if not isinstance(source, str):
+            for message in (*model.problems(source, base), *model.adapter_problems(source, base)):
+                yield Fault(("evaluate", "against", number, "model"), message)
     of_checks = evaluate.checks.judge or judge if evaluate.checks is not None else None
     if of_checks is not None and of_checks.compares:
         message = "compares answers by two; checks need a judge that scores each, such as rules"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, Tag
+from pydantic import Discriminator, NonNegativeFloat, Tag, field_validator
 
 from stages.base import Config, Plugin
 from stages.judge.judges.llm.config import LlmJudge
@@ -82,9 +82,16 @@ class EnsembleJudge(Config):
     """Several judges vote on any two answers; a preference is the share of their votes."""
 
     use: Literal["ensemble"]
-    judges: Annotated[tuple[SingleJudgeConfig, ...], Field(min_length=2)]
+    judges: tuple[SingleJudgeConfig, ...]
     margin: NonNegativeFloat = 0.0
     """Scores of a judge that differ by no more than this are a tie."""
+
+    @field_validator("judges")
+    @classmethod
+    def _several(cls, value: tuple[SingleJudge, ...]) -> tuple[SingleJudge, ...]:
+        if len(value) < 2:
+            raise ValueError(f"expected at least 2 judges, got {len(value)}; name one without an ensemble")
+        return value
 
     @property
     def compares(self) -> bool:
