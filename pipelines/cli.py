@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import champion, connect, export, jobs, judgecheck, schedule, sweeping
+from pipelines.commands import champion, connect, export, jobs, judgecheck, rewarding, schedule, sweeping
 from pipelines.commands.common import (
     DEFAULT_STORE,
     AddressOption,
@@ -23,7 +23,6 @@ from pipelines.commands.common import (
     StoreOption,
     VerboseOption,
     WaitOption,
-    loaded_of,
     looked_at,
     open_store,
     plan_of,
@@ -151,33 +150,7 @@ def run(
     raise typer.Exit(code)
 
 
-@app.command("train-reward")
-def train_reward(
-    spec: SpecArgument,
-    overrides: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    address: AddressOption = None,
-    cluster: ClusterOption = None,
-    wait: WaitOption = 0,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Train the reward model of a spec (its section reward), and nothing else; rondo run uses the same one.
-
-    Exit codes: 0 done, 1 a stage failed, 2 the spec or the usage is wrong, 130 interrupted.
-    """
-    from pipelines.commands import reward
-    from pipelines.spec.problems import SpecError
-
-    ray, opened = connect.ray_for(address, cluster), open_store(store)
-    loaded = loaded_of(spec, overrides, ray if isinstance(ray, str) else None, cluster, store=opened)
-    try:
-        steps = reward.plan(loaded)
-    except SpecError as error:
-        refuse_all(error)
-    raise typer.Exit(reward.train(loaded, steps, opened, as_json, verbose, ray, wait))
-
-
+app.command("train-reward")(rewarding.train_reward)
 app.command()(sweeping.sweep)
 app.command(cls=champion.RollbackCommand)(champion.champion)
 app.command()(export.export)
