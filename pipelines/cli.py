@@ -214,12 +214,16 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or enough of it to be the only one.")],
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Answers to N held-out prompts side by side, the worst first.")
+    ] = 0,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show one run: its steps, its rounds and where its policy is."""
     from rich.console import Console
 
+    from pipelines.commands.samples import lines
     from pipelines.run import summary
 
     opened = open_store(store)
@@ -231,6 +235,9 @@ def show(
     record = _record(opened, matches[0])
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False))
+        return
+    if samples:
+        typer.echo("\n".join(lines(opened, record, samples)).lstrip("\n"))
         return
     typer.echo(f"{record['run']}  {record['status']}  {record['seconds']:.1f} s  {record['spec']}")
     for override in record.get("overrides", ()):

@@ -168,6 +168,9 @@ def _show(terminal: Console, document: dict[str, Any], loaded: Loaded) -> None:
     for row in document["rounds"]:
         for miss in row["misses"]:
             say(f"round {row['round']} was not promoted: {miss}")
+    if document["paid"]:
+        cost = f", cost {document['paid']['cost']:.4g}" if document["paid"]["cost"] else ""
+        say(f"judging   {document['paid']['tokens']:,} tokens of language models{cost}")
     if document["quarantined"]:
         where = "quarantine.jsonl in the artifacts of ingest, encode and rollout"
         say(f"{document['quarantined']} rows in quarantine ({where})")

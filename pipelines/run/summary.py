@@ -11,7 +11,7 @@ from pipelines.plan.rounds import Plan, Round
 from pipelines.plan.steps import Step
 from pipelines.run.evaluation import against_table, answers_table
 from pipelines.run.runner import StepResult
-from stages.io.filenames import ADAPTER, MODEL
+from stages.io.filenames import ADAPTER, MODEL, SIDE_BY_SIDE
 from stages.policy.adapter_settings import ADAPTER_CONFIG, is_prompt_learning
 
 _COLUMNS = 8
@@ -36,7 +36,9 @@ def summarise(plan: Plan, results: Sequence[StepResult], done: bool) -> dict[str
         for result in results
     ]
     quarantined = sum(result.summary.get("quarantined", 0) for result in results)
+    paid = [result.summary["paid"] for result in results if not result.cached and result.summary.get("paid")]
     return {
+        "paid": {name: sum(each[name] for each in paid) for name in ("tokens", "cost")} if paid else None,
         "steps": steps,
         "rounds": rounds,
         "quarantined": quarantined,
@@ -86,6 +88,7 @@ def _round(round_: Round, done: Mapping[str, StepResult]) -> dict[str, Any]:
         "answers": evaluation.get("answers", {}),
         "checks": evaluation.get("checks"),
         "divergence": evaluation.get("kl"),
+        "samples": _samples(round_.evaluate, done),
         "judge_score": evaluation.get("judge_score"),
         "baseline_score": evaluation.get("baseline_score"),
         "promoted": promotion.get("promoted", True),
@@ -93,6 +96,14 @@ def _round(round_: Round, done: Mapping[str, StepResult]) -> dict[str, Any]:
         "misses": promotion.get("misses", []),
         "seconds": seconds,
     }
+
+
+def _samples(evaluate: Step | None, done: Mapping[str, StepResult]) -> str | None:
+    """The place in the store of the answers side by side."""
+    if evaluate is None or evaluate.fingerprint not in done:
+        return None
+    found = [part.place for part in done[evaluate.fingerprint].artifact.parts if SIDE_BY_SIDE in part.files]
+    return f"{found[0]}/{SIDE_BY_SIDE}" if found else None
 
 
 def _decided(round_: Round) -> str:
