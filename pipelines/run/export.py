@@ -21,7 +21,7 @@ from pipelines.run.execute import redacted
 from pipelines.run.lineage import Id, Lineage, identity, settings, stage
 from pipelines.run.store import ArtifactStore, Manifest
 from stages.base import StageError
-from stages.catalog import EVALUATE, HELDOUT, MATERIALISE, PROMOTE, TRAIN
+from stages.catalog import EVALUATE, HELDOUT, MATERIALISE, PROMOTE, TRAIN, VOTE
 from stages.io.artifact import Artifact
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG, is_prompt_learning
@@ -211,7 +211,8 @@ def _evaluation(lineage: Lineage, entries: Mapping[Id, tuple[str, Champion]], ma
     first = summary.get("baseline", "base")
     against = summary.get("against", {}).get(first, {})
     judged = lineage.input(made, "judged") or lineage.input(made, f"verdicts.{first}")
-    judge = settings(judged).get("judge", {}) if judged else {}
+    ensemble = {"use": "ensemble"} if judged and stage(judged) == VOTE.name else {}
+    judge = settings(judged).get("judge", ensemble) if judged else {}
     return {
         "policy": _of(lineage.subject(made)),
         "against": _against(lineage, entries, lineage.subject(made, f"baseline.{first}")),
