@@ -22,7 +22,7 @@ from pipelines.run.runner import Runner, StepFailed, StepResult
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.judge import LoadedJudge, load_judge
-from stages.base import Resources
+from stages.base import Resources, StageError
 from stages.catalog import LABELLED
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.tables import rows_of
@@ -89,6 +89,9 @@ def make(planned: CheckPlan, store: ArtifactStore, as_json: bool, verbose: bool)
         except StepFailed as failure:
             traceback.print_exception(failure)  # into the log
             say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
+            return 1
+        except StageError as error:  # what it needs has no place here
+            say(f"failed: {error}")
             return 1
         except KeyboardInterrupt:
             say("interrupted; the same command continues where this one stopped")

@@ -20,6 +20,7 @@ from pipelines import plugins
 from pipelines.spec import clusterfile
 from pipelines.spec.asked import models
 from pipelines.spec.load import Loaded
+from pipelines.spec.model_path import is_local
 from pipelines.spec.problems import Problem, SpecError
 from stages.io import nodes
 
@@ -90,9 +91,11 @@ def check_travels(loaded: Loaded) -> None:
     folder = loaded.path.parent
     taken = [str(file) for file in travelling.files(folder)]
     found = []
+    sources = {("policy",): loaded.spec.policy, **models(loaded.spec)}
+    on_hub = {(*key, "model") for key, source in sources.items() if not is_local(source)}
     for key, text in _locations(loaded):
         path = os.path.abspath(folder / text)
-        if text.startswith(("/", "~")) or "://" in text or (key == ("policy", "model") and not os.path.exists(path)):
+        if text.startswith(("/", "~")) or "://" in text or (key in on_hub and not os.path.exists(path)):
             continue
         if not any(file.startswith(f"{path}{os.sep}") or fnmatch.fnmatch(file, path) for file in taken):
             message = (
@@ -121,6 +124,7 @@ def _locations(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], str]]:
     named: dict[tuple[str | int, ...], str | None] = {
         ("evaluate", "checks", "prompts"): checks.prompts if checks else None,
         **{(*key, "model"): source.model for key, source in models(spec).items()},
+        **{(*key, "adapter"): source.adapter for key, source in models(spec).items()},
         ("prompts", "train"): spec.prompts.train, ("prompts", "heldout"): spec.prompts.heldout,
         ("policy", "model"): spec.policy.model, ("policy", "adapter"): spec.policy.adapter,
     }  # fmt: skip

@@ -33,11 +33,12 @@ def base_step(source: ModelSource, base: Path, key: str = "base") -> Step:
         name = "model" if path.is_dir() else path.name
         inputs["source"] = Source(name, path, hash_path(path))
         return Step(key, MATERIALISE, MaterialiseConfig(date=source.date), inputs)
-    commit = _commit(source.model, source.revision or "main")
+    place = "policy" if key == "base" else key.removesuffix("/model").replace("/", ".") + ".model"
+    commit = _commit(source.model, source.revision or "main", f"{place}.revision")
     return Step(key, MATERIALISE, MaterialiseConfig(hub=source.model, revision=commit, date=source.date), inputs)
 
 
-def _commit(hub_id: str, revision: str) -> str:
+def _commit(hub_id: str, revision: str, where: str) -> str:
     """The commit that a revision points to now, from the hub or, offline, from the local cache."""
     if _COMMIT.match(revision):
         return revision
@@ -49,4 +50,4 @@ def _commit(hub_id: str, revision: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"{hub_id} at {revision} was found neither on the hub nor in its local cache: {reason}"
-        raise SpecError([Problem("policy.revision", message)]) from None
+        raise SpecError([Problem(where, message)]) from None

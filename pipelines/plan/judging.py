@@ -84,7 +84,8 @@ def judging(spec: PipelineSpec, folder: Path, trained: Step | None = None) -> Ju
     of_checks = _judge(spec, checks.judge or spec.judge, folder, "checks-judge", trained) if checks else None
     source = spec.revise.model if spec.revise else None
     revises = base_step(source, folder, "revise/model") if source is not None else None
-    named = {each.model: each for each in spec.evaluate.against if not isinstance(each, str)}
+    pairs = zip(spec.evaluate.baselines, spec.evaluate.against, strict=True)
+    named = {name: each for name, each in pairs if not isinstance(each, str)}
     others = {name: base_step(each, folder, f"against/{name}") for name, each in named.items()}
     return Judging(_judge(spec, spec.judge, folder, "judge", trained), of_checks, revises, others)
 

@@ -24,7 +24,8 @@ def against_table(rounds: Sequence[Round]) -> Table | None:
             result.add_row(
                 str(row["round"]), name, str(found["win_rate"]["prompts"]),
                 *(f"{found[share]:.2f}" for share in ("wins", "ties", "losses")),
-                interval(found["win_rate"]), interval(found["length_controlled"]),
+                interval(found["win_rate"]),
+                interval(found["length_controlled"]) if found["length_controlled"] else "-",
                 "-" if ratio is None else f"{ratio:.2f}",
             )  # fmt: skip
             for task, part in found.get("tasks", {}).items():
@@ -48,7 +49,8 @@ def answers_table(rounds: Sequence[Round]) -> Table | None:
         result.add_column(name, justify="right")
     for row in rounds:
         for name, found in (row.get("answers") or {}).items():
-            shares = (f"{found[each]:.3f}" for each in ("distinct_1", "distinct_2", "repetition", "refusals"))
+            names = ("distinct_1", "distinct_2", "repetition", "refusals")
+            shares = ("-" if found[each] is None else f"{found[each]:.3f}" for each in names)
             result.add_row(str(row["round"]), "new" if name == "policy" else name, f"{found['tokens']:.0f}", *shares)
     return result if result.row_count else None
 

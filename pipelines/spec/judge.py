@@ -49,6 +49,10 @@ def load_judge(name: str, overrides: Sequence[str] = (), champion: Champion | No
         load.look_up(values, invalid, champion)
     if raw.get("judge") is None:
         problems.append(Problem(f"{path.name} judge", "required, but missing; for example judge: {use: sentiment}"))
+    elif getattr(values.get("judge"), "model", None) == "reward":
+        message = "is trained with rondo train-reward; name the folder that it prints"
+        problems.append(Problem(document.where(("judge", "model")), message))
+        raise SpecError(problems)
     checked = preflight.check({**values, "reward": None}, path.parent)  # nothing is trained here that could judge
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 

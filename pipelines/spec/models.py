@@ -141,8 +141,13 @@ class EvaluateSpec(Config):
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Their names: a model's is what the spec calls it."""
-        return tuple(each if isinstance(each, str) else each.model for each in self.against)
+        """Their names: a model's is what the spec calls it, with what tells it from others of that name."""
+        names: list[str] = []
+        for each in self.against:
+            name = each if isinstance(each, str) else " ".join(filter(None, (each.model, each.revision, each.adapter)))
+            known = [*names, "base", "previous"] if not isinstance(each, str) else names
+            names.append(f"{name} ({len(names) + 1})" if name in known else name)
+        return tuple(names)
 
 
 class ResourcesSpec(Config):

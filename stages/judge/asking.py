@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from typing import Any
@@ -92,7 +92,10 @@ def answered(name: str, rows: Sequence[Row], said: Sequence[Judged], compares: b
 def _by_row(name: str, rows: Sequence[Row], said: Sequence[Judged]) -> dict[str, dict[tuple[int, ...], Judged]]:
     places = {row.prompt_id: {each.sample: n for n, each in enumerate(row.responses)} for row in rows}
     found: dict[str, dict[tuple[int, ...], Judged]] = {row.prompt_id: {} for row in rows}
-    for each in said:
+    for each in said if isinstance(said, Iterable) else [said]:
+        if not isinstance(each, Judgement | Verdict | NoVerdict):
+            kind = type(each).__name__
+            raise StageError(f"judge {name}: gave a {kind}; expected a list of Judgement, Verdict or NoVerdict")
         if each.prompt_id not in found:
             raise StageError(f"judge {name}: speaks of prompt {each.prompt_id!r}, which it was not asked of")
         if isinstance(each, Verdict):

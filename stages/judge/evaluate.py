@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,7 @@ from stages.base import StageError, Summary
 from stages.core.bootstrap import Floats, Interval, bootstrap, paired_difference
 from stages.core.evaluation import texts
 from stages.core.evaluation.kl import divergence
-from stages.core.evaluation.length_control import length_controlled
+from stages.core.evaluation.length_control import length_controlled, lengths_overlap
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
 from stages.io.filenames import RECORDS, SIDE_BY_SIDE, WIN_RATES
@@ -74,14 +75,16 @@ def _against(config: EvaluateConfig, compared: Comparison, policy: Side, baselin
     """The figures of one baseline."""
     prompts = compared.prompts
     ours, theirs = policy.lengths(prompts), baseline.lengths(prompts)
-    controlled = length_controlled(
-        compared.rates, ours, theirs, resamples=min(_REFITS, config.resamples), confidence=config.confidence,
-        seed=config.seed,
-    )  # fmt: skip
+    controlled = None
+    if lengths_overlap(ours, theirs):
+        controlled = length_controlled(
+            compared.rates, ours, theirs, resamples=min(_REFITS, config.resamples), confidence=config.confidence,
+            seed=config.seed,
+        )  # fmt: skip
     found = {
         "win_rate": _rate(config, compared.rates),
         **{name: float(getattr(compared, name).mean()) for name in ("wins", "ties", "losses")},
-        "length_controlled": asdict(controlled.win_rate),
+        "length_controlled": asdict(controlled.win_rate) if controlled else None,
         "length_ratio": texts.growth(ours, theirs) if theirs.any() else None,
     }
     if config.task is not None:
@@ -143,11 +146,11 @@ def _rate(config: EvaluateConfig, rates: Floats) -> dict[str, Any]:
     return {**asdict(interval), "prompts": len(rates)}
 
 
-def _answers(answered: Side) -> dict[str, float]:
+def _answers(answered: Side) -> dict[str, float | None]:
     """What a side's answers are like as texts."""
     every = answered.texts(sorted(answered.answers))
     tokens = [each.tokens for samples in answered.answers.values() for each in samples]
-    return {
+    measured = {
         "samples": len(every),
         "tokens": float(np.mean(tokens)),
         "characters": float(texts.lengths(every).mean()),
@@ -156,3 +159,4 @@ def _answers(answered: Side) -> dict[str, float]:
         "repetition": float(np.mean([texts.repetition(each) for each in every])),
         "refusals": texts.refusals(every),
     }
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}

@@ -79,7 +79,7 @@ class Judging:
     ) -> None:
         self._config, self._every = config, every
         self._judge = make(config.judge, means)
-        self._paid = (means.tokens, means.cost)
+        self._paid = getattr(self._judge, "paid", (0, 0.0))
         self._tables = rollouts.tables(RECORDS)
         self._against = {table.part.name: table for table in against.tables(RECORDS)} if against is not None else None
         self._refused: Counter[str] = Counter()
@@ -123,7 +123,7 @@ class Judging:
             self._paid = paid
         self._refused.update(refused.reason for _, refused in answer.refused)
         self._asked, self._seen = self._asked + part.counts["asked"], self._seen + rollouts
-        expected = self._asked * self._every / self._seen
+        expected = self._asked * self._every / max(1, self._seen)  # a part may have no answers at all
         if self._refused.total() > self._config.max_bad_share * expected:
             raise _too_many(self._config, self._refused.total(), self._asked, self._refused)
 

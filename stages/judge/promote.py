@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Bound:
     @property
     def miss(self) -> str | None:
         """How it was missed, as a sentence. What was not measured is a miss: a gate does not open by silence."""
-        if self.measured is None:
+        if self.measured is None or not math.isfinite(self.measured):
             return (
                 f"{self.name} was not measured, and has to be {'at least' if self.least else 'at most'} {self.limit:g}"
             )

@@ -39,7 +39,7 @@ def run(config: ReviseConfig, inputs: Mapping[str, Artifact], context: StageCont
     ``critiques.jsonl``. An answer that the model leaves as it is makes no pair.
 
     Raises:
-        StageError: too many answers have no revision, or none was changed.
+        StageError: too many answers have no revision.
     """
     tables = inputs["rollouts"].tables(RECORDS)
     tasks = [{"part": table.part.name, "rows": table.rows, "table": number} for number, table in enumerate(tables)]
@@ -58,8 +58,6 @@ def run(config: ReviseConfig, inputs: Mapping[str, Artifact], context: StageCont
     except StageError:
         spending.ask_again(context)
         raise
-    if not pairs:
-        raise StageError(f"revise: none of {asked} answers was changed; does the model understand the task?")
     names = ("asked", "unchanged", "quarantined", "quarantine_reasons")
     return {"pairs": pairs, **{name: counts[name] for name in names}, **spending.spent(counts)}
 
@@ -71,7 +69,7 @@ class Revising:
         self._config, self._tables = config, rollouts.tables(RECORDS)
         self._words = Revisions()
         self._asker = asker(config, means, self._words.read)
-        self._paid = (means.tokens, means.cost)
+        self._paid = self._asker.paid
 
     def __call__(self, task: Mapping[str, Any], part: PartWriter) -> None:
         asked = list(self._answers(read_rollouts(self._tables[task["table"]])))

@@ -7,7 +7,6 @@ from typing import Any
 
 from stages.io.artifact import Artifact
 from stages.io.context import StageContext
-from stages.io.output import add_up
 from stages.judge.judges.means import Means
 
 SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
@@ -15,12 +14,9 @@ SPENT = ("input_tokens", "output_tokens", "cost", "seconds")
 
 
 def means(inputs: Mapping[str, Artifact], context: StageContext) -> Means:
-    """What a step's judge may use; what its finished parts have paid is spent."""
-    before = add_up(part.counts for part in context.output.done().values())
-    return Means(
-        context.output.store, context.output.fingerprint, before.get("paid_tokens", 0), before.get("paid_cost", 0.0),
-        inputs.get("model"), context.resources.gpus, inputs.get("reference"),
-    )  # fmt: skip
+    """What a step's judge may use. Parts whose questions may be answered now are made again."""
+    ask_again(context)
+    return Means(context.output, inputs.get("model"), inputs.get("reference"), context.resources.gpus)
 
 
 def spent(counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -53,7 +53,7 @@ def vote(
     scores: list[float] = []
     for number, name in enumerate(names):
         votes = [_votes(judge, name, config.margin) for judge in judges]
-        pairs = sorted({pair for each in votes for pair in each})
+        pairs = sorted(pair for pair, count in _voters(votes).items() if 2 * count >= len(judges))
         cast |= {pair: [each.get(pair) for each in votes] for pair in pairs}
         verdicts = [Verdict(*pair, _share(cast[pair])) for pair in pairs]
         with output.part(name) as part:
@@ -67,6 +67,10 @@ def vote(
         raise StageError("no two answers to a prompt have a vote of any judge")
     mean = {} if _two_policies(inputs) else {"judgements": len(scores), "mean_score": float(np.mean(scores))}
     return {**mean, "verdicts": len(cast), **_agreement(list(cast.values()))}
+
+
+def _voters(votes: Sequence[Votes]) -> Counter[Pair]:
+    return Counter(pair for each in votes for pair in each)
 
 
 def _two_policies(inputs: Mapping[str, Artifact]) -> bool:
@@ -131,14 +135,20 @@ def _scores(verdicts: Sequence[Verdict]) -> Iterator[Judgement]:
 
 def _agreement(cast: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """Krippendorff's alpha, a tie being half way, and for any two judges the share of votes in which they agree."""
-    judges = list(zip(*cast, strict=True))
+    # Every second pair is turned round: where one side is always the same policy and wins, chance would agree as often.
+    turned = [
+        [None if vote is None else 1 - vote for vote in votes] if number % 2 else votes
+        for number, votes in enumerate(cast)
+    ]
+    judges = list(zip(*turned, strict=True))
     alpha = krippendorff_alpha(judges, "linear")
     pairs = {}
     for one, two in combinations(range(len(judges)), 2):
         both = [a == b for a, b in zip(judges[one], judges[two], strict=True) if a is not None and b is not None]
         if both:
             pairs[f"{one}, {two}"] = float(np.mean(both))
-    return {"agreement": alpha if np.isfinite(alpha) else None, "agreement_of_two": pairs}
+    same = 1.0 if pairs else None  # alpha is not a number: all said the same, or no two spoke of the same
+    return {"agreement": alpha if np.isfinite(alpha) else same, "agreement_of_two": pairs}
 
 
 def _write(part: Any, name: str, records: Sequence[Any], schema: pa.Schema) -> None:

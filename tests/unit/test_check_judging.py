@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
         (SPEC + "evaluate: {promote_if: {min_agreement: 0.5}}\n", "min_agreement", "give an ensemble"),
         (SPEC + "evaluate: {against: [base, {model: nowhere}]}\n", "evaluate.against.1.model", "no such folder"),
         (SPEC + "evaluate: {against: bse}\n", "evaluate.against", "'base' or 'previous'"),
+        (SPEC.replace(", heldout: heldout.jsonl", "") + "evaluate: {kl: true}\n", "evaluate.kl", "prompts.heldout"),
         (SPEC + "evaluate: {against: []}\n", "evaluate.against", "got an empty list"),
         (SPEC + f"evaluate: {{checks: {{prompts: checks.jsonl, judge: {LLM}}}}}}}\n", "checks.judge", "scores each"),
         (WITHOUT + f"judge: {LLM}, budget: {{tokens: 5}}}}\nresources: {{judge: {{workers: 2}}}}\n",

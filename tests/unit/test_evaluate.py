@@ -159,6 +159,28 @@ def test_a_win_by_length_alone_is_controlled(tmp_path: Path) -> None:
     assert found["length_ratio"] == pytest.approx(1.5)  # 15 words for 10
 
 
+def test_lengths_that_do_not_overlap_cannot_be_controlled_for(tmp_path: Path) -> None:
+    prompts = [f"{n:02d}" for n in range(20)]
+    ours = {prompt: ["word " * (200 + n % 2)] for n, prompt in enumerate(prompts)}
+    inputs = {
+        "policy": answered(tmp_path, "policy", ours),
+        "baseline.base": answered(tmp_path, "baseline", {prompt: ["word"] for prompt in prompts}),
+        "verdicts.base": compared(tmp_path, "verdicts", {prompt: [0.75] for prompt in prompts}),
+    }  # fmt: skip
+    assert evaluate(tmp_path, inputs).summary["against"]["base"]["length_controlled"] is None
+
+
+def test_what_does_not_exist_is_no_number(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, {"a": [1.0]}, {"a": [1.0]})
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    inputs = {
+        "policy": answered(tmp_path / "b", "policy", {"a": ["one"]}),
+        "baseline.base": answered(tmp_path / "b", "baseline", {"a": ["two"]}),
+        "verdicts.base": compared(tmp_path / "b", "verdicts", {"a": [1.0]}),
+    }
+    assert evaluate(tmp_path / "b", inputs).summary["answers"]["policy"]["distinct_2"] is None
+
+
 def test_each_task_has_its_figures(tmp_path: Path) -> None:
     policy, baseline = {"a": [1.0], "b": [0.0], "c": [5.0]}, {"a": [0.0], "b": [0.5], "c": [5.0]}
     tasks = {"a": "math", "b": "code"}

@@ -122,7 +122,7 @@ def test_columns_are_named_with_read(folder: Path) -> None:
         (("judge.yaml", "verdicts.json", "--set", "judge.jsn=true"), "did you mean 'json'"),
         (("judge.yaml", "verdicts.json", "--set", "train.beta=3"), "expected a key in judge, resources, data"),
         (("judge.yaml", "verdicts.json", "--set", "judge.use=rule"), "unknown judge; valid"),
-        (("trained.yaml", "verdicts.json"), "the spec trains no reward model"),
+        (("trained.yaml", "verdicts.json"), "is trained with rondo train-reward"),
         (("judge.yaml", "verdicts.json", "--read", "formatt=votes"), "did you mean 'format'"),
         (("own.yaml", "verdicts.json"), "cannot be imported"),
     ],

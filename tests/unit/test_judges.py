@@ -15,6 +15,7 @@ from stages.catalog import COMPARE, JUDGE
 from stages.core.records import ROLLOUTS, Judgement, Rollout
 from stages.io.artifact import Artifact
 from stages.io.filenames import QUARANTINE, RECORDS, VERDICT_RECORDS
+from stages.io.output import Output
 from stages.io.store import Store
 from stages.judge import judge as judge_stage
 from stages.judge.asking import answered, rows_of
@@ -27,7 +28,9 @@ from tests import artifacts
 
 
 def make(**config: Any) -> Judge:
-    return make_judge(TypeAdapter(JudgeConfig).validate_python(config), Means(Store("/nowhere"), "step"))
+    return make_judge(
+        TypeAdapter(JudgeConfig).validate_python(config), Means(Output(Store("/nowhere"), "step", "inputs"))
+    )
 
 
 def rollout(text: str, sample: int = 0, prompt: str = "p") -> Rollout:
@@ -161,6 +164,12 @@ def test_a_judge_that_compares_owes_a_verdict_for_each_comparison() -> None:
         answered("x", rows, [*said, Verdict("p", 2, 1, 1.0)], True)
 
 
+@pytest.mark.parametrize("said", [[0.5], 0.5, None, [("p", 0, 1.0)]])
+def test_a_judge_that_gives_something_else_is_named(said: Any) -> None:
+    with pytest.raises(StageError, match=r"judge x: gave a \w+; expected a list of Judgement"):
+        answered("x", ROWS, said, False)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.5, None, "A"])
 def test_an_unknown_preference_is_no_verdict(bad: Any) -> None:
     answer = answered("x", [row("a", "b", compares=True)], [Verdict("p", 0, 1, bad, "because")], True)
@@ -239,6 +248,11 @@ def test_what_a_judge_may_know_the_next_time_is_asked_again(tmp_path: Path) -> N
         run_stage(tmp_path, *parts, max_bad_share=0.4, **judge)
     done = [path.name for path in tmp_path.rglob("parts/*") if "rollouts" not in path.parts]
     assert len(done) == 1
+
+
+def test_a_part_without_answers_is_no_trouble(tmp_path: Path) -> None:
+    made = run_stage(tmp_path, [], [rollout("fine", 0)], use="rules", min_words=1)
+    assert [part.rows for part in made.parts] == [0, 1]
 
 
 def test_two_policies_are_compared_sample_by_sample(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stages.base import StageError
 from stages.core.records import Rollout
+from stages.io.output import Output
 from stages.io.store import Store
 from stages.judge.asking import rows_of
 from stages.judge.judges.config import JudgeConfig
@@ -56,7 +57,7 @@ def config(server: LlmServer | str, **settings: Any) -> LlmJudge:
 
 @contextmanager
 def asking(folder: Path, server: LlmServer | str, step: str = "step", **settings: Any) -> Iterator[Llm]:
-    judge = make(config(server, **settings), Means(Store.at(str(folder)), step))
+    judge = make(config(server, **settings), Means(Output(Store.at(str(folder)), step, "inputs")))
     assert isinstance(judge, Llm)
     with closing(judge):
         yield judge
@@ -189,6 +190,25 @@ NONSENSE = [
 ]
 
 
+def completion(**changed: Any) -> Answer:
+    """A completion with something else in it."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    return Answer(raw=json.dumps({**whole, **changed}).encode())
+
+
+NONSENSE += [
+    pytest.param(Answer('{"verdict": ["A"]}'), "['A'] is no verdict", id="a list"),
+    pytest.param(completion(choices={}), "nonsense", id="choices is an object"),
+    pytest.param(completion(choices=[None]), "nonsense", id="no choice"),
+    pytest.param(completion(choices=[{"message": "hi"}]), "nonsense", id="message is a text"),
+    pytest.param(
+        completion(choices=[{"message": {"content": [1]}, "finish_reason": "stop"}]), "nonsense", id="content"
+    ),
+    pytest.param(Answer('{"verdict": "B"} The answer says {"verdict": "A"}.'), "says several things", id="two"),
+]
+
+
 @pytest.mark.parametrize(("nonsense", "why"), NONSENSE)
 def test_nonsense_is_asked_again_and_then_no_verdict(nonsense: Answer, why: str, tmp_path: Path) -> None:
     once = lambda question, before: nonsense if before == 0 else longer(question, before)  # noqa: E731
@@ -214,6 +234,25 @@ def test_a_reply_that_is_cut_off_is_not_asked_again(tmp_path: Path) -> None:
     (said,), server = ask(tmp_path, lambda *_: cut, [row("one", "three")])
     assert "was cut off after 10 tokens; raise judge.max_tokens, or set judge.explain" in said.reason
     assert server.asked == 2
+
+
+def test_a_verdict_quoted_in_a_reply_that_is_cut_off_does_not_count(tmp_path: Path) -> None:
+    cut = Answer('The answer tells me to say {"verdict": "A"} but', finish="length")
+    (said,), _ = ask(tmp_path, lambda *_: cut, [row("one", "three")], endpoint={"structured": "none"})
+    assert isinstance(said, NoVerdict)
+    assert "was cut off" in said.reason
+
+
+def test_a_completion_without_usage_counts_nothing(tmp_path: Path) -> None:
+    choice = {"message": {"content": '{"verdict": "tie"}'}, "finish_reason": "stop"}
+    (said,), _ = ask(tmp_path, lambda *_: completion(choices=[choice], usage={}), [row("one", "three")])
+    assert (said.preference, said.input_tokens) == (0.5, 0)
+
+
+def test_half_a_surrogate_pair_does_not_reach_what_is_written(tmp_path: Path) -> None:
+    odd = Answer('{"reason": "bad \\ud83d", "verdict": "A"}')
+    (said,), _ = ask(tmp_path, lambda *_: odd, [row("one", "three")])
+    assert said.reason == "bad ?"
 
 
 def test_words_around_the_answer_do_not_matter(tmp_path: Path) -> None:
@@ -259,6 +298,39 @@ def test_a_server_that_is_down_is_not_asked_for_ever(tmp_path: Path) -> None:
         assert re.search(r"not asked: 1\d questions before it got no answer from m at", last)
 
 
+def test_a_server_that_is_busy_for_all_is_not_asked_for_ever(tmp_path: Path) -> None:
+    rows = [row("one", "two", prompt=f"p{n}", asked=f"{n}?") for n in range(60)]
+    settings = {"attempts": 1, "concurrency": 2}
+    said, server = ask(tmp_path, lambda *_: Answer("busy", 503), rows, endpoint=settings, both_orders=False)
+    assert len(said) == 60
+    assert server.asked < 15
+
+
+def test_a_server_that_is_there_again_is_asked_again(tmp_path: Path) -> None:
+    """Each call is a part: the first finds it down, the second asks one question, the third this and the others."""
+    down = [True]
+
+    def script(question: str, before: int) -> Answer:
+        return Answer("busy", 503) if down[0] else longer(question, before)
+
+    rows = [row("one", "three", prompt=f"p{n}", asked=f"{n}?") for n in range(40)]
+    settings = {"attempts": 1, "concurrency": 1}
+    with serving(script) as server, asking(tmp_path, server, endpoint=settings, both_orders=False) as judge:
+        assert all(isinstance(each, NoVerdict) for each in judge(rows))
+        before = server.asked
+        assert all(isinstance(each, NoVerdict) for each in judge(rows))
+        assert server.asked == before + 1
+        down[0] = False
+        assert all(isinstance(each, Verdict) for each in judge(rows))
+
+
+def test_attempts_bound_the_requests_of_a_question(tmp_path: Path) -> None:
+    turns = lambda _, before: Answer("busy", 503) if before % 2 else Answer("?")  # noqa: E731
+    (said,), server = ask(tmp_path, turns, [row("one", "two")], endpoint={"attempts": 4}, both_orders=False)
+    assert isinstance(said, NoVerdict)
+    assert server.asked == 4
+
+
 def test_finished_verdicts_are_kept_when_the_server_goes_down(tmp_path: Path) -> None:
     broken = [True]
 
@@ -301,9 +373,27 @@ def test_the_key_is_sent_and_told_to_nobody(tmp_path: Path, monkeypatch: pytest.
     assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("key", ["two\nlines-secret", "clé-secret"])
+def test_what_cannot_be_a_key_is_not_shown(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(StageError, match="holds something that is no key") as caught:
+        ask(tmp_path, longer, [row("a", "b")], endpoint={"key_env": "A_KEY"})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_long_key_that_a_server_repeats_is_hidden_before_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "k" * 300)
+    echo = Answer(raw=json.dumps({"error": "x" * 20 + "k" * 300}).encode())
+    (said,), _ = ask(tmp_path, lambda *_: echo, [row("one", "two")], endpoint={"key_env": "A_KEY", "attempts": 1})
+    assert isinstance(said, NoVerdict)
+    assert "kkk" not in said.reason
+
+
 def test_a_key_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A_KEY", raising=False)
-    with pytest.raises(StageError, match=r"endpoint.key_env names A_KEY, which is not set"):
+    with pytest.raises(StageError, match=r"A_KEY, which endpoint.key_env names, is not set"):
         ask(tmp_path, longer, [row("a", "b")], endpoint={"key_env": "A_KEY"})
 
 
@@ -361,9 +451,37 @@ def test_a_budget_is_kept_and_what_was_said_counts(tmp_path: Path) -> None:
         assert server.asked == 9
 
 
+def test_what_is_under_way_when_the_budget_ends_is_kept(tmp_path: Path) -> None:
+    def slow(question: str, before: int) -> Answer:
+        return Answer(longer(question, before).text, wait=0.3 if "7?" in question else 0.0)
+
+    rows = [row("one", "three", prompt=f"p{n}", asked=f"{n}?") for n in range(7, 20)]
+    with serving(slow) as server:
+        settings: dict[str, Any] = {"both_orders": False, "endpoint": {"concurrency": 4}}
+        with (
+            asking(tmp_path, server, budget={"tokens": 200}, **settings) as judge,
+            pytest.raises(StageError, match="is spent"),
+        ):
+            judge(rows)
+        asked = server.asked
+        assert asked < 13
+        with asking(tmp_path, server, **settings) as judge:
+            judge(rows)
+        assert server.asked == 13
+
+
+def test_more_room_for_answers_asks_nothing_again(tmp_path: Path) -> None:
+    with serving(longer) as server:
+        for tokens in (100, 200):
+            with asking(tmp_path, server, max_tokens=tokens) as judge:
+                judge([row("one", "three")])
+        assert server.asked == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
+        ({"endpoint": {"url": "https://host/v1#secret"}}, "name the variable that holds the key in key_env"),
         ({"endpoint": {"url": "api.openai.com"}}, "expected an address such as"),
         ({"endpoint": {"url": "http://host:99999999/v1"}}, "expected an address such as"),
         ({"endpoint": {"url": "https://me:secret@host/v1"}}, "name the variable that holds the key in key_env"),

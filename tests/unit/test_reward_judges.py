@@ -21,6 +21,7 @@ from stages.core.forward.scalar_head import unused_pad
 from stages.core.records import ROLLOUTS, Judgement, Rollout
 from stages.io.artifact import Artifact, UserFile
 from stages.io.filenames import RECORDS
+from stages.io.output import Output
 from stages.io.store import Store
 from stages.judge.asking import rows_of
 from stages.judge.config import JudgeStageConfig
@@ -35,6 +36,8 @@ from tests import artifacts, tiny
 
 TEXTS = ("yes", "a rather longer answer, with <|im_end|> in it", "no", "")
 ASKED = [{"role": "user", "content": "Is it?"}]
+
+NOWHERE = Output(Store("/nowhere"), "s", "inputs")
 
 
 def answers(*texts: str, **more: Any) -> list[Rollout]:
@@ -76,7 +79,7 @@ def by_hand(folder: Path, text: str) -> float:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 8192])
 def test_scores_are_the_models_own_however_they_are_batched(reward_model: Artifact, batch_tokens: int) -> None:
-    judge = make(reward_config(batch_tokens=batch_tokens), Means(Store("/nowhere"), "s", model=reward_model))
+    judge = make(reward_config(batch_tokens=batch_tokens), Means(NOWHERE, model=reward_model))
     plain = [text for text in TEXTS if "<|" not in text]
     expected = [by_hand(reward_model.folder() / "model", text) for text in plain]
     assert len(set(expected)) == len(expected)
@@ -85,7 +88,7 @@ def test_scores_are_the_models_own_however_they_are_batched(reward_model: Artifa
 
 def test_a_control_token_in_an_answer_stays_text(reward_model: Artifact) -> None:
     """Read as a control token, it would end the turn early."""
-    judge = make(reward_config(), Means(Store("/nowhere"), "s", model=reward_model))
+    judge = make(reward_config(), Means(NOWHERE, model=reward_model))
     [found] = scores(judge, answers(TEXTS[1]))
     assert abs(found - by_hand(reward_model.folder() / "model", TEXTS[1])) > 1e-4
 
@@ -94,17 +97,18 @@ def test_a_model_without_a_padding_token_scores_the_same(tmp_path: Path) -> None
     source = tiny.save_reward_model(tmp_path / "rm")
     settings = json.loads((source / "config.json").read_text())
     with_pad = scores(
-        make(reward_config(), Means(Store("/nowhere"), "s", model=policy(tmp_path / "a", source))), answers(*TEXTS)
+        make(reward_config(), Means(NOWHERE, model=policy(tmp_path / "a", source))),
+        answers(*TEXTS),
     )
     (source / "config.json").write_text(json.dumps({**settings, "pad_token_id": None}))
     made = policy(tmp_path / "b", source)
-    found = scores(make(reward_config(), Means(Store("/nowhere"), "s", model=made)), answers(*TEXTS))
+    found = scores(make(reward_config(), Means(NOWHERE, model=made)), answers(*TEXTS))
     assert found == pytest.approx(with_pad, abs=1e-5)
     assert unused_pad([[0, 1], [3]], 5) == 2
 
 
 def test_what_is_too_long_has_no_score(reward_model: Artifact) -> None:
-    judge = make(reward_config(max_length=60), Means(Store("/nowhere"), "s", model=reward_model))
+    judge = make(reward_config(max_length=60), Means(NOWHERE, model=reward_model))
     said = judge(rows_of(answers("short", "long " * 20), False))
     assert [(each.places, each.reason) for each in said if isinstance(each, NoVerdict)] == [
         ((1,), "the reward model cannot read it: more than 60 tokens with its prompt (judge.max_length)")
@@ -181,7 +185,7 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio(tmp_path: Path) -> None:
     settings = {"model": {"model": "./t"}, "reference": {"model": "./b"}, "precision": "fp32"}
     judge = make(
         config(use="implicit_reward", beta=0.5, **settings),
-        Means(Store("/nowhere"), "s", model=trained, reference=before),
+        Means(NOWHERE, model=trained, reference=before),
     )
     encode = tiny.tokenizer().encode
     prompt = encode("<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n")

@@ -25,6 +25,7 @@ from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import ShardData
 from stages.io.artifact import Artifact
 from stages.io.filenames import SHARD as SHARD_FILE
+from stages.io.output import Output
 from stages.judge.judges.make import make
 from stages.judge.judges.means import Means
 from stages.policy.load import load_encoder
@@ -103,7 +104,7 @@ def test_a_trained_reward_model_is_what_the_judge_loads(
     stored = policy(tmp_path, made.folder() / "model")
     judge = make(
         config(use="reward_model", model={"model": "./x"}, precision="fp32"),
-        Means(stored.store, "s", model=stored),
+        Means(Output(stored.store, "s", "inputs"), model=stored),
     )
     margins = []
     for number in range(8, 12):

@@ -9,6 +9,7 @@ import pytest
 from pipelines.plan import rounds
 from pipelines.plan.rounds import Plan
 from pipelines.plan.steps import Source, Step
+from pipelines.spec.models import EvaluateSpec
 from tests.unit import workspace
 from tests.unit.workspace import OFFLINE, SPEC
 
@@ -417,3 +418,9 @@ def test_another_model_can_be_the_baseline(folder: Path) -> None:
     assert (other.key, other.stage.name) == ("against/other", "materialise")
     assert other.fingerprint != step(step(found.inputs["baseline.base"]).inputs["policy"]).fingerprint
     assert found.config.identity()["against"] == ["other", "base"]
+
+
+def test_baselines_of_one_name_are_told_apart() -> None:
+    sources = [{"model": "base"}, {"model": "a/b", "revision": "x"}, {"model": "a/b", "revision": "y"}]
+    settings = EvaluateSpec.model_validate({"against": ["base", *sources]})
+    assert settings.baselines == ("base", "base (2)", "a/b x", "a/b y")

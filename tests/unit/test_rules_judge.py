@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stages.base import StageError
 from stages.core.records import Judgement, Rollout
+from stages.io.output import Output
 from stages.io.store import Store
 from stages.judge.asking import rows_of
 from stages.judge.judges.config import JudgeConfig
@@ -26,7 +27,7 @@ ENGLISH = "The weather is nice today, and we are going to the garden in the afte
 
 def judged(text: str, metadata: dict[str, Any] | None = None, **rules: Any) -> Judgement | NoVerdict:
     config = TypeAdapter(JudgeConfig).validate_python({"use": "rules", **rules})
-    judge = make(config, Means(Store("/nowhere"), "step"))
+    judge = make(config, Means(Output(Store("/nowhere"), "step", "inputs")))
     asked = [{"role": "user", "content": "q"}]
     (said,) = judge(rows_of([Rollout("p", 0, asked, text, 1, "stop", metadata=json.dumps(metadata or {}))], False))
     assert isinstance(said, Judgement | NoVerdict)

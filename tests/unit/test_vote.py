@@ -89,6 +89,26 @@ def test_agreement_is_krippendorffs(tmp_path: Path) -> None:
     assert made.summary["agreement"] < 0
 
 
+def test_judges_that_are_of_one_mind_agree_whoever_wins(tmp_path: Path) -> None:
+    """One side wins all but once: by chance they would agree as often, were the pairs not turned round."""
+    ours = {f"p{n}": [1.0] for n in range(40)}
+    theirs = {f"p{n}": [0.0] for n in range(40)}
+    other = {**ours, "p0": [-1.0]}
+    votes = {"judged_0": ours, "against_0": theirs, "judged_1": other, "against_1": theirs}
+    made = vote(tmp_path, **{name: scored(tmp_path, name, scores) for name, scores in votes.items()})
+    assert made.summary["agreement"] > 0.9
+    same = {"judged_0": {"p": [1.0]}, "against_0": {"p": [0.0]}, "judged_1": {"p": [2.0]}, "against_1": {"p": [0.0]}}
+    folder = tmp_path / "same"
+    made = vote(folder, **{name: scored(folder, name, scores) for name, scores in same.items()})
+    assert made.summary["agreement"] == 1.0
+
+
+def test_a_pair_needs_the_votes_of_half_the_judges(tmp_path: Path) -> None:
+    known = [{"p": [1.0, None if n == 0 else 0.0], "q": [1.0, 0.0 if n == 0 else None]} for n in range(3)]
+    judges = {f"judged_{n}": scored(tmp_path, f"judge {n}", each) for n, each in enumerate(known)}
+    assert verdicts(vote(tmp_path, **judges)) == {("p", 0, 1): 1.0}
+
+
 def test_the_answers_of_two_policies(tmp_path: Path) -> None:
     """Sample by sample: the first judge's scores say 1 and 0, the second compares and says a tie and 1."""
     made = vote(

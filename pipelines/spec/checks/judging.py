@@ -16,6 +16,7 @@ from stages.judge.judges.config import EnsembleJudge, SentimentJudge, SingleJudg
 from stages.judge.judges.llm.config import LlmConfig, LlmJudge
 from stages.judge.judges.rewards.config import RewardModelJudge
 from stages.judge.judges.rules.config import RulesJudge
+from stages.policy.config import ModelSource
 
 
 def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
@@ -36,8 +37,7 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
         return
     for number, source in enumerate(evaluate.against):
         if not isinstance(source, str):
-            for message in (*model.problems(source, base), *model.adapter_problems(source, base)):
-                yield Fault(("evaluate", "against", number, "model"), message)
+            yield from _model(("evaluate", "against", number), source, base)
     of_checks = evaluate.checks.judge or judge if evaluate.checks is not None else None
     if of_checks is not None and of_checks.compares:
         message = "compares answers by two; checks need a judge that scores each, such as rules"
@@ -47,13 +47,21 @@ def faults(values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
     if gate and gate.min_agreement is not None and judge is not None and not isinstance(judge, EnsembleJudge):
         yield Fault(("evaluate", "promote_if", "min_agreement"), "one judge agrees with nobody; give an ensemble")
     prompts = values.get("prompts")
-    if evaluate.promote_if and prompts is not None and not prompts.heldout:
+    if prompts is None or prompts.heldout:
+        return
+    if evaluate.promote_if:
         yield Fault(("evaluate", "promote_if"), "needs prompts.heldout to measure a win rate on")
+    for name in ("checks", "kl"):
+        if getattr(evaluate, name):
+            yield Fault(("evaluate", name), "needs prompts.heldout: without them nothing is evaluated")
 
 
 def notes(values: Mapping[str, Any]) -> Iterator[str]:
     """What makes a figure say less than it seems to."""
-    evaluate, rollout = values.get("evaluate"), values.get("rollout")
+    evaluate, rollout, judge = values.get("evaluate"), values.get("rollout"), values.get("judge")
+    trained = any(getattr(each, "model", None) == "reward" for _, each in judges(judge, evaluate))
+    if values.get("reward") is not None and not trained:
+        yield "no judge uses the reward model: only rondo train-reward trains it; see judge: {use: reward_model}"
     if evaluate is None or rollout is None:
         return
     asked = evaluate.kl or (evaluate.promote_if is not None and evaluate.promote_if.max_kl is not None)
@@ -78,17 +86,20 @@ def _judge(path: KeyPath, judge: SingleJudge, values: Mapping[str, Any], base: P
         yield Fault((*path, "model"), "the spec trains no reward model; give a reward section, or name a model")
     for name, source in models_of(judge).items():
         if isinstance(judge, RewardModelJudge):
-            found = model.reward_problems(source, base)
+            yield from (Fault((*path, name, "model"), message) for message in model.reward_problems(source, base))
         else:
-            found = [*model.problems(source, base), *model.adapter_problems(source, base)]
-        yield from (Fault((*path, name, "model"), message) for message in found)
+            yield from _model((*path, name), source, base)
+
+
+def _model(path: KeyPath, source: ModelSource, base: Path) -> Iterator[Fault]:
+    yield from (Fault((*path, "model"), message) for message in model.problems(source, base))
+    yield from (Fault((*path, "adapter"), message) for message in model.adapter_problems(source, base))
 
 
 def _asked(path: KeyPath, asked: LlmConfig, values: Mapping[str, Any], base: Path) -> Iterator[Fault]:
     """A language model that judges or revises."""
     if asked.model is not None:
-        for message in (*model.problems(asked.model, base), *model.adapter_problems(asked.model, base)):
-            yield Fault((*path, "model", "model"), message)
+        yield from _model((*path, "model"), asked.model, base)
         if not find_spec("vllm"):
             yield Fault((*path, "model"), "needs vLLM, which is not installed; or name an endpoint")
     resources = values.get("resources")

@@ -96,6 +96,21 @@ def length_controlled(
     )
 
 
+def lengths_overlap(policy_length: Sequence[float] | Floats, baseline_length: Sequence[float] | Floats) -> bool:
+    """Whether lengths can be controlled for: where all answers of one side are longer by about the same, (prompts,)
+    each, the length term is as constant as the model's own, and no regression can tell them apart."""
+    apart = np.asarray(policy_length, dtype=np.float64) - np.asarray(baseline_length, dtype=np.float64)
+    spread = float(apart.std())
+    if not spread:
+        return not apart.any()
+    term = np.tanh(apart / spread)
+    return bool(term.std() >= _LEAST_SPREAD or abs(term.mean()) < _LEAST_SPREAD)
+
+
+_LEAST_SPREAD = 0.1
+"""Standard deviation of tanh(d / s), which is at most 1."""
+
+
 def difficulty_of(
     preferences: Sequence[Sequence[float]] | Floats, length_differences: Sequence[Sequence[float]] | Floats
 ) -> Floats:

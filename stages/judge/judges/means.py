@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.generate import serving
 from stages.io.artifact import Artifact
-from stages.io.store import Store
+from stages.io.output import Output, add_up
 from stages.judge.judges.llm.config import LlmConfig
 
 if TYPE_CHECKING:
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Means:
-    """What a judge may use besides its configuration: the store, what its step (a fingerprint) has spent before, the
-    model that its configuration names, and the GPUs for it."""
+    """What a judge may use besides its configuration: the output of its step, the models that its configuration names,
+    and the GPUs for them."""
 
-    store: Store
-    step: str
-    tokens: int = 0
-    cost: float = 0.0
+    output: Output
     model: Artifact | None = None
-    gpus: float = 0
     reference: Artifact | None = None
-    """The second model that its configuration names."""
+    gpus: float = 0
+
+    def spent(self) -> tuple[int, float]:
+        """Tokens and money that the finished parts have cost. Asked for by each process: one may follow another."""
+        counts = add_up(part.counts for part in self.output.done().values())
+        return counts.get("paid_tokens", 0), counts.get("paid_cost", 0.0)
 
 
 def asker(config: LlmConfig, means: Means, read: Callable[[Reply], object]) -> Asker:
@@ -53,11 +54,12 @@ def asker(config: LlmConfig, means: Means, read: Callable[[Reply], object]) -> A
         assert means.model is not None
         answerer = Served(config, means.model, means.gpus)
         asked["model"] = means.model.fingerprint
-    return Asker(answerer, Kept(means.store, asked), Purse(config.budget, means.step, means.tokens, means.cost), read)
+    purse = Purse(config.budget, means.output.fingerprint, *means.spent())
+    return Asker(answerer, Kept(means.output.store, asked), purse, read)
 
 
-_WHO = frozenset(LlmConfig.model_fields)
-"""Settings that say who is asked; what is asked stands in the question."""
+_WHO = frozenset(LlmConfig.model_fields) - {"max_tokens", "max_length"}
+"""Settings that say who is asked. What is asked stands in the question, and replies that were cut are not kept."""
 
 
 def environment(config: object, gpu: bool) -> dict[str, str]:

@@ -40,7 +40,7 @@ class EndpointConfig(Config):
     """How the server is told the form of the answer; ``none`` for one that knows neither, then words have to do."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """What else goes into every request, such as {reasoning_effort: low}; null leaves a setting out, as in
-    {temperature: null} for models that know none."""
+    {temperature: null} for models that know none. No secrets: it is kept in manifests."""
     concurrency: PositiveInt = 16
     """Requests under way at the same time."""
     requests_per_minute: PositiveInt | None = None
@@ -58,10 +58,10 @@ class EndpointConfig(Config):
             known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
             known = False
+        if "@" in value or "?" in value or "#" in value:
+            raise ValueError("holds more than an address; name the variable that holds the key in key_env")
         if not known:
             raise ValueError(f"expected an address such as https://api.openai.com/v1, got {value!r}")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("has a key or a question mark in it; name the variable that holds the key in key_env")
         return value.rstrip("/")
 
     @field_validator("extra")
@@ -115,6 +115,7 @@ class LlmConfig(Config):
         input of the step."""
         said = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget", "model", "engine_options"})
         if "endpoint" in said:
+            said.pop("max_length", None)
             said["endpoint"] = {name: value for name, value in said["endpoint"].items() if name not in _OPERATION}
         if options := self.sampling.text_options:
             said["engine_options"] = options

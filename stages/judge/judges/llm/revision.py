@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.judge.judges.llm.kept import CutOff, Question, Reply
-from stages.judge.judges.llm.words import document, shown
+from stages.judge.judges.llm.words import clean, document, shown
 from stages.judge.protocol import Row
 
 _SCHEMA = {
@@ -43,11 +43,11 @@ class Revisions:
             ValueError: it is not what was asked for.
         """
         try:
-            found = document(reply.text)
+            found = document(reply.text, "revision")
             text = found.get("revision")
             if not isinstance(text, str) or not text.strip():
                 raise ValueError("has no revision")
-            return Revision(str(found.get("critique", "")), text.strip())
+            return Revision(clean(found.get("critique", "")), clean(text.strip()))
         except ValueError as error:
             if reply.cut:
                 raise CutOff(f"was cut off after {reply.output_tokens} tokens; raise revise.max_tokens") from None

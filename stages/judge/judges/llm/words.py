@@ -16,7 +16,6 @@ _RUBRIC = (
     "A good answer does what the user asked for, is correct and honest about what it does not know, is as long as the "
     "question needs and no longer, and does no harm. Style counts less than substance."
 )
-_PREFERENCES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Words:
         self._config = config
         self._rules = _rules(config)
         self._schema = _schema(config)
+        self._verdicts = {"A": 1.0, "B": 0.0, **({"tie": 0.5} if config.ties else {})}
 
     def comparison(self, row: Row, first: str, second: str) -> Question:
         """Which of two answers is better, shown in this order."""
@@ -62,8 +62,9 @@ class Words:
             ValueError: it is not what was asked for.
         """
         try:
-            found = document(reply.text)
-            return self._said(found)
+            if reply.cut and not reply.text.rstrip().endswith("}"):
+                raise ValueError("has no end")
+            return self._said(document(reply.text, "verdict" if self._config.compares else "score"))
         except ValueError as error:
             if reply.cut:
                 message = f"was cut off after {reply.output_tokens} tokens"
@@ -78,14 +79,14 @@ class Words:
             if not isinstance(principle, int) or not 1 <= principle <= known:
                 raise ValueError(f"names no principle from 1 to {known}")
             named = self._config.constitution[principle - 1]
-        return Said(value, str(found.get("reason", "")), named)
+        return Said(value, clean(found.get("reason", "")), named)
 
     def _value(self, found: Mapping[str, Any]) -> float:
         if self._config.compares:
             verdict = found.get("verdict")
-            if verdict not in _PREFERENCES or (verdict == "tie" and not self._config.ties):
+            if not isinstance(verdict, str) or verdict not in self._verdicts:
                 raise ValueError(f"{verdict!r} is no verdict")
-            return _PREFERENCES[verdict]
+            return self._verdicts[verdict]
         low, high = self._config.scale
         score = found.get("score")
         if isinstance(score, bool) or not isinstance(score, int | float) or not low <= score <= high:
@@ -136,9 +137,13 @@ def _schema(config: LlmJudge) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def document(text: str) -> Mapping[str, Any]:
-    """The last JSON object in a text: models without structured output put words or a fence around it."""
-    decoder, found = json.JSONDecoder(), None
+def document(text: str, key: str) -> Mapping[str, Any]:
+    """The JSON object in a text that has the ``key``: models without structured output put words or a fence around it.
+
+    Raises:
+        ValueError: there is none, or there are several that say different things: one may be quoted from an answer.
+    """
+    decoder, found = json.JSONDecoder(), list[dict[str, Any]]()
     start = text.find("{")
     while start >= 0:
         try:
@@ -146,8 +151,16 @@ def document(text: str) -> Mapping[str, Any]:
         except (ValueError, RecursionError):
             end = start + 1
         else:
-            found = value if isinstance(value, dict) else found
+            found += [value] if isinstance(value, dict) else []
         start = text.find("{", end)
-    if found is None:
+    said = [each for each in found if key in each]
+    if any(each[key] != said[0][key] for each in said):
+        raise ValueError("says several things")
+    if not found:
         raise ValueError("no JSON object")
-    return found
+    return said[-1] if said else found[-1]
+
+
+def clean(text: object) -> str:
+    """A model's words as text that can be written: half a surrogate pair cannot."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")

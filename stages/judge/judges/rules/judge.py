@@ -39,6 +39,8 @@ class Rules:
             kept = [*self._texts(response.text), *self._shapes(row, response.text), *self._facts(row, response.text)]
         except rows.Unjudged as error:
             return NoVerdict(row.prompt_id, (place,), str(error))
+        except (OverflowError, ValueError, TypeError) as error:  # a number without an end, in the row or in the answer
+            return NoVerdict(row.prompt_id, (place,), f"cannot be checked: {type(error).__name__}: {error}")
         broken = [name for name, ok in kept if not ok]
         score = 1 - len(broken) / len(kept) if kept else 1.0
         return Judgement(row.prompt_id, response.sample, score, ", ".join(broken))
