@@ -140,11 +140,12 @@ def made(store: str, summary: dict[str, Any]) -> dict[str, Artifact]:
 JUDGE = """
 import os
 from measures import length  # a file next to this one
-from stages.core.records import Judgement
+from stages.judge.protocol import Judgement
 
 class Lengths:
-    def __call__(self, rollouts):
-        return [Judgement(r.prompt_id, r.sample, length(r.text), os.environ["RONDO_CACHE"]) for r in rollouts]
+    def __call__(self, rows):
+        place = os.environ["RONDO_CACHE"]
+        return [Judgement(row.prompt_id, r.sample, length(r.text), place) for row in rows for r in row.responses]
 """
 
 
