@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+
+from pipelines.commands import stepping
 from pipelines.plan import given
 from pipelines.plan.base_model import base_step
 from pipelines.plan.steps import Step, walk
-from pipelines.run import champions, console
-from pipelines.run.execute import reason
-from pipelines.run.runner import Runner, StepFailed
+from pipelines.run import champions
+from pipelines.run.runner import StepResult
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.models import SourceSpec
@@ -72,33 +73,17 @@ def _report(sources: Sequence[SourceSpec], folder: Path, others: Mapping[str, St
 
 def make(planned: DataPlan, store: ArtifactStore, html: Path | None, as_json: bool, verbose: bool) -> int:
     """Make the report and show it; ``html`` is where to put a copy of the page. Returns the exit code."""
-    log = store.scratch / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-data.log"
-    with console.terminal(log, verbose, to_stderr=as_json) as terminal:
 
-        def say(text: str) -> None:
-            terminal.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        lines = console.Lines(terminal, len(planned.steps))
-        for note in planned.notes:
-            say(f"note: {note}")
-        try:
-            with lines:
-                results = Runner(store, lines, connect=lambda: None).run(planned.steps)
-        except StepFailed as failure:
-            traceback.print_exception(failure)  # into the log
-            say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
-            return 1
-        except KeyboardInterrupt:
-            say("interrupted; the same command continues where this one stopped")
-            return 130
+    def show(results: Sequence[StepResult], _: Console, say: stepping.Say) -> dict[str, Any]:
         artifact = results[-1].artifact
         page = artifact.path(REPORT_HTML)
         if html is not None:
             html.parent.mkdir(parents=True, exist_ok=True)
             page = Path(shutil.copyfile(page, html))
-        report = json.loads(artifact.path(REPORT_JSON).read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(artifact.path(REPORT_JSON).read_text(encoding="utf-8"))
         if not as_json:
             say(text(report, page))
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False))
-    return 0
+        return report
+
+    without = stepping.NoRay()
+    return stepping.make("data", planned.steps, planned.notes, store, as_json, verbose, lambda _: without, show)

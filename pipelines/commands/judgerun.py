@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from clusters import local, running
+from pipelines.commands import stepping
 from pipelines.commands.judgetable import remarks, table
 from pipelines.plan import given
 from pipelines.plan.judging import judge_of
 from pipelines.plan.steps import Step, walk
-from pipelines.run import champions, console
-from pipelines.run.execute import reason
-from pipelines.run.runner import Runner, StepFailed, StepResult
+from pipelines.run import champions
+from pipelines.run.runner import StepResult
 from pipelines.run.store import ArtifactStore
 from pipelines.spec import load
 from pipelines.spec.judge import LoadedJudge, load_judge
-from stages.base import Resources, StageError
+from stages.base import Resources
 from stages.catalog import LABELLED
 from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.tables import rows_of
@@ -73,39 +72,17 @@ def plan(
 def make(planned: CheckPlan, store: ArtifactStore, as_json: bool, verbose: bool) -> int:
     """Ask the judge and show the figures. Ray is started only for a judge that has a model of its own, or workers.
     Returns the exit code."""
-    log = store.scratch / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-judge-check.log"
-    with console.terminal(log, verbose, to_stderr=as_json) as terminal:
 
-        def say(text: str) -> None:
-            terminal.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        lines = console.Lines(terminal, len(planned.steps))
-        for note in planned.notes:
-            say(f"note: {note}")
-        connection = _Ray(planned)
-        try:
-            with lines:
-                results = Runner(store, lines, connect=connection.open).run(planned.steps)
-        except StepFailed as failure:
-            traceback.print_exception(failure)  # into the log
-            say(f"failed at {reason(failure)}\nThe whole story is in {log}.")
-            return 1
-        except StageError as error:  # what it needs has no place here
-            say(f"failed: {error}")
-            return 1
-        except KeyboardInterrupt:
-            say("interrupted; the same command continues where this one stopped")
-            return 130
-        finally:
-            connection.close()
+    def show(results: Sequence[StepResult], terminal: Console, say: stepping.Say) -> dict[str, Any]:
         report = _report(planned, {result.step.fingerprint: result for result in results})
         if not as_json:
             terminal.print(table(report))
             for line in remarks(report):
                 say(line)
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
-    return 0
+        return report
+
+    ray = _Ray(planned)
+    return stepping.make("judge-check", planned.steps, planned.notes, store, as_json, verbose, lambda _: ray, show)
 
 
 class _Ray:

@@ -10,7 +10,7 @@ from pipelines.spec import load, yamlfile
 from pipelines.spec.checks import preflight
 from pipelines.spec.load import Champion
 from pipelines.spec.models import DataSpec, ResourcesSpec
-from pipelines.spec.problems import KeyPath, Problem, SpecError
+from pipelines.spec.problems import Problem, SpecError
 from stages.judge.judges.config import JudgeConfig
 
 SECTIONS = ("judge", "resources", "data")
@@ -54,12 +54,7 @@ def load_judge(name: str, overrides: Sequence[str] = (), champion: Champion | No
         problems.append(Problem(document.where(("judge", "model")), message))
         raise SpecError(problems)
     checked = preflight.check({**values, "reward": None}, path.parent)  # nothing is trained here that could judge
-    overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
-
-    def where(key_path: KeyPath) -> str:
-        given = any(key_path[: len(key)] == key for key in overridden)
-        return f"--set {'.'.join(map(str, key_path))}" if given else document.where(key_path)
-
+    where = load.placing(document, overrides)
     faults = [fault for fault in (*invalid, *checked.faults) if fault.path[0] in raw]
     problems += [Problem(where(fault.path), fault.message) for fault in faults]
     if problems:

@@ -89,17 +89,23 @@ def load(name: str, overrides: Sequence[str] = (), champion: Champion | None = N
     if champion is not None:
         look_up(values, invalid, champion)
     checked = preflight.check(values, path.parent, growing)
+    where = placing(document, overrides)
+    problems += [Problem(where(fault.path), fault.message) for fault in (*invalid, *checked.faults)]
+    if problems:
+        raise SpecError(problems)
+    spec = PipelineSpec.model_construct(**values)
+    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes), where)
+
+
+def placing(document: yamlfile.Document, overrides: Sequence[str]) -> Callable[[KeyPath], str]:
+    """Says where a key was given: in a file, or on the command line."""
     overridden = {tuple(text.partition("=")[0].split(".")) for text in overrides}
 
     def where(key_path: KeyPath) -> str:
         given = any(key_path[: len(key)] == key for key in overridden)
         return f"--set {'.'.join(map(str, key_path))}" if given else document.where(key_path)
 
-    problems += [Problem(where(fault.path), fault.message) for fault in (*invalid, *checked.faults)]
-    if problems:
-        raise SpecError(problems)
-    spec = PipelineSpec.model_construct(**values)
-    return Loaded(spec, path, name, tuple(overrides), tuple(checked.notes), where)
+    return where
 
 
 def look_up(values: dict[str, Any], invalid: list[Fault], champion: Champion) -> None:

@@ -138,17 +138,23 @@ def _named(row: Row, places: Sequence[int]) -> str:
     return " against ".join(known) if len(known) == len(places) else "an answer that there is not"
 
 
-def scores(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> Iterator[Judgement]:
-    """A score for each response from its comparisons with others: the mean preference for it, its share of wins where a
-    tie is half a one. One that is alone has 0.5, one without any verdict has no score."""
+def shares_of_wins(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], float]:
+    """By prompt and answer, the mean preference for it over its comparisons."""
     won: dict[tuple[str, int], list[float]] = defaultdict(list)
     for each in verdicts:
         won[each.prompt_id, each.first].append(each.preference)
         won[each.prompt_id, each.second].append(1 - each.preference)
+    return {answer: sum(preferences) / len(preferences) for answer, preferences in won.items()}
+
+
+def scores(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> Iterator[Judgement]:
+    """A score for each response from its comparisons with others: the mean preference for it, its share of wins where a
+    tie is half a one. One that is alone has 0.5, one without any verdict has no score."""
+    won = shares_of_wins(verdicts)
     for row in rows:
         for place, response in enumerate(row.responses):
-            if shares := won[row.prompt_id, place]:
-                yield Judgement(row.prompt_id, response.sample, sum(shares) / len(shares))
+            if (share := won.get((row.prompt_id, place))) is not None:
+                yield Judgement(row.prompt_id, response.sample, share)
             elif len(row.responses) == 1:
                 yield Judgement(row.prompt_id, response.sample, 0.5, "nothing to compare it with")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from stages.io.filenames import RECORDS, VERDICT_RECORDS
 from stages.io.output import Output
 from stages.io.parts import run_alone
 from stages.io.tables import rows_of
+from stages.judge.asking import shares_of_wins
 from stages.judge.config import VoteConfig
 from stages.judge.protocol import Judgement, Verdict
 
@@ -27,6 +28,8 @@ Pair = tuple[str, int, int]
 """A prompt and two sample numbers; of two policies, the first is the new one's."""
 Votes = dict[Pair, float]
 """A judge's preference for the first: 1, 0, or 0.5 for a tie."""
+Cast = tuple[float | None, ...]
+"""The votes of all judges on a pair; None of one that was silent."""
 
 
 def run(config: VoteConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Summary:
@@ -49,24 +52,25 @@ def vote(
     """Go through the parts of the judges, which are those of the answers."""
     judges = _judges(inputs)
     names = list(dict.fromkeys(part.name for judge in judges for part in judge[0].parts))
-    cast: dict[Pair, list[float | None]] = {}
+    cast: Counter[Cast] = Counter()
     scores: list[float] = []
     for number, name in enumerate(names):
         votes = [_votes(judge, name, config.margin) for judge in judges]
-        pairs = sorted(pair for pair, count in _voters(votes).items() if 2 * count >= len(judges))
-        cast |= {pair: [each.get(pair) for each in votes] for pair in pairs}
-        verdicts = [Verdict(*pair, _share(cast[pair])) for pair in pairs]
+        pairs = sorted(pair for pair, voters in _voters(votes).items() if 2 * voters >= len(judges))
+        said = [tuple(each.get(pair) for each in votes) for pair in pairs]
+        cast.update(map(_turned, said, count(cast.total())))
+        verdicts = [Verdict(*pair, _share(each)) for pair, each in zip(pairs, said, strict=True)]
         with output.part(name) as part:
             _write(part, VERDICT_RECORDS, verdicts, VERDICTS)
             if not _two_policies(inputs):
-                judgements = list(_scores(verdicts))
-                scores += [each.score for each in judgements]
-                _write(part, RECORDS, judgements, JUDGEMENTS)
+                won = sorted(shares_of_wins(verdicts).items())
+                scores += [share for _, share in won]
+                _write(part, RECORDS, [Judgement(*answer, share) for answer, share in won], JUDGEMENTS)
         progress(number + 1, len(names), "parts")
     if not cast:
         raise StageError("no two answers to a prompt have a vote of any judge")
     mean = {} if _two_policies(inputs) else {"judgements": len(scores), "mean_score": float(np.mean(scores))}
-    return {**mean, "verdicts": len(cast), **_agreement(list(cast.values()))}
+    return {**mean, "verdicts": cast.total(), **_agreement(cast)}
 
 
 def _voters(votes: Sequence[Votes]) -> Counter[Pair]:
@@ -125,28 +129,26 @@ def _share(votes: Sequence[float | None]) -> float:
     return float(np.mean([each for each in votes if each is not None]))
 
 
-def _scores(verdicts: Sequence[Verdict]) -> Iterator[Judgement]:
-    won: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for each in verdicts:
-        won[each.prompt_id, each.first].append(each.preference)
-        won[each.prompt_id, each.second].append(1 - each.preference)
-    return (Judgement(prompt, sample, float(np.mean(shares))) for (prompt, sample), shares in sorted(won.items()))
+def _turned(votes: Cast, number: int) -> Cast:
+    """Every second pair is turned round: where one side is always the same policy and wins, judges would agree on
+    nearly all by chance, too."""
+    return tuple(None if vote is None else 1 - vote for vote in votes) if number % 2 else votes
 
 
-def _agreement(cast: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+def _agreement(cast: Counter[Cast]) -> dict[str, Any]:
     """Krippendorff's alpha, a tie being half way, and for any two judges the share of votes in which they agree."""
-    # Every second pair is turned round: where one side is always the same policy and wins, chance would agree as often.
-    turned = [
-        [None if vote is None else 1 - vote for vote in votes] if number % 2 else votes
-        for number, votes in enumerate(cast)
-    ]
-    judges = list(zip(*turned, strict=True))
-    alpha = krippendorff_alpha(judges, "linear")
+    times = list(cast.values())
+    judges = list(zip(*cast, strict=True))
+    alpha = krippendorff_alpha(judges, "linear", times)
     pairs = {}
     for one, two in combinations(range(len(judges)), 2):
-        both = [a == b for a, b in zip(judges[one], judges[two], strict=True) if a is not None and b is not None]
+        both = [
+            (a == b, each)
+            for a, b, each in zip(judges[one], judges[two], times, strict=True)
+            if a is not None and b is not None
+        ]
         if both:
-            pairs[f"{one}, {two}"] = float(np.mean(both))
+            pairs[f"{one}, {two}"] = sum(same * each for same, each in both) / sum(each for _, each in both)
     same = 1.0 if pairs else None  # alpha is not a number: all said the same, or no two spoke of the same
     return {"agreement": alpha if np.isfinite(alpha) else same, "agreement_of_two": pairs}
 

@@ -143,3 +143,12 @@ def test_other_shapes_are_refused() -> None:
         length_bias([1], [1.0], people=[1, 1])
     with pytest.raises(ValueError, match="finite"):
         length_bias([1], [float("nan")])
+
+
+def test_an_item_may_stand_for_several() -> None:
+    items = [(1, 1, 0), (1, 0, None), (0, 0, 0), (1, None, None)]
+    times = [3, 2, 4, 5]
+    every = [item for item, count in zip(items, times, strict=True) for _ in range(count)]
+    plain = krippendorff_alpha(list(zip(*every, strict=True)), "linear")
+    assert krippendorff_alpha(list(zip(*items, strict=True)), "linear", times) == pytest.approx(plain)
+    assert plain != pytest.approx(krippendorff_alpha(list(zip(*items, strict=True)), "linear"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core.evaluation.kl import divergence, k3
+from stages.core.evaluation.kl import divergence
 
 
 def test_by_hand() -> None:
@@ -41,18 +41,6 @@ def test_a_policy_that_is_its_reference_has_none() -> None:
     assert (found.sequence.low, found.sequence.high, found.token.mean, found.negative) == (0, 0, 0, 0)
 
 
-def test_k3_has_the_mean_of_k1_with_less_variance_and_is_never_negative() -> None:
-    ours, theirs = normal(0.1, 20000, seed=3)
-    low, plain = k3(ours, theirs), ours - theirs
-    assert low.min() >= 0
-    assert low.mean() == pytest.approx(0.005, rel=0.1)
-    assert low.std() < plain.std() / 5
-
-
-def test_k3_by_hand() -> None:
-    assert k3([-1.0, -2.0], [-2.0, -2.0]).tolist() == pytest.approx([np.exp(-1) - 1 + 1, 0])
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs", "tokens", "prompts", "message"),
     [
@@ -68,8 +56,3 @@ def test_what_is_no_sample_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         divergence(ours, theirs, tokens, prompts)
-
-
-def test_k3_needs_the_same_tokens() -> None:
-    with pytest.raises(ValueError, match="same tokens"):
-        k3([1.0], [1.0, 2.0])

@@ -51,7 +51,9 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable], distance:
     return 1 - float((table * apart).sum()) / expected if expected else float("nan")
 
 
-def krippendorff_alpha(judges: Sequence[Sequence[Hashable | None]], distance: Distance = "nominal") -> float:
+def krippendorff_alpha(
+    judges: Sequence[Sequence[Hashable | None]], distance: Distance = "nominal", times: Sequence[int] | None = None
+) -> float:
     """Agreement of any number of judges beyond chance: 1 - observed / expected disagreement.
 
     Krippendorff 2011, "Computing Krippendorff's alpha-reliability" (nominal; "quadratic" is his interval metric).
@@ -62,6 +64,7 @@ def krippendorff_alpha(judges: Sequence[Sequence[Hashable | None]], distance: Di
 
     Args:
         judges: (judges, items): a label, or None where a judge gave none.
+        times: (items,): how often each item stands for; by default once.
 
     Raises:
         ValueError: judges with different numbers of items; a label that is no number, for a distance of numbers.
@@ -77,13 +80,15 @@ def krippendorff_alpha(judges: Sequence[Sequence[Hashable | None]], distance: Di
         for item, label in enumerate(row):
             if label is not None:
                 units[item, numbers[label]] += 1
-    units = units[units.sum(axis=1) >= 2]
+    known = units.sum(axis=1) >= 2
+    weights = np.ones(len(units)) if times is None else np.asarray(times, dtype=np.float64)
+    units, weights = units[known], weights[known]
     apart = _distances(labels, distance)
-    total = units.sum(axis=0)
+    total = weights @ units
     # No label is paired with itself; as its distance to itself is 0, pairs of an item's labels need no correction here.
     pairs = ((units @ apart) * units).sum(axis=1) / np.maximum(units.sum(axis=1) - 1, 1)
     expected = float(total @ apart @ total)
-    return 1 - (total.sum() - 1) * float(pairs.sum()) / expected if expected else float("nan")
+    return 1 - (total.sum() - 1) * float(weights @ pairs) / expected if expected else float("nan")
 
 
 def _distances(labels: Sequence[Hashable], distance: Distance) -> Floats:

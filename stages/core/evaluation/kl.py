@@ -41,8 +41,7 @@ def divergence(
     http://joschu.net/blog/kl-approx.html): unbiased, and may be negative on few answers, which the interval shows. It
     is averaged over a prompt's answers, and these over prompts. Schulman's k3 has less variance while pi / ref is near
     1, as it is for most tokens. For a whole answer it is not: k3 then holds exp(-k1), whose mean a few rare answers
-    decide, and which is far too small until one of them turns up. So k3 is not offered for whole answers (``k3`` is for
-    log-probabilities of tokens).
+    decide, and which is far too small until one of them turns up. So k3 is not offered.
 
     Args:
         policy, reference: (answers,): log-probability of each answer, summed over its tokens.
@@ -66,18 +65,3 @@ def divergence(
         token=ratio(mean_k1, mean_tokens, resamples, confidence, seed),
         negative=float((k1 < 0).mean()),
     )
-
-
-def k3(policy: Sequence[float] | Floats, reference: Sequence[float] | Floats) -> Floats:
-    """Schulman's k3 = exp(-k1) - 1 + k1, never negative: (tokens,), from log-probabilities of single tokens, (tokens,),
-    drawn from the policy. Its mean is an unbiased KL per token wherever the reference allows no token that the policy
-    excludes.
-
-    Raises:
-        ValueError: shapes differ.
-    """
-    ours, theirs = np.asarray(policy, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"k3 needs both log-probabilities of the same tokens, not {ours.shape} and {theirs.shape}")
-    k1 = ours - theirs
-    return np.asarray(np.expm1(-k1) + k1, dtype=np.float64)

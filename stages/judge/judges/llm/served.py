@@ -18,7 +18,7 @@ from stages.policy.load import load_encoder
 
 class Served:
     """Answers follow the schema, since vLLM lets the model say nothing else. A weak model may never come to the end of
-    its reason: a limit in the schema would see to that, but a grammar with one takes half a minute to compile."""
+    its reason: a limit in the schema would see to that, but a grammar with one took 20 s to compile."""
 
     def __init__(self, config: LlmConfig, model: Artifact, gpus: float) -> None:
         self._config, self._sampling = config, config.sampling
