@@ -137,6 +137,7 @@ def test_several_baselines_and_the_first_one_counts(tmp_path: Path) -> None:
         inputs[f"baseline_judged.{name}"] = judged(tmp_path, f"{name}_judged", scores)
     summary = evaluate(tmp_path, inputs, against=("previous", "base")).summary
     assert [summary["against"][name]["win_rate"]["mean"] for name in ("base", "previous")] == [1.0, 0.0]
+    assert list(summary["against"]) == ["previous", "base"]
     assert (summary["baseline"], summary["win_rate"]["mean"], summary["baseline_score"]) == ("previous", 0.0, 2.0)
 
 

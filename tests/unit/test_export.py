@@ -209,6 +209,17 @@ def test_a_champion_that_was_trained_from_others_names_them(store: ArtifactStore
     assert (len(document["rounds"]), document["champions_before"]) == (1, [])
 
 
+def test_the_card_names_an_ensemble(store: ArtifactStore, made: Made, tmp_path: Path) -> None:
+    base = made.base()
+    policy = made.trained(base)
+    ours, theirs = made.answered(policy), made.answered(base)
+    voted = made("vote", **{"judged.0": made.judged(ours), "against.0": made.judged(theirs)})
+    inputs = {"policy": ours, "baseline.base": theirs, "verdicts.base": voted}
+    made("evaluate", summary={"win_rate": RATE, "baseline": "base"}, **inputs)
+    made.champion(policy)
+    assert "judged by ensemble" in exported(store, tmp_path / "out")[0]
+
+
 def test_a_gate_let_the_earlier_one_through(store: ArtifactStore, made: Made, tmp_path: Path) -> None:
     base = made.base()
     first = made.trained(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -72,3 +73,16 @@ def test_what_is_named_goes_along_or_is_said(folder: Path) -> None:
     shown = rondo("submit", "quickstart", "--cluster", "ray.yaml", "--dry-run").stdout
     assert "entrypoint: rondo run quickstart " in shown
     assert "working_dir" not in shown
+
+
+def test_models_of_judges_and_baselines_come_from_the_hub_or_go_along(folder: Path) -> None:
+    hub = f"{{model: owner/model, revision: {'a' * 40}}}"
+    text = SPEC.replace("{use: sentiment}", f"{{use: reward_model, model: {hub}}}")
+    (folder / "sent" / "spec.yaml").write_text(f"{text}evaluate: {{against: [{hub}]}}\n")
+    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
+    assert "does not travel" not in found.stderr
+    assert found.exit_code == 0, found.stderr
+    shutil.copytree(folder / "sent" / "model", folder / "outside")
+    (folder / "sent" / "spec.yaml").write_text(f"{SPEC}evaluate: {{against: [{{model: ../outside}}]}}\n")
+    found = rondo("submit", "sent/spec.yaml", "--cluster", "ray.yaml", "--dry-run")
+    assert "evaluate.against.0.model: ../outside does not travel with the job" in found.stderr

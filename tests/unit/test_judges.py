@@ -255,6 +255,28 @@ def test_a_part_without_answers_is_no_trouble(tmp_path: Path) -> None:
     assert [part.rows for part in made.parts] == [0, 1]
 
 
+class Stopped(Longer):
+    """As it would be killed: at the answer z, once."""
+
+    killed = False
+
+    def __call__(self, rows: Sequence[Row]) -> list[Judged]:
+        if not Stopped.killed and any(each.text == "z" for row in rows for each in row.responses):
+            Stopped.killed = True
+            raise KeyboardInterrupt
+        self._refuses = "" if Stopped.killed else "y"
+        return super().__call__(rows)
+
+
+def test_what_a_killed_run_could_not_judge_is_asked_again(tmp_path: Path) -> None:
+    parts = [[rollout("y", 0), rollout("x", 1)], [rollout("z", 0, "q"), rollout("zz", 1, "q")]]
+    settings: dict[str, Any] = {"use": f"{__name__}:Stopped", "compares": True, "max_bad_share": 0.9}
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, [*parts[0], rollout("w", 2), rollout("v", 3)], parts[1], **settings)
+    made = run_stage(tmp_path, [*parts[0], rollout("w", 2), rollout("v", 3)], parts[1], **settings)
+    assert (made.summary["verdicts"], made.summary["quarantined"]) == (7, 0)
+
+
 def test_two_policies_are_compared_sample_by_sample(tmp_path: Path) -> None:
     """The new one's answers have 8 and 1 characters, the other's 1 and 1: a win and a tie."""
     ours = [rollout("x" * 8, 0), rollout("x", 1), rollout("x", 0, "only ours")]

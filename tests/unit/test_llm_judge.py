@@ -507,3 +507,14 @@ def test_how_it_is_asked_is_no_part_of_the_identity() -> None:
     assert operated.identity() == plain.identity()
     assert config("http://host/v1", rubric="x").identity() != plain.identity()
     assert config("http://other/v1").identity() != plain.identity()
+
+
+def test_a_process_that_takes_over_knows_what_was_spent(tmp_path: Path) -> None:
+    output = Output(Store.at(str(tmp_path)), "step", "inputs")
+    with output.part("00000") as part:
+        part.counts |= {"paid_tokens": 500, "paid_cost": 0.25}
+    with serving(longer) as server, asking(tmp_path, server, budget={"tokens": 300}) as judge:
+        assert judge.paid == (500, 0.25)
+        with pytest.raises(StageError, match=r"is spent \(500\)"):
+            judge([row("one", "three")])
+        assert server.asked == 0

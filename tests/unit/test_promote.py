@@ -92,6 +92,11 @@ def test_other_bounds(bounds: dict[str, Any], miss: str | None) -> None:
     assert found.miss == miss
 
 
+def test_what_is_no_number_is_a_miss() -> None:
+    (found,) = promote.bounds(PromoteConfig(max_kl=1), measured({"mean": 1.0, "low": 1.0}, kl={"mean": float("nan")}))
+    assert found.miss == "kl was not measured, and has to be at most 1"
+
+
 def test_what_was_not_measured_is_a_miss() -> None:
     (found,) = promote.bounds(PromoteConfig(max_check_regression=0.1), measured({"mean": 1.0, "low": 1.0}))
     assert found.miss == "regression on checks was not measured, and has to be at most 0.1"

@@ -317,3 +317,11 @@ def test_rules_that_are_switched_off_change_no_identity() -> None:
 
     assert identity(answer=False, json=False, instructions=False) == identity() == {"use": "rules"}
     assert identity(json=True, answer=True) == {"use": "rules", "json": True, "answer": {}}
+
+
+def test_numbers_without_an_end_are_not_judged() -> None:
+    row = {"instruction_id_list": ["length_constraints:number_words"]}
+    for number, kind in ((float("inf"), "OverflowError"), (float("nan"), "ValueError")):
+        arguments = {"kwargs": [{"relation": "at least", "num_words": number}]}
+        assert f"cannot be checked: {kind}" in why_not("a b", {**row, **arguments}, instructions=True)
+    assert "cannot be checked: OverflowError" in why_not("1e400", json={"multipleOf": 0.5})
