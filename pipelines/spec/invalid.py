@@ -25,8 +25,8 @@ def invalid(error: ValidationError, raw: Mapping[str, Any], root: type[Config], 
     written and plainer words."""
     for item in error.errors(include_url=False):
         location = item["loc"][:-1] if item["loc"] and item["loc"][-1] == _KEY else item["loc"]
-        path, models = _real_path((section, *location) if section else location, raw)
         kind = item["type"]
+        path, models = _real_path((section, *location) if section else location, raw, kind == "missing")
         if kind == "extra_forbidden":
             message = unknown_key(str(path[-1]), _fields_at(root, path[:-1], models))
         elif kind == "missing":
@@ -45,8 +45,9 @@ def invalid(error: ValidationError, raw: Mapping[str, Any], root: type[Config], 
         yield Fault(path, message)
 
 
-def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[str, ...]]:
-    """Pydantic's location without its union tags, and those tags."""
+def _real_path(location: Sequence[str | int], raw: Any, missing: bool) -> tuple[KeyPath, tuple[str, ...]]:
+    """Pydantic's location without its union tags, and those tags. Only a key that is ``missing`` stands last without
+    being in the document; else what is not there is the tag of a model that as a whole is wrong."""
     path: list[str | int] = []
     tags: list[str] = []
     value = raw
@@ -56,7 +57,7 @@ def _real_path(location: Sequence[str | int], raw: Any) -> tuple[KeyPath, tuple[
         if known:
             path.append(part)
             value = value[part]
-        elif last and isinstance(part, str) and not isinstance(value, str | int | float | None):
+        elif last and missing and isinstance(part, str) and not isinstance(value, str | int | float | None):
             path.append(part)
         else:
             tags.append(str(part))

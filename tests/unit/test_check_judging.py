@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
         (SPEC + "evaluate: {promote_if: {max_check_regression: 0}}\n", "max_check_regression", "needs evaluate.checks"),
         (SPEC + "evaluate: {checks: {prompts: none.jsonl}}\n", "checks.prompts", "none.jsonl"),
         (SPEC + "evaluate: {checks: {prompts: train.jsonl}}\n", "checks.prompts", "also in training"),
+        (WITHOUT + "judge: {use: llm}\n", "spec.yaml:4 judge", "expected either an endpoint or a model"),
         (SPEC + "evaluate: {promote_if: {min_agreement: 0.5}}\n", "min_agreement", "give an ensemble"),
         (SPEC + "evaluate: {against: [base, {model: nowhere}]}\n", "evaluate.against.1.model", "no such folder"),
         (SPEC + "evaluate: {against: bse}\n", "evaluate.against", "'base' or 'previous'"),
@@ -57,3 +58,16 @@ def test_an_ensemble_with_soft_votes_fits(folder: Path) -> None:
         WITHOUT + f"judge: {{use: ensemble, judges: [{{use: sentiment}}, {LLM}}}]}}\npair: {{soft: {{votes: true}}}}\n"
     )
     assert workspace.loaded(folder, text).spec.judge is not None
+
+
+def test_a_key_that_is_not_set_here_is_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = WITHOUT + f"judge: {LLM[:-1]}, key_env: A_KEY}}}}\n"
+    monkeypatch.delenv("A_KEY", raising=False)
+    assert any(note.startswith("A_KEY is not set here") for note in workspace.loaded(folder, text).notes)
+    monkeypatch.setenv("A_KEY", "x")
+    assert not any("A_KEY" in note for note in workspace.loaded(folder, text).notes)
+
+
+def test_a_reward_model_that_no_judge_uses_is_noted(folder: Path) -> None:
+    notes = workspace.loaded(folder, SPEC + "preferences: [pairs.jsonl]\nreward: {}\n").notes
+    assert any(note.startswith("no judge uses the reward model") for note in notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,10 +63,15 @@ def notes(values: Mapping[str, Any]) -> Iterator[str]:
     trained = any(getattr(each, "model", None) == "reward" for _, each in judges(judge, evaluate))
     if values.get("reward") is not None and not trained:
         yield "no judge uses the reward model: only rondo train-reward trains it; see judge: {use: reward_model}"
+    asked = [*(each for _, each in judges(judge, evaluate)), values.get("revise")]
+    servers = [each.endpoint for each in asked if isinstance(each, LlmConfig) and each.endpoint is not None]
+    for name in dict.fromkeys(server.key_env for server in servers if server.key_env):
+        if not os.environ.get(name):
+            yield f"{name} is not set here; it has to be where judging runs"
     if evaluate is None or rollout is None:
         return
-    asked = evaluate.kl or (evaluate.promote_if is not None and evaluate.promote_if.max_kl is not None)
-    if asked and (rollout.temperature != 1 or rollout.top_p != 1):
+    measured = evaluate.kl or (evaluate.promote_if is not None and evaluate.promote_if.max_kl is not None)
+    if measured and (rollout.temperature != 1 or rollout.top_p != 1):
         yield (
             f"the KL is estimated on answers at temperature {rollout.temperature:g} and top_p {rollout.top_p:g}: a "
             "KL of the policy itself needs rollout.temperature 1 and top_p 1"
