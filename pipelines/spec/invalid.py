@@ -46,8 +46,8 @@ def invalid(error: ValidationError, raw: Mapping[str, Any], root: type[Config], 
 
 
 def _real_path(location: Sequence[str | int], raw: Any, missing: bool) -> tuple[KeyPath, tuple[str, ...]]:
-    """Pydantic's location without its union tags, and those tags. Only a key that is ``missing`` stands last without
-    being in the document; else what is not there is the tag of a model that as a whole is wrong."""
+    """Pydantic's location without its union tags, and those tags. What stands last and is in no mapping of the document
+    is a key that is ``missing``, or the tag of a model that as a whole is wrong."""
     path: list[str | int] = []
     tags: list[str] = []
     value = raw
@@ -57,7 +57,7 @@ def _real_path(location: Sequence[str | int], raw: Any, missing: bool) -> tuple[
         if known:
             path.append(part)
             value = value[part]
-        elif last and missing and isinstance(part, str) and not isinstance(value, str | int | float | None):
+        elif last and isinstance(part, str) and (missing or not isinstance(value, Mapping | str | int | float | None)):
             path.append(part)
         else:
             tags.append(str(part))
