@@ -89,32 +89,16 @@ def check(
 def plan(
     spec: SpecArgument, overrides: SetOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
-    """Show each step with its fingerprint, whether its result is there, and if not, why it has to run."""
-    from pipelines.run.explain import Explain
-    from pipelines.run.runner import Committed
+    """Show each step with its fingerprint, whether its result is there, and if not, why it has to run.
+
+    For the steps that train, score or answer it also says what memory a worker takes, as estimated, and what would not
+    fit; tokens where they are known already.
+    """
+    from pipelines.commands import planning
 
     opened = open_store(store)
-    _, planned = plan_of(spec, overrides, store=opened)
-    committed, explain = Committed(opened), Explain(opened)
-    rows = []
-    to_run: set[str] = set()
-    for step in planned.steps:
-        there = committed(step) is not None
-        if not there:
-            to_run.add(step.fingerprint)
-        rows.append(
-            {
-                "key": step.key, "stage": step.stage.name, "fingerprint": step.fingerprint, "committed": there,
-                "why": "" if there else explain(step),
-            }
-        )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False))
-        return
-    for row in rows:
-        state = "committed" if row["committed"] else f"to run ({row['why']})"
-        typer.echo(f"{row['key']:<26} {str(row['fingerprint'])[:12]}  {state}")
-    typer.echo(f"{len(to_run)} of {len(rows)} steps to run")
+    loaded, planned = plan_of(spec, overrides, store=opened)
+    planning.show(loaded.spec, planned, opened, as_json)
 
 
 @app.command()

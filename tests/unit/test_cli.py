@@ -119,7 +119,7 @@ def test_plan_tells_programs_of_each_step(folder: Path) -> None:
     rows = json.loads(result.stdout)
     assert [row["key"] for row in rows][:2] == ["base", "prompts"]
     for row in rows:
-        assert set(row) == {"key", "stage", "fingerprint", "committed", "why"}
+        assert set(row) == {"key", "stage", "fingerprint", "committed", "why", "needs"}
         assert len(row["fingerprint"]) == 64
         assert not row["committed"]
         assert row["why"] == "new"
