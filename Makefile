@@ -24,7 +24,7 @@ demo: setup  ## run the quickstart: two rounds of DPO on SmolLM2-135M
 	$(BIN)/rondo run quickstart
 
 test: setup lint unit  ## run every check and test
-	$(BIN)/python -m pytest tests/ray tests/e2e --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest tests/ray tests/e2e --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 unit: setup  ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses=auto --dist=worksteal

@@ -1,4 +1,4 @@
-"""One local Ray cluster of two CPUs for the tests that call stages directly."""
+"""One local Ray cluster of two CPUs for the tests that call stages directly, and the order of the files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from clusters import local
 from stages.base import Config, Resources, Stage
 from stages.io.artifact import Artifact, UserFile
 from tests import artifacts, tiny
+
+_FIRST = (
+    "quickstart", "sweep", "machines", "schedule", "bucket", "kill", "scale_out", "interrupt", "jobs", "judge_check",
+    "judging", "slurm",
+)  # fmt: skip
+"""Files that start Ray more than once, the longest first: two processes that share the files out then end together. The
+rest have many short tests, so that neither process holds a long one back behind another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

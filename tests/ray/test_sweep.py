@@ -110,7 +110,7 @@ def test_trials_of_two_workers_have_both_cpus_and_leave_them_when_they_end_early
     gone: the training of the winner, which comes last, would wait for ever."""
     settings = {"space": {"learning_rate": [1e-2, 1e-7]}, "scheduler": {"use": "asha", "reduction": 2, "rungs": 4}}
     resources = {"train": {"workers": 2, "cpus": 1}}
-    path = spec(tmp_path, {**TRAIN, "epochs": 30}, {**SWEEP, **settings}, resources=resources)
+    path = spec(tmp_path, {**TRAIN, "epochs": 12}, {**SWEEP, **settings}, resources=resources)
     found = sweep(path)
     assert statuses(found) == ["done", "stopped"]
     assert len(found["trials"][0]["curve"]) == 4
