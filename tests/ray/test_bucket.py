@@ -21,9 +21,9 @@ def bucket() -> Iterator[s3.Bucket]:
         yield made
 
 
-def spec(folder: Path, **resources: Any) -> Path:
+def spec(folder: Path, count: int, **resources: Any) -> Path:
     train = {"learning_rate": 1e-3, "batch_size": 256, "epochs": 1, "precision": "fp32"}
-    return specs.offline(folder, tiny.save(folder / "model"), 3000, train=train, resources=resources)
+    return specs.offline(folder, tiny.save(folder / "model"), count, train=train, resources=resources)
 
 
 def finished(bucket: s3.Bucket, store: str, rows: str) -> Callable[[], bool]:
@@ -36,7 +36,7 @@ def test_a_store_out_of_reach_costs_nothing_that_was_finished(
 ) -> None:
     """For longer than it is tried again: the run fails, and the same command continues. For less: the run goes on."""
     monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "cache"))
-    path, store = spec(tmp_path), "s3://rondo/away"
+    path, store = spec(tmp_path, 2300), "s3://rondo/away"
     process = processes.start(path, store, RONDO_STORE_PATIENCE="2")
     processes.wait_for(finished(bucket, "away", "-1000-2000"), process)
     bucket.stop()
@@ -66,7 +66,7 @@ def test_a_store_out_of_reach_costs_nothing_that_was_finished(
 def test_two_machines_that_do_the_same_at_once_end_with_one_result(bucket: s3.Bucket, tmp_path: Path) -> None:
     """Each has its own cache, and with it its own locks: neither sees that the other is at it."""
     one_each = {"cpus": 1}  # two runs with as many threads as cores would wait for each other without end
-    path, store = spec(tmp_path, train=one_each, reference=one_each), "s3://rondo/race"
+    path, store = spec(tmp_path, 1200, train=one_each, reference=one_each), "s3://rondo/race"
     both = [processes.start(path, store, RONDO_CACHE=str(tmp_path / name)) for name in ("one", "two")]
     summaries = [processes.summary_of(process) for process in both]
     assert summaries[0]["policy"] == summaries[1]["policy"]

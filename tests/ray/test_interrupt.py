@@ -33,7 +33,7 @@ def interrupt(process: processes.subprocess.Popen[str]) -> dict[str, object]:
 
 
 def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
-    specs.jsonl(tmp_path / "heldout.jsonl", specs.prompts(200))
+    specs.jsonl(tmp_path / "heldout.jsonl", specs.prompts(80))
     path = processes.long_training(
         tmp_path,
         prompts={"heldout": "heldout.jsonl"},
@@ -60,4 +60,4 @@ def test_in_training_and_in_the_rollout_after_it(tmp_path: Path) -> None:
     assert cached["round-1/train"]
     metrics = (Path(summary["policy"]).parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == list(range(1, 61))
-    assert summary["rounds"][0]["win_rate"]["prompts"] == 200
+    assert summary["rounds"][0]["win_rate"]["prompts"] == 80

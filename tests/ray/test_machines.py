@@ -209,7 +209,7 @@ def test_a_run_goes_on_after_ctrl_c_and_when_a_machine_is_taken_away(
         rollout={"samples": 4, "max_tokens": 32, "max_length": 256, "engine": "transformers"},
         resources={"rollout": {"workers": 2, "cpus": 1}},
     )  # fmt: skip
-    specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(640))
+    specs.jsonl(tmp_path / "prompts.jsonl", specs.prompts(384))
     store = ArtifactStore("s3://rondo/gone")
     before: set[str] = set()
 
