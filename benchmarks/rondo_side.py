@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.setup import encoded
 from stages.core.forward.config import Precision
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.forward.layout import choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.core.forward.packing import collate, micro_batches
 from stages.core.tokens.pair import EncodedPair
 from stages.io.allocator import keep_freed_memory

@@ -24,7 +24,7 @@ PREPARE = Stage(
     "prepare", 5, PrepareConfig, ("selection", "selected", "pairs", "replay", "past_selection", "past"), "shards",
     "stages.data.prepare:run",
 )  # fmt: skip
-REFERENCE = Stage("reference", 5, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
+REFERENCE = Stage("reference", 6, ReferenceConfig, ("policy", "shards"), "logprobs", "stages.score.score:run")
 TRAIN = Stage("train", 3, TrainConfig, ("policy", "shards", "reference"), "policy", "stages.train.train:run")
 TRAIN_REWARD = Stage(
     "train_reward", 1, RewardConfig, ("policy", "shards", "heldout"), "reward_model", "stages.train.reward_stage:run"

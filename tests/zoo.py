@@ -26,7 +26,16 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, sliding": ("Mistral", {"sliding_window": 4}),
     "qwen2, sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
     "gelu": ("Llama", {"hidden_act": "gelu"}),
-    "gemma2": ("Gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
+    "gemma2": ("Gemma2", {
+        "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
+        "sliding_window": 4,
+    }),
+    "gemma3": ("Gemma3", {
+        "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }),
+    "phi3": ("Phi3", {"sliding_window": 4}),
+    "olmo2": ("Olmo2", {}),
     "granite": ("Granite", {"logits_scaling": 4.0, "tie_word_embeddings": False}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "olmo": ("Olmo", {}),
@@ -51,9 +60,17 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 LLAMA_LIKE = ("llama", "llama, untied", "qwen2", "qwen3", "mistral")
+"""Run by Rondo's own path."""
 MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3", "phimoe", "gpt_oss", "llama4", "inkling")
 STATE_SPACES = ("mamba", "jamba")
-OTHERS = ("gpt2", "gemma2", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu", "olmo")
+OTHERS = (
+    "gpt2", "gemma2", "gemma3", "phi3", "granite", "cohere", "mistral, sliding", "qwen2, sliding", "gelu", "olmo",
+    "olmo2",
+)  # fmt: skip
+PADDED = ("llama4", "inkling", *STATE_SPACES)
+"""What packed rows are not for."""
+OWN_LAYERS = tuple(name for name in (*OTHERS, *MIXTURES) if name not in PADDED)
+"""Run through their own layers, packed."""
 
 
 def model(name: str, seed: int = 0) -> Any:
@@ -67,7 +84,7 @@ def model(name: str, seed: int = 0) -> Any:
         made: Any = transformers.GPT2LMHeadModel(config)
     else:
         family, own = _OWN[name]
-        named = f"{family}TextConfig" if family in ("Llama4", "Inkling") else f"{family}Config"
+        named = f"{family}TextConfig" if family in ("Llama4", "Inkling", "Gemma3") else f"{family}Config"
         config = getattr(transformers, named)(**{**_SIZES, **own})
         made = getattr(transformers, f"{family}ForCausalLM")(config)
     made.set_attn_implementation("eager")

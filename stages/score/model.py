@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from stages.base import StageError
-from stages.core.forward.logprobs import ResponseLogprobs, agrees, choose_layout, freeze
+from stages.core.forward.layout import agrees, choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.core.forward.packing import collate, micro_batches
 from stages.core.tokens.pair import EncodedPair
 from stages.io.artifact import Artifact

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stages.core.forward.logprobs import choose_layout
+from stages.core.forward.layout import choose_layout
 from stages.core.forward.packing import Layout
 from stages.policy.adapter_settings import prompt_adapter
 from stages.train.config import TrainConfig

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from stages.base import StageError
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout
+from stages.core.forward.layout import choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs
 from stages.core.forward.packing import Layout, collate
 from stages.core.tokens.pair import EncodedPair
 from stages.data.shards import ShardData

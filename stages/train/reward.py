@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from stages.base import StageError
+from stages.core.forward.layout import choose_layout
 from stages.core.forward.packing import collate, micro_batches
-from stages.core.forward.rewards import ResponseRewards, choose_layout
+from stages.core.forward.rewards import ResponseRewards
 from stages.core.losses.bradley_terry import BradleyTerry
 from stages.core.losses.inputs import loss_input
 from stages.core.tokens.pair import EncodedPair

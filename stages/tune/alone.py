@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from stages.base import StageError, TrainResources
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.forward.layout import choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.io.allocator import give_back_memory
 from stages.io.artifact import Artifact
 from stages.policy.load import device_of_worker, load_policy, product_precision

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout, freeze
+from stages.core.forward.layout import choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.policy.load import load_policy
 from stages.train import checkpoints
 from stages.train.checkpoints import TrainState

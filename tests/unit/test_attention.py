@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from stages.core.forward import attention
-from stages.core.forward.attention import Segment, Segments, segmented_attention
+from stages.core.forward.attention import segmented_attention
+from stages.core.forward.flex import flex, row_length
+from stages.core.forward.segments import PLAIN, Segment, Segments, Variant
 
 TREES: dict[str, Segments] = {
     "one sequence": (Segment(0, 3, 4),),
@@ -27,34 +30,53 @@ def tokens(segments: Segments) -> int:
     return max(segment.start + segment.length for segment in segments) + 3
 
 
-def random(segments: Segments, heads: tuple[int, int], dim: int = 4, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def random(
+    segments: Segments, heads: tuple[int, int], dim: int = 4, value_dim: int | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    shapes = [(tokens(segments), count, dim) for count in (heads[0], heads[1], heads[1])]
+    sizes = ((heads[0], dim), (heads[1], dim), (heads[1], value_dim or dim))
+    shapes = [(tokens(segments), *size) for size in sizes]
     q, k, v = (torch.randn(shape, **{"dtype": torch.float64, **options}) for shape in shapes)
     return q, k, v
 
 
-def visible(segments: Segments) -> Tensor:
+def visible(segments: Segments, window: int | None = None) -> Tensor:
     """The definition, token by token: [tokens, tokens], whether the row sees the column."""
     place = {}
     for number, s in enumerate(segments):
         for at in range(s.length):
             branch = "prompt" if at < s.prompt else "chosen" if at < s.prompt + s.chosen else "rejected"
-            place[s.start + at] = (number, branch)
+            place[s.start + at] = (number, branch, at - s.chosen if branch == "rejected" else at)
     seen = torch.zeros(tokens(segments), tokens(segments), dtype=torch.bool)
-    for row, (tree, branch) in place.items():
-        for column, (other_tree, other) in place.items():
-            seen[row, column] = column <= row and tree == other_tree and other in ("prompt", branch)
+    for row, (tree, branch, position) in place.items():
+        for column, (other_tree, other, before) in place.items():
+            near = window is None or position - before < window
+            seen[row, column] = near and column <= row and tree == other_tree and other in ("prompt", branch)
     return seen
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, segments: Segments, variant: Variant = PLAIN) -> Tensor:
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    seen = visible(segments)
-    scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
-    weights = scores.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0)
+    seen = visible(segments, variant.window)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * (variant.scale or 1 / math.sqrt(q.shape[2]))
+    if variant.cap is not None:
+        scores = variant.cap * (scores / variant.cap).tanh()
+    weights = scores.masked_fill(~seen, -math.inf)
+    if variant.sinks is not None:
+        weights = torch.cat([weights, variant.sinks[:, None, None].expand(-1, len(q), 1).to(q)], -1)
+    weights = weights.softmax(-1).nan_to_num(0)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+VARIANTS = {
+    "scale": Variant(scale=0.7),
+    **{f"window of {size}": Variant(window=size) for size in (1, 2, 5, 9, 40)},
+    "cap": Variant(cap=0.8),
+    "sinks": Variant(sinks=SINKS),
+    "all": Variant(0.7, 5, 0.8, SINKS),
+}
 
 
 @pytest.fixture(params=[384, 256, 4, 1], ids="blocks of {}".format)
@@ -85,11 +107,24 @@ def test_its_gradients_are_those_of_masked_softmax_attention(name: str, heads: t
         assert own.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", TREES)
+def test_what_families_change_about_it(name: str, variant: str, block: int) -> None:
+    """Values and gradients, with values of another size than keys."""
+    inputs = random(TREES[name], (4, 2), value_dim=3, requires_grad=True)
+    found, expected = (function(*inputs, TREES[name], VARIANTS[variant]) for function in (segmented_attention, plain))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    upstream = torch.randn_like(expected)
+    for own, other in zip(*(torch.autograd.grad(value, inputs, upstream) for value in (found, expected)), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("variant", [Variant(), Variant(window=2), Variant(cap=0.8, sinks=SINKS[:2])])
 @pytest.mark.parametrize("heads", [(2, 2), (2, 1)])
-def test_its_gradients_are_its_slopes(heads: tuple[int, int], block: int) -> None:
+def test_its_gradients_are_its_slopes(heads: tuple[int, int], variant: Variant, block: int) -> None:
     segments = (Segment(0, 2, 1, 2), Segment(5, 1, 2))
     inputs = random(segments, heads, dim=2, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k, v: segmented_attention(q, k, v, segments), inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: segmented_attention(q, k, v, segments, variant), inputs)
 
 
 def test_rows_of_no_segment_come_out_as_zero_and_get_no_gradient(block: int) -> None:
@@ -177,13 +212,23 @@ def test_a_shared_prompt_has_the_same_bits_as_one_for_each_branch_in_bfloat16(bl
     assert torch.equal(out[20:43], chosen)
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("variant", [PLAIN, *VARIANTS.values()])
 @pytest.mark.parametrize("name", TREES)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_on_other_devices_is_the_same(name: str, heads: tuple[int, int]) -> None:
-    """Not compiled, on CPU: the mask is what is tested."""
+def test_flex_attention_on_other_devices_is_the_same(name: str, variant: Variant) -> None:
+    """Not compiled, on CPU: what goes into the kernels is what is tested."""
     segments = TREES[name]
-    q, k, v = random(segments, heads, dtype=torch.float32)
     inside = visible(segments).any(1)
-    found = attention._flex(q, k, v, segments)
-    torch.testing.assert_close(found[inside], plain(q, k, v, segments)[inside], atol=1e-5, rtol=1e-5)
+    for heads in HEADS:
+        own = replace(variant, sinks=None if variant.sinks is None else SINKS[: heads[0]])
+        inputs = random(segments, heads, dtype=torch.float32)
+        found, expected = flex(*inputs, segments, own)[inside], plain(*inputs, segments, own)[inside]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_on_a_gpu_have_few_lengths_and_little_padding() -> None:
+    lengths = {row_length(tokens) for tokens in range(1, 16_385)}
+    assert len([length for length in lengths if length > 1024]) == 4 * 8
+    assert all(length % 128 == 0 for length in lengths)
+    assert all(tokens <= row_length(tokens) <= max(tokens * 1.125, tokens + 127) for tokens in range(1, 40_000))
+    assert [row_length(tokens) for tokens in (1, 128, 129, 8192, 8193)] == [128, 128, 256, 8192, 9216]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.forward.logprobs import ResponseLogprobs, agrees, choose_layout, decoder_of, freeze
+from stages.base import StageError
+from stages.core.forward.layout import agrees, choose_layout, why_padded
+from stages.core.forward.logprobs import ResponseLogprobs, decoder_of, freeze
 from stages.core.forward.packing import Layout, collate
 from stages.core.tokens.pair import EncodedPair
 from stages.policy.adapters import wrap
@@ -22,7 +24,6 @@ from tests import zoo
 from tests.memory import MemoryData, random_pairs, score
 
 LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
-GENERIC = (*zoo.OTHERS, *zoo.MIXTURES, *zoo.STATE_SPACES)
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -72,7 +73,7 @@ def together(model: Any, pairs: list[EncodedPair], layout: Layout, precision: st
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", zoo.LLAMA_LIKE)
+@pytest.mark.parametrize("name", [*zoo.LLAMA_LIKE, *zoo.OWN_LAYERS])
 def test_log_probabilities_equal_the_plain_definition(name: str, layout: Layout) -> None:
     model, pairs = zoo.model(name), some()
     found = together(model, pairs, layout, "fp32")
@@ -83,11 +84,29 @@ def test_log_probabilities_equal_the_plain_definition(name: str, layout: Layout)
     assert (expected == 0).tolist() == [[False, False], [False, True], [True, False]] + [[False, False]] * 3
 
 
-@pytest.mark.parametrize("name", GENERIC)
-def test_models_of_another_kind_are_padded_and_get_the_plain_definition(name: str) -> None:
-    """Some cap or scale their logits, or see the last few tokens only."""
+@pytest.mark.parametrize("name", [*zoo.LLAMA_LIKE, *zoo.OWN_LAYERS])
+def test_packed_rows_are_the_best_layout_of_every_family_that_can_have_them(name: str) -> None:
+    model = zoo.model(name)
+    before = model(torch.tensor([[5, 6, 7]])).logits
+    assert choose_layout(model, "auto") == "shared"
+    assert agrees(model, "shared")
+    assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)  # its own attention was given back
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("llama4", "its attention is cut into chunks"),
+        ("inkling", "it has layers of the kind hybrid_sliding"),
+        ("mamba", "it has layers of the kind linear_attention"),
+        ("jamba", "it has layers of the kind linear_attention"),
+    ],
+)
+def test_models_of_another_kind_are_padded_and_get_the_plain_definition(name: str, why: str) -> None:
     model, pairs = zoo.model(name), some()
     assert choose_layout(model, "auto") == "padded"
+    with pytest.raises(StageError, match=f"^train.layout: shared is not for {type(model).__name__}: {why}; use auto"):
+        choose_layout(model, "shared")
     assert agrees(model, "padded")
     with torch.no_grad():
         torch.testing.assert_close(
@@ -126,7 +145,9 @@ def test_confidences_equal_the_plain_definition(name: str) -> None:
                 assert float(value) == pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama, untied", "gpt2", "granite", "PROMPT_TUNING", "lora"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama, untied", "gpt2", "granite", "gemma2", "gpt_oss", "mamba", "PROMPT_TUNING", "lora"]
+)
 def test_the_gradient_is_that_of_the_plain_definition(name: str) -> None:
     """Of a weighted sum of the scores, by everything that is trained."""
     build = {"PROMPT_TUNING": prompt_learning, "lora": lambda _: lora(zoo.eager(), init_lora_weights=False)}
@@ -233,12 +254,10 @@ def test_an_attention_of_its_own_is_found_out() -> None:
     """The parts are Llama's; what they are put together to is not."""
     model = zoo.eager()
     assert agrees(model, "shared")
-    model.get_decoder().config.sliding_window = 4
-    assert choose_layout(model, "auto") == "padded"
-    granite = zoo.model("granite")
-    assert not agrees(granite, "shared")
-    assert choose_layout(granite, "auto") == "padded"
-    assert torch.isfinite(granite(torch.tensor([[1, 2]])).logits).all()  # its own forward pass was given back
+    first = model.get_decoder().layers[0]
+    own = first.forward
+    first.forward = lambda hidden, *given, **named: own(hidden, *given, **named) + hidden.mean(1, keepdim=True)
+    assert "more than the tokens that attention lets it see" in str(why_padded(model))
 
 
 def test_frozen_layers_are_rounded_beforehand_and_nothing_else() -> None:

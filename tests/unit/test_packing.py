@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.core.forward.attention import Segment
 from stages.core.forward.packing import Batch, Layout, collate, micro_batches, tokens_in
+from stages.core.forward.segments import Segment
 from stages.core.tokens.pair import EncodedPair, mismatched
 from tests.memory import encoded, random_pairs
 

@@ -15,7 +15,8 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from stages.base import StageError
 from stages.catalog import PROMOTE
-from stages.core.forward.logprobs import ResponseLogprobs, choose_layout
+from stages.core.forward.layout import choose_layout
+from stages.core.forward.logprobs import ResponseLogprobs
 from stages.core.forward.packing import collate
 from stages.io.filenames import ADAPTER, MODEL
 from stages.judge.config import PromoteConfig

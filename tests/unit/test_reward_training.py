@@ -17,8 +17,9 @@ from pipelines.spec.checks import judging
 from pipelines.spec.models import PipelineSpec
 from stages.base import StageError, TrainResources
 from stages.catalog import JUDGE, TRAIN_REWARD
+from stages.core.forward.layout import choose_layout
 from stages.core.forward.packing import Layout, collate
-from stages.core.forward.rewards import ResponseRewards, choose_layout, last_rows
+from stages.core.forward.rewards import ResponseRewards, last_rows
 from stages.core.losses.bradley_terry import bradley_terry
 from stages.core.records import SHARD, PreferencePair
 from stages.core.tokens.pair import EncodedPair

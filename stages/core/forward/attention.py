@@ -1,20 +1,19 @@
-"""Causal attention over packed sequences, some of which share their beginning.
+"""Causal attention over packed sequences, some of which share their beginning (:mod:`stages.core.forward.segments`).
 
-A packed row holds segments one after another. A segment is a tree: a ``prompt`` and two branches, ``chosen`` and
-``rejected``; a branch sees the prompt and itself, never the other branch. A plain sequence is a segment whose
-second branch is empty. No score is computed between segments, so that a pair's values do not depend on what it
-is packed with.
+No score is computed between segments, so that a pair's values do not depend on what it is packed with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stages.core.forward.segments import PLAIN, Segment, Segments, Variant
 
 _WHOLE = 384
 """A tree of at most this many tokens is one product: several smaller ones would cost more than they leave out."""
@@ -22,36 +21,25 @@ _BLOCK = 256
 """In longer ones, queries per block: the keys after a block's last query are left out of its products."""
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Where a tree lies in the packed row: tokens of its prompt and of its two branches from ``start`` on."""
-
-    start: int
-    prompt: int
-    chosen: int
-    rejected: int = 0
-
-    @property
-    def length(self) -> int:
-        return self.prompt + self.chosen + self.rejected
-
-
-Segments = tuple[Segment, ...]
-
-
-def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """Softmax(q k' / sqrt(dim)) v within each segment's branches.
+def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, variant: Variant = PLAIN) -> Tensor:
+    """Softmax(scale q k') v within each segment's branches.
 
     Args:
-        q: [tokens, heads, dim]; k, v: [tokens, key heads, dim], heads a multiple of key heads (grouped queries).
+        q: [tokens, heads, dim]; k: [tokens, key heads, dim], heads a multiple of key heads (grouped queries);
+            v: [tokens, key heads, value dim].
         segments: disjoint; rows outside all segments come out as zero.
 
     Returns:
-        [tokens, heads, dim].
+        [tokens, heads, value dim].
     """
     if q.device.type != "cpu":
-        return _flex(q, k, v, segments)
-    result: Tensor = _Attention.apply(q, k, v, segments)  # type: ignore[no-untyped-call]
+        from stages.core.forward.flex import flex  # half a second that a CPU does without
+
+        return flex(q, k, v, segments, variant)
+    scale = q.shape[2] ** -0.5 if variant.scale is None else variant.scale
+    if variant.cap is not None or variant.sinks is not None:
+        return _by_autograd(q * scale, k, v, segments, variant)
+    result: Tensor = _Attention.apply(q, k, v, segments, scale, variant.window)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -66,27 +54,34 @@ class _Product:
     keys: tuple[tuple[int, int], ...]
     fresh: bool
     apart: tuple[int, int] = (0, 0)
+    window: int | None = None
 
     @property
     def width(self) -> int:
         return sum(stop - start for start, stop in self.keys)
 
 
-def _products(segment: Segment) -> Iterator[_Product]:
+def _products(segment: Segment, window: int | None) -> Iterator[_Product]:
     """The trunk (prompt and chosen) against itself, the rejected branch against prompt and itself, in blocks.
 
-    The last block of each comes first: it is the one that sees all keys.
+    The last block of each comes first: without a window it is the one that sees all keys.
     """
+    if window is not None and segment.longest <= window:
+        window = None
     if segment.length <= _WHOLE:
         first, last = segment.start, segment.start + segment.length
-        yield _Product(first, last, ((first, last),), True, (segment.chosen, segment.rejected))
+        yield _Product(first, last, ((first, last),), True, (segment.chosen, segment.rejected), window)
         return
-    trunk = segment.start + segment.prompt + segment.chosen
-    for first, last in _blocks(segment.start, trunk):
-        yield _Product(first, last, ((segment.start, last),), last == trunk)
-    prompt, end = (segment.start, segment.start + segment.prompt), trunk + segment.rejected
-    for first, last in _blocks(trunk, end):
-        yield _Product(first, last, (prompt, (trunk, last)), last == end)
+    start, answers = segment.start, segment.start + segment.prompt
+    trunk = answers + segment.chosen
+    for first, last in _blocks(start, trunk):
+        seen = start if window is None else max(start, first - window + 1)
+        yield _Product(first, last, ((seen, last),), last == trunk and window is None, window=window)
+    for first, last in _blocks(trunk, trunk + segment.rejected):
+        out = 0 if window is None else max(0, segment.prompt + first - trunk - window + 1)  # positions out of sight
+        prompt, own = (start + min(out, segment.prompt), answers), (trunk + max(0, out - segment.prompt), last)
+        keys = (own,) if out >= segment.prompt else (prompt, own)
+        yield _Product(first, last, keys, last == trunk + segment.rejected and window is None, window=window)
 
 
 def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
@@ -94,12 +89,15 @@ def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _bias(rows: int, width: int, apart: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _bias(rows: int, width: int, apart: tuple[int, int], window: int | None, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of ``rows`` queries, the last rows of ``width`` keys. Kept for the next layers."""
-    hidden = torch.ones(rows, width, dtype=torch.bool).triu_(width - rows + 1)
+    query, key = torch.arange(width - rows, width)[:, None], torch.arange(width)[None]
+    hidden = key > query
     chosen, rejected = apart
-    if rejected:
-        hidden[rows - rejected :, width - rejected - chosen : width - rejected] = True
+    branch = width - rejected  # rows from here on do not see the chosen keys before them, and stand where these stand
+    hidden |= (query >= branch) & (key >= branch - chosen) & (key < branch)
+    if window is not None:
+        hidden |= query - key - chosen * ((query >= branch) & (key < branch)) >= window
     return torch.zeros(rows, width, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
@@ -152,14 +150,16 @@ class _Attention(torch.autograd.Function):
     torch's fused CPU attention does not, and they are about three times as fast at a few hundred tokens."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+    ) -> Tensor:
         groups = q.shape[1] // k.shape[1]
-        scaled = q * q.shape[2] ** -0.5
-        out = _unfilled(q, segments)
+        scaled = q * scale
+        out = _unfilled(q if q.shape[2] == v.shape[2] else q.new_empty(*q.shape[:2], v.shape[2]), segments)
         saved = []
-        for product in (p for segment in segments for p in _products(segment)):
+        for product in (p for segment in segments for p in _products(segment, window)):
             count = product.last - product.first
-            bias = _bias(count, product.width, product.apart, q.dtype)
+            bias = _bias(count, product.width, product.apart, product.window, q.dtype)
             query, key, value = _queries(scaled, product, groups), _keys(k, product), _keys(v, product)
             weights = torch.bmm(query, key.transpose(1, 2))
             weights.view(-1, groups, count, product.width).add_(bias)
@@ -167,15 +167,17 @@ class _Attention(torch.autograd.Function):
             _store(out, product, torch.bmm(weights, value), groups)
             saved.append(weights)
         ctx.save_for_backward(scaled, k, v, *saved)
-        ctx.segments = segments
+        ctx.segments, ctx.scale, ctx.window = segments, scale, window
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, *saved = ctx.saved_tensors
         groups = q.shape[1] // k.shape[1]
-        grad_q, grad_k, grad_v = (_unfilled(x, ctx.segments) for x in (q, k, v))
-        products = (p for segment in ctx.segments for p in _products(segment))
+        cut = ctx.window is not None and any(segment.longest > ctx.window for segment in ctx.segments)
+        made = torch.zeros_like if cut else partial(_unfilled, segments=ctx.segments)
+        grad_q, grad_k, grad_v = (made(x) for x in (q, k, v))
+        products = (p for segment in ctx.segments for p in _products(segment, ctx.window))
         for product, weights in zip(products, saved, strict=True):
             grad = _queries(gradients[0], product, groups)
             query, key, value = _queries(q, product, groups), _keys(k, product), _keys(v, product)
@@ -184,35 +186,29 @@ class _Attention(torch.autograd.Function):
             grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
             _add(grad_k, product, torch.bmm(grad.transpose(1, 2), query))
             _store(grad_q, product, torch.bmm(grad, key), groups)
-        return grad_q.mul_(q.shape[2] ** -0.5), grad_k, grad_v, None
+        return grad_q.mul_(ctx.scale), grad_k, grad_v, None, None, None
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """The same with torch's flex attention, whose kernels skip what the mask leaves out."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    out = flex_attention(
-        q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None],
-        block_mask=_block_mask(segments, q.shape[0], q.device), enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
-    assert isinstance(out, Tensor)
-    return out[0].transpose(0, 1)
-
-
-@lru_cache(maxsize=2)
-def _block_mask(segments: Segments, tokens: int, device: torch.device) -> Any:
-    """Which token sees which, once per batch (all layers ask for the same)."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    tree = torch.full((tokens,), -1, device=device)
-    branch = torch.zeros(tokens, dtype=torch.long, device=device)
-    for number, s in enumerate(segments):
-        tree[s.start : s.start + s.length] = number
-        branch[s.start + s.prompt : s.start + s.prompt + s.chosen] = 1
-        branch[s.start + s.prompt + s.chosen : s.start + s.length] = 2
-
-    def sees(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        same = (branch[column] == 0) | (branch[column] == branch[row])
-        return (row >= column) & (tree[row] == tree[column]) & same
-
-    return create_block_mask(sees, None, None, tokens, tokens, device=str(device))
+def _by_autograd(scaled: Tensor, k: Tensor, v: Tensor, segments: Segments, variant: Variant) -> Tensor:
+    """For the few families that cap their scores or have sinks: the same products, one rule of autograd after another.
+    ``scaled``: the queries times the scale."""
+    groups = scaled.shape[1] // k.shape[1]
+    blocks: dict[int, Tensor] = {}
+    for product in (p for segment in segments for p in _products(segment, variant.window)):
+        count = product.last - product.first
+        query, key, value = _queries(scaled, product, groups), _keys(k, product), _keys(v, product)
+        scores = torch.bmm(query, key.transpose(1, 2)).view(-1, groups, count, product.width)
+        if variant.cap is not None:
+            scores = variant.cap * torch.tanh(scores / variant.cap)
+        scores = scores + _bias(count, product.width, product.apart, product.window, scores.dtype)
+        if variant.sinks is not None:
+            sinks = variant.sinks.to(scores.dtype).view(-1, groups, 1, 1).expand(-1, -1, count, 1)
+            scores = torch.cat([scores, sinks], -1)
+        weights = torch.softmax(scores, -1)[..., : product.width].reshape(-1, groups * count, product.width)
+        mixed = torch.bmm(weights, value).view(-1, groups, count, v.shape[2])
+        blocks[product.first] = mixed.permute(2, 0, 1, 3).reshape(count, -1, v.shape[2])
+    rows, end = [], 0
+    for first in sorted(blocks):
+        rows += [blocks[first].new_zeros(first - end, *blocks[first].shape[1:]), blocks[first]]
+        end = first + len(blocks[first])
+    return torch.cat([*rows, rows[-1].new_zeros(len(scaled) - end, *rows[-1].shape[1:])])

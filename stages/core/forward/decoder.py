@@ -1,6 +1,7 @@
 """The forward pass of Llama-like decoders over packed rows: no padding, shared prompts computed once.
 
-Covers the models whose layers are built like Llama's (Llama, Mistral, Qwen 2 and 3, SmolLM and kin). The weights
+Covers Llama (SmolLM and kin among them), Mistral, Qwen 2 and 3, where :mod:`stages.core.forward.own_layers` covers
+all others: no passes over memory are made here that a fused rule can do without. The weights
 stay in the Hugging Face modules, adapters included; only the path through them is Rondo's.
 """
 
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stages.core.forward.attention import Segments, segmented_attention
+from stages.core.forward.attention import segmented_attention
 from stages.core.forward.fused import add_norm, low_rank, rotate, swiglu
+from stages.core.forward.segments import Segments
 
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+"""Others are built of the same parts and put them together in another way (Granite, Helium, SmolLM3)."""
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -24,15 +28,11 @@ _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 def is_llama_like(decoder: Any) -> bool:
-    """Whether a decoder consists of exactly the parts that :class:`PackedDecoder` handles.
-
-    Whether they are also put together the same way is left to a comparison of results.
-    """
-    if _parts(decoder) != _DECODER or getattr(decoder.config, "hidden_act", None) != "silu":
+    """Whether a decoder is of a family that :class:`PackedDecoder` handles, and consists of exactly its parts."""
+    config = decoder.config
+    if config.model_type not in _FAMILIES or _parts(decoder) != _DECODER or config.hidden_act != "silu":
         return False
-    if not hasattr(decoder.norm, "weight"):  # OLMo's
-        return False
-    if getattr(decoder.config, "sliding_window", None) and getattr(decoder.config, "use_sliding_window", True):
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return False
     return all(
         _parts(layer) == _LAYER

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stages.core.forward.config import LayoutChoice
 from stages.core.forward.decoder import PackedDecoder, is_llama_like
 from stages.core.forward.head import FusedHead, Weigh
-from stages.core.forward.packing import Batch, Layout, collate
+from stages.core.forward.own_layers import OwnLayers
+from stages.core.forward.packing import Batch, Layout
 from stages.core.forward.virtual_tokens import hidden_states, is_prompt_learning
-from stages.core.tokens.pair import EncodedPair
 
 
 class Scored(NamedTuple):
@@ -37,7 +36,7 @@ class ResponseLogprobs(torch.nn.Module):
         self.model = model
         self.layout = layout
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.packed = None if layout == "padded" else PackedDecoder(decoder_of(model), checkpointing)
+        self.packed = None if layout == "padded" else packed_decoder(decoder_of(model), checkpointing)
         self._frozen_head: Tensor | None = None
         if checkpointing and self.packed is None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -122,17 +121,10 @@ def _scaled(logits: Tensor, config: Any) -> Tensor:
     return logits
 
 
-def choose_layout(model: Any, wanted: LayoutChoice) -> Layout:
-    """The layout to use: the wanted one, or with ``auto`` the best that the model can be run in. On a GPU that is
-    ``padded``: attention of the shared layout is not compiled there, which as measured makes a step take eight times
-    as long and its memory grow with the square of the micro-batch.
-    """
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "padded"
-    packs = is_llama_like(decoder_of(model)) and not is_prompt_learning(model)
-    return "shared" if packs and agrees(model, "shared") else "padded"
+def packed_decoder(decoder: Any, checkpointing: bool = False) -> PackedDecoder | OwnLayers:
+    """What runs a decoder over packed rows: Rondo's own path for decoders like Llama's, which is faster, or the
+    decoder's layers."""
+    return (PackedDecoder if is_llama_like(decoder) else OwnLayers)(decoder, checkpointing)
 
 
 def freeze(model: Any, precision: str) -> Any:
@@ -145,24 +137,3 @@ def freeze(model: Any, precision: str) -> Any:
             if type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not embedding:
                 module.weight.data = module.weight.data.to(torch.bfloat16)
     return model
-
-
-@torch.no_grad()
-def agrees(model: Any, layout: Layout) -> bool:
-    """Whether :class:`ResponseLogprobs` gives what the model's own forward pass gives, on a few tokens.
-
-    An architecture that treats its attention or its logits in its own way is found here and not by a wrong loss.
-    """
-    device = next(model.parameters()).device
-    ids = [index % model.config.vocab_size for index in range(3, 25)]
-    pair = EncodedPair("probe", ids[:8], ids[8:20], ids[5:12])
-    expected = []
-    for response in (pair.chosen_ids, pair.rejected_ids):
-        tokens = torch.tensor([pair.prompt_ids + response], device=device)
-        logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may come first
-        logged = torch.log_softmax(logits.float(), -1)[:-1]
-        expected.append(logged.gather(1, tokens[0, 1:, None])[len(pair.prompt_ids) - 1 :].sum())
-    scorer = ResponseLogprobs(model, layout, "fp32")
-    own = scorer(collate([pair], layout).to(device)).logprobs
-    scorer.release()
-    return bool(torch.allclose(own, torch.stack(expected), rtol=1e-3, atol=1e-2))

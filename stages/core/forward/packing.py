@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.forward.attention import Segment, Segments
+from stages.core.forward.segments import Segment, Segments
 from stages.core.tokens.pair import EncodedPair
 
 Layout = Literal["shared", "packed", "padded"]
@@ -44,10 +45,18 @@ class Batch:
         return len(self.bounds) - 1
 
     def to(self, device: torch.device) -> Batch:
+        """On another device. A packed row gets one of a few lengths there, for which its attention is compiled."""
         if device.type == "cpu":
             return self
+        batch = self if self.segments is None else self._lengthened()
         names = ("ids", "positions", "rows", "targets", "sequences")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+
+    def _lengthened(self) -> Batch:
+        from stages.core.forward.flex import row_length
+
+        more = row_length(len(self.ids)) - len(self.ids)
+        return replace(self, ids=F.pad(self.ids, (0, more)), positions=F.pad(self.positions, (0, more)))
 
     def tokens_of(self) -> Tensor:
         """Response tokens, float32 [sequences]."""

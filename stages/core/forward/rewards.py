@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from stages.core.forward.config import LayoutChoice
-from stages.core.forward.decoder import is_llama_like
 from stages.core.forward.head import Weigh
-from stages.core.forward.logprobs import ResponseLogprobs, Scored, decoder_of
-from stages.core.forward.packing import Batch, Layout, collate
-from stages.core.tokens.pair import EncodedPair
+from stages.core.forward.logprobs import ResponseLogprobs, Scored
+from stages.core.forward.packing import Batch
 
 
 class ResponseRewards(ResponseLogprobs):
@@ -56,33 +51,3 @@ def last_rows(batch: Batch) -> tuple[Tensor, Tensor]:
             if counts[place] == 1 and sequence in shared:
                 last[place] = shared[sequence]
     return sequences, last
-
-
-def choose_layout(model: Any, wanted: LayoutChoice) -> Layout:
-    """As for policies: on a GPU ``padded``; elsewhere ``shared`` for decoders like Llama's if it gives what the model's
-    own forward pass gives."""
-    if wanted != "auto":
-        return wanted
-    packs = not torch.cuda.is_available() and is_llama_like(decoder_of(model))
-    return "shared" if packs and _agrees(model, "shared") else "padded"
-
-
-@torch.no_grad()
-def _agrees(model: Any, layout: Layout) -> bool:
-    """Whether rewards are those of the model's own decoder on a few tokens, under a head that tells them apart."""
-    device = next(model.parameters()).device
-    ids = [index % model.config.get_text_config().vocab_size for index in range(3, 25)]
-    pair = EncodedPair("probe", ids[:8], ids[8:20], ids[5:12])
-    scorer = ResponseRewards(model, layout, "fp32")
-    batch = collate([pair], layout).to(device)
-    _, last = last_rows(batch)
-    assert scorer.packed is not None
-    assert batch.segments is not None
-    own = scorer.packed(batch.ids, batch.positions, batch.segments, last, torch.float32)
-    scorer.release()
-    responses = (pair.chosen_ids, pair.rejected_ids)
-    expected = [
-        decoder_of(model)(input_ids=torch.tensor([pair.prompt_ids + ids], device=device)).last_hidden_state[0, -1]
-        for ids in responses
-    ]
-    return bool(torch.allclose(own, torch.stack(expected), rtol=1e-3, atol=1e-2))
