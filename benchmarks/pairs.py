@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WORDS = """
@@ -26,7 +26,7 @@ yellow
 _TOKENS_A_WORD = 1.25
 """Of the default model's tokenizer, on these words."""
 
-LENGTHS = {
+LENGTHS: dict[str, dict[str, tuple[float, float, float, float]]] = {
     "realistic": {"prompt": (60, 0.65, 20, 200), "chosen": (85, 0.6, 20, 200), "rejected": (75, 0.6, 20, 200)},
     "long": {"prompt": (800, 0.0, 800, 800), "chosen": (100, 0.0, 100, 100), "rejected": (100, 0.0, 100, 100)},
 }
@@ -37,14 +37,19 @@ proportions; ``long`` is the case of a document with short answers."""
 def pair(index: int, lengths: str = "realistic", seed: int = 0) -> dict[str, str]:
     """The pair of a number: ``prompt``, ``chosen`` and ``rejected``. The two answers' lengths are correlated."""
     draw = random.Random(f"{seed}/{lengths}/{index}")
+    return {
+        name: " ".join(draw.choices(WORDS, k=max(3, round(tokens / _TOKENS_A_WORD))))
+        for name, tokens in drawn(draw, LENGTHS[lengths])
+    }
+
+
+def drawn(draw: random.Random, sides: Mapping[str, tuple[float, float, float, float]]) -> Iterator[tuple[str, float]]:
+    """The length of each part of a pair, one after another: what is drawn between two of them has its place there."""
     common = draw.gauss(0, 1)
-    row = {}
-    for name, (median, spread, low, high) in LENGTHS[lengths].items():
+    for name, (median, spread, low, high) in sides.items():
         own = draw.gauss(0, 1)
         shift = own if name == "prompt" else math.sqrt(0.5) * (own + common)
-        tokens = min(high, max(low, median * math.exp(spread * shift)))
-        row[name] = " ".join(draw.choices(WORDS, k=max(3, round(tokens / _TOKENS_A_WORD))))
-    return row
+        yield name, min(high, max(low, median * math.exp(spread * shift)))
 
 
 def conversation(*sides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
