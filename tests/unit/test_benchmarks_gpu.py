@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import gpu, gpu_rondo
 from benchmarks.gpu import Configuration, Report
-from benchmarks.gpu_setup import LENGTHS, SIZES, listed_peak, needed, random_model, random_pairs, tokens_of
+from benchmarks.gpu_setup import LENGTHS, SIZES, compiled, listed_peak, needed, random_model, random_pairs, tokens_of
 from benchmarks.gpu_trl import micro_batch, row, words
 from stages.core.tokens.pair import EncodedPair
 from stages.train.batching import batch_indices
@@ -95,6 +95,23 @@ def test_layouts_are_compared_with_trl_and_with_padding() -> None:
 def test_compiling_after_the_warm_up_is_added_up() -> None:
     counts = {"frames": 1, "graphs": 2, "graph_breaks": 0}
     assert gpu.late([{"compiled_in_timed_steps": counts}, {"failed": "x"}, {"compiled_in_timed_steps": counts}]) == 6
+
+
+def test_what_torch_compiles_is_counted() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return 2 * x
+
+    function = torch.compile(double, backend="eager", dynamic=False)
+    counts = []
+    for length in (2, 2, 3):
+        before = compiled()
+        function(torch.ones(length))
+        counts.append(gpu_rondo.difference(before, compiled()))
+    first, again, longer = counts
+    assert min(first["frames"], first["graphs"], first["graph_breaks"]) > 0
+    assert again == {"frames": 0, "graphs": 0, "graph_breaks": 0}
+    assert longer["graphs"] > 0
 
 
 def test_every_pass_has_the_batches_of_the_first() -> None:
