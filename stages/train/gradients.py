@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stages.core.forward.packing import Batch, Layout, collate, micro_batches
-from stages.core.losses.inputs import LossInput, loss_input
+from stages.core.forward.transfer import send
+from stages.core.losses.inputs import LossInput, of_known
 from stages.core.losses.objective import Objective, Outcome
-from stages.core.metrics import BY_TASK, step_means
 from stages.core.tokens.pair import EncodedPair
 from stages.train.batching import worker_share
+from stages.train.sums import Sums, columns_of, known_of, reference_of
 from stages.train.worker import PairData, Worker
 
 
@@ -28,34 +29,45 @@ class _MicroBatch(NamedTuple):
     """Where in the step's batch the pairs stand."""
     pairs: list[EncodedPair]
     tensors: Batch
+    at: Tensor
+    """``places`` on the worker's device."""
+    columns: Tensor
+    """What is known of ``pairs`` (``columns_of``), there too."""
     weight: float
     """1, or 0 for one that is only gone through so as to take part in what all workers do together."""
 
 
 @dataclass(frozen=True)
 class StepData:
-    """One worker's part of an optimizer step, read and collated.
+    """One worker's part of an optimizer step, read, collated and on its device.
 
-    ``pairs`` are all pairs of the step, ``reference`` float32 [3, pairs] theirs.
+    ``pairs`` are all pairs of the step, ``columns`` what is known of them, ``tasks`` theirs.
     """
 
     pairs: list[EncodedPair]
-    reference: Tensor
+    columns: Tensor
+    tasks: tuple[str, ...]
     micro: list[_MicroBatch]
     mismatched: list[_MicroBatch]
+
+    @property
+    def reference(self) -> Tensor:
+        """The reference's log-probabilities, float32 [3, pairs]."""
+        return reference_of(self.columns)
 
 
 def load_step(data: PairData, batch: Sequence[int], worker: Worker, layout: Layout, mismatched: bool) -> StepData:
     """Read what ``worker`` needs of the pairs ``batch``; with ``mismatched`` also the prompts with other answers."""
     pairs = data.pairs(batch)
     others = data.mismatched(batch) if mismatched else []
-    own = _grouped(pairs, worker, layout)
-    return StepData(
-        pairs, data.reference(batch).to(worker.device), own, _grouped(others, worker, layout) if others else []
-    )
+    tasks = tuple(sorted({pair.task for pair in pairs} - {""}))
+    columns = columns_of(pairs, data.reference(batch), tasks)
+    own = _grouped(pairs, columns, worker, layout)
+    rest = _grouped(others, columns, worker, layout) if others else []
+    return StepData(pairs, send(columns, worker.device), tasks, own, rest)
 
 
-def _grouped(pairs: list[EncodedPair], worker: Worker, layout: Layout) -> list[_MicroBatch]:
+def _grouped(pairs: list[EncodedPair], columns: Tensor, worker: Worker, layout: Layout) -> list[_MicroBatch]:
     """The micro-batches of ``worker``. In lockstep every worker has as many as the one with the most: each can tell
     from the pairs' lengths how the others group theirs, and repeats its last one without weight.
     """
@@ -71,90 +83,43 @@ def _grouped(pairs: list[EncodedPair], worker: Worker, layout: Layout) -> list[_
         count = max(len(groups_of(rank)) for rank in range(worker.world))
     repeats = count - len(groups)
     weighted = [(group, 1.0) for group in groups] + [((groups or [[0]])[-1], 0.0)] * repeats
-    return [
-        _MicroBatch(group, chosen, collate(chosen, layout).to(worker.device), weight)
-        for group, weight in weighted
-        for chosen in [[pairs[place] for place in group]]
-    ]
+    device = worker.device
+
+    def made(group: list[int], weight: float) -> _MicroBatch:
+        chosen = [pairs[place] for place in group]
+        at, own = send(torch.tensor(group), device), send(columns[:, group], device)
+        return _MicroBatch(group, chosen, collate(chosen, layout).to(device), at, own, weight)
+
+    return [made(group, weight) for group, weight in weighted]
 
 
-@dataclass
-class _Sums:
-    """What a worker adds up over its pairs of a step. ``tasks`` are those of all its pairs, whoever has them: every
-    worker adds up the same names."""
+def accumulate(model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker) -> Sums:
+    """Leave the step's gradient in the parameters; returns what there is to know of the step, over all workers.
 
-    reference: bool
-    coupled: bool
-    tasks: tuple[str, ...] = ()
-    values: dict[str, float] = field(default_factory=dict)
-    bad: list[str] = field(default_factory=list)
-
-    def add(self, outcome: Outcome, x: LossInput, pairs: Sequence[EncodedPair], weight: float) -> None:
-        margin = outcome.chosen_reward - outcome.rejected_reward
-        chosen, rejected = x.chosen.detach(), x.rejected.detach()
-        # On the training responses: the mean of log pi(y) - log ref(y), the plain (k1) estimate of the divergence.
-        sides = (x.chosen_tokens > 0).float() + (x.rejected_tokens > 0).float()
-        kl = ((chosen - x.ref_chosen) + (rejected - x.ref_rejected)) / sides
-        columns = {
-            "loss": outcome.losses.detach(),
-            "reward_accuracy": (margin > 0).float(),
-            "reward_margin": margin,
-            "chosen_reward": outcome.chosen_reward,
-            "rejected_reward": outcome.rejected_reward,
-            "chosen_logp": chosen,
-            "rejected_logp": rejected,
-            **({"kl": kl} if self.reference else {}),
-            **outcome.parts,
-        }
-        for task in self.tasks:
-            own = torch.tensor([float(pair.task == task) for pair in pairs], device=margin.device)
-            columns[f"task/{task}/pairs"] = own
-            columns |= {f"task/{task}/{name}": columns[name] * own for name in BY_TASK}
-        for name, column in columns.items():
-            self.values[name] = self.values.get(name, 0.0) + weight * float(column.double().sum())
-        finite = torch.isfinite(torch.stack([chosen, rejected, x.ref_chosen, x.ref_rejected])).all(0)
-        if not self.coupled:  # one pair can spoil another's loss there
-            finite &= torch.isfinite(columns["loss"])
-        self.bad += [pair.name for pair, good in zip(pairs, finite.tolist(), strict=True) if weight and not good]
-        self.values["pairs"] = self.values.get("pairs", 0.0) + weight * len(pairs)
-        tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-        self.values["tokens"] = self.values.get("tokens", 0.0) + weight * tokens
-
-
-def accumulate(
-    model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker
-) -> tuple[dict[str, float], list[str]]:
-    """Leave the step's gradient in the parameters.
-
-    Returns:
-        The step's metrics over all workers, and the names of this worker's pairs whose loss, or what it is made of,
-        is not finite.
+    A card is not waited for: it gets its work faster than it does it.
     """
     kl = _mismatched_kl(model, work, worker) if objective.needs_kl else None
     # Distributed training averages gradients over workers; the mean over all pairs of the step is what is wanted.
     scale = worker.world / len(work.pairs)
-    tasks = tuple(sorted({pair.task for pair in work.pairs} - {""}))
-    sums = _Sums(objective.needs_reference, objective.coupled, tasks)
+    sums = Sums(objective.needs_reference, objective.coupled, work.tasks)
     slopes = _coupled_slopes(model, work, objective, worker, kl, sums) if objective.coupled else None
     for number, micro in enumerate(work.micro):
         last = number == len(work.micro) - 1
 
         def weigh(first: int, stop: int, logprobs: Tensor, confidences: Tensor, micro: _MicroBatch = micro) -> Tensor:
-            places = micro.places[first:stop]
             if slopes is not None:
-                return slopes[places].flatten() * (micro.weight * scale)
-            pairs = micro.pairs[first:stop]
-            x = loss_input(pairs, logprobs, confidences, work.reference[:, places], kl)
+                return slopes[micro.at[first:stop]].flatten() * (micro.weight * scale)
+            pairs, columns = micro.pairs[first:stop], micro.columns[:, first:stop]
+            x = of_known(known_of(columns), logprobs, confidences, reference_of(columns), kl)
             outcome, slope = _slopes(objective, x, pairs)
-            sums.add(outcome, x, pairs, micro.weight)
+            sums.add(outcome, x, pairs, columns, micro.weight)
             return slope.flatten() * (micro.weight * scale)
 
-        with contextlib.nullcontext() if last or worker.world == 1 else _no_sync(model), _named(micro):
+        with contextlib.nullcontext() if last or worker.world == 1 else no_sync(model), _named(micro):
             handle = model(micro.tensors, weigh, objective.needs_confidence).handle
             torch.autograd.backward(handle)
-    names = list(sums.values)
-    totals = worker.all_sum(torch.tensor([sums.values[name] for name in names], dtype=torch.float64))
-    return step_means(dict(zip(names, totals.tolist(), strict=True))), sums.bad
+    sums.over(worker)
+    return sums
 
 
 def _slopes(objective: Objective, x: LossInput, pairs: Sequence[EncodedPair]) -> tuple[Outcome, Tensor]:
@@ -167,7 +132,7 @@ def _slopes(objective: Objective, x: LossInput, pairs: Sequence[EncodedPair]) ->
 
 @torch.no_grad()
 def _coupled_slopes(
-    model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker, kl: Tensor | None, sums: _Sums
+    model: torch.nn.Module, work: StepData, objective: Objective, worker: Worker, kl: Tensor | None, sums: Sums
 ) -> Tensor:
     """The slopes [pairs of the step, 2] of a loss that looks across pairs.
 
@@ -175,10 +140,12 @@ def _coupled_slopes(
     step at once whatever the micro-batches and workers; the pass with gradient then only applies the slopes.
     """
     values = _scored(model, work.micro, len(work.pairs), worker, objective.needs_confidence)
-    x = loss_input(work.pairs, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
+    own = known_of(work.columns)
+    x = of_known(own, values[:, :2].flatten(), values[:, 2:].flatten(), work.reference, kl)
     outcome, slopes = _slopes(objective, x, work.pairs)
     for micro in work.micro:
-        sums.add(_part(outcome, micro.places), _part_of_input(x, micro.places), micro.pairs, micro.weight)
+        part, given = _part(outcome, micro.at), _part_of_input(x, micro.at)
+        sums.add(part, given, micro.pairs, micro.columns, micro.weight)
     return slopes
 
 
@@ -192,7 +159,7 @@ def _scored(
         with _named(micro):
             scored = model(micro.tensors, None, confident)
         found = torch.cat([scored.logprobs.view(-1, 2), scored.confidences.view(-1, 2)], 1)
-        values[micro.places] += micro.weight * found
+        values.index_add_(0, micro.at, micro.weight * found)
     return worker.all_sum(values).to(worker.device)
 
 
@@ -200,15 +167,16 @@ def _scored(
 def score(model: torch.nn.Module, pairs: list[EncodedPair], worker: Worker, layout: Layout) -> Tensor:
     """Log-probabilities of chosen and rejected responses, float32 [pairs, 2], each worked out by one of the workers;
     all call it."""
-    return _scored(model, _grouped(pairs, worker, layout), len(pairs), worker)[:, :2].cpu()
+    grouped = _grouped(pairs, torch.zeros(0, len(pairs)), worker, layout)
+    return _scored(model, grouped, len(pairs), worker)[:, :2].cpu()
 
 
-def _part(outcome: Outcome, places: list[int]) -> Outcome:
+def _part(outcome: Outcome, places: Tensor) -> Outcome:
     parts = {name: value[places] for name, value in outcome.parts.items()}
     return Outcome(outcome.losses[places], outcome.chosen_reward[places], outcome.rejected_reward[places], parts)
 
 
-def _part_of_input(x: LossInput, places: list[int]) -> LossInput:
+def _part_of_input(x: LossInput, places: Tensor) -> LossInput:
     columns = {name: value[places] for name, value in vars(x).items() if isinstance(value, Tensor) and value.dim()}
     return LossInput(**{**vars(x), **columns})
 
@@ -217,13 +185,13 @@ def _part_of_input(x: LossInput, places: list[int]) -> LossInput:
 def _mismatched_kl(model: torch.nn.Module, work: StepData, worker: Worker) -> Tensor:
     """KTO's z0: the mean of log pi(y') - log ref(y') over the step's prompts with answers to others, at least 0
     (Ethayarajh et al., arXiv:2402.01306, section 4.1); 0 where there is no other prompt."""
-    total = torch.zeros((), dtype=torch.float32, device=work.reference.device)
+    total = torch.zeros((), dtype=torch.float32, device=worker.device)
     for micro in work.mismatched:
         with _named(micro):
             scored = model(micro.tensors, None, False)
-        found = scored.logprobs.view(-1, 2)[:, 0] - work.reference[2, micro.places]
+        found = scored.logprobs.view(-1, 2)[:, 0] - reference_of(micro.columns)[2]
         total += micro.weight * found.sum()
-    return (worker.all_sum(total).to(work.reference.device) / len(work.pairs)).clamp(min=0)
+    return (worker.all_sum(total).to(worker.device) / len(work.pairs)).clamp(min=0)
 
 
 @contextlib.contextmanager
@@ -240,7 +208,7 @@ def _named(micro: _MicroBatch) -> Iterator[None]:
         ) from error
 
 
-def _no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
+def no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
     """Put the reduction over workers off to the last micro-batch. With sharded weights it is done for each: the
     gradients of all weights would else have to stand whole on every worker."""
     context: contextlib.AbstractContextManager[None] = (

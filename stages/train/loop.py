@@ -86,10 +86,11 @@ def train_steps(
             rate = config.learning_rate * learning_rate_factor(step, steps, config.warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            means, bad = accumulate(model, work, objective, worker)
+            sums = accumulate(model, work, objective, worker)
+            # The one time in a step that a card is waited for: the weights must not take what is not finite.
+            means, (norm,) = sums.read(_clip(trainable, config.max_grad_norm))
             if not math.isfinite(means["loss"]):
-                raise NotFiniteError(step + 1, "the loss is", bad)
-            norm = _clip(trainable, config.max_grad_norm)
+                raise NotFiniteError(step + 1, "the loss is", sums.bad())
             if not math.isfinite(norm):
                 raise NotFiniteError(step + 1, "the gradient is", ())
             optimizer.step()
@@ -107,11 +108,11 @@ def train_steps(
             }
 
 
-def _clip(parameters: Sequence[torch.nn.Parameter], largest: float) -> float:
-    """Scale the gradient down to a norm of ``largest``; returns its norm before."""
+def _clip(parameters: Sequence[torch.nn.Parameter], largest: float) -> torch.Tensor:
+    """Scale the gradient down to a norm of ``largest``; returns its norm before, where it was worked out."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
-    whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded parameters
-    return float(whole)
+    whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded parameters
+    return whole
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -18,6 +18,7 @@ from stages.core.losses.objective import Objective
 from stages.core.tokens.pair import EncodedPair
 from stages.train.config import TrainConfig
 from stages.train.gradients import MicroBatchError, StepData, accumulate, load_step
+from stages.train.sums import Sums
 from stages.train.worker import Worker
 from tests import zoo
 from tests.memory import MemoryData, encoded, random_pairs
@@ -79,7 +80,12 @@ def step(
 ) -> tuple[dict[str, float], list[str]]:
     """One step over all of ``subject``."""
     worker, objective = worker or Worker(), Objective(config)
-    return accumulate(model, load(subject, worker, objective, layout), objective, worker)
+    return read(accumulate(model, load(subject, worker, objective, layout), objective, worker))
+
+
+def read(sums: Sums) -> tuple[dict[str, float], list[str]]:
+    """The metrics of a step, and the pairs that are not finite."""
+    return sums.read()[0], sums.bad()
 
 
 def load(subject: MemoryData, worker: Worker, objective: Objective, layout: Layout = "shared") -> StepData:
@@ -203,7 +209,7 @@ def test_without_another_prompt_ktos_divergence_is_zero() -> None:
     )
     work = load(OnePrompt(low.items, low.logprobs), Worker(), Objective(config))
     assert not work.mismatched
-    found, _ = accumulate(scorer(), work, Objective(config), Worker())
+    found, _ = read(accumulate(scorer(), work, Objective(config), Worker()))
     assert found["loss"] == pytest.approx(step(scorer(), high, config)[0]["loss"], rel=1e-6)
     assert abs(found["loss"] - step(scorer(), low, config)[0]["loss"]) > 0.01
 

@@ -270,7 +270,7 @@ def test_data_that_cannot_be_read_fail_the_training_with_their_own_error() -> No
     subject = data(12)
     subject.items[7] = None  # type: ignore[call-overload]
     model = scorer()
-    with pytest.raises(AttributeError, match="prompt_ids"):
+    with pytest.raises(AttributeError, match="NoneType"):
         list(train_steps(model, sgd(model), subject, fp32(), Worker(), "shared"))
 
 

@@ -19,7 +19,7 @@ from stages.base import StageError, TrainResources
 from stages.catalog import JUDGE, TRAIN_REWARD
 from stages.core.forward.layout import choose_layout
 from stages.core.forward.packing import Layout, collate
-from stages.core.forward.rewards import ResponseRewards, last_rows
+from stages.core.forward.rewards import ResponseRewards
 from stages.core.losses.bradley_terry import bradley_terry
 from stages.core.records import SHARD, PreferencePair
 from stages.core.tokens.pair import EncodedPair
@@ -167,9 +167,8 @@ def test_rewards_are_the_models_own_in_every_layout(tmp_path: Path, layout: Layo
 
 def test_the_last_token_of_each_response_is_found() -> None:
     batch = collate([EncodedPair("a", [5, 6, 7], [8, 9], [10])], "shared")
-    sequences, last = last_rows(batch)
-    assert sequences.tolist() == [0, 1]
-    assert batch.ids[last].tolist() == [9, 10]
+    assert batch.answered.tolist() == [0, 1]
+    assert batch.ids[batch.ends].tolist() == [9, 10]
 
 
 def test_responses_are_closed_as_the_template_closes_an_answer(given: dict[str, Artifact]) -> None:

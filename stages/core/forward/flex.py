@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from stages.core.forward.segments import Segments, Variant
+from stages.core.forward.transfer import send
 
 _BLOCK = 128
 """Tokens along a side of the mask's blocks."""
@@ -74,7 +75,7 @@ def _capped(cap: float) -> Callable[..., Tensor]:
 @lru_cache(maxsize=4)
 def _block_mask(segments: Segments, tokens: int, window: int | None, device: torch.device) -> Any:
     """Which token sees which, once per row and window (all layers of a kind ask for the same)."""
-    tree, branch, position = (part.to(device, non_blocking=True) for part in _places(segments, tokens))
+    tree, branch, position = (send(part, device) for part in _places(segments, tokens))
 
     def sees(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         same = (branch[column] == 0) | (branch[column] == branch[row])

@@ -70,7 +70,7 @@ class FusedHead(torch.autograd.Function):
         of_weight = torch.empty_like(weight, dtype=torch.float32) if grads and ctx.needs_input_grad[1] else None
         fresh = True
         sums = torch.zeros(2, 2 * batch.pairs, dtype=torch.float32, device=hidden.device)
-        tokens = batch.tokens_of().clamp(min=1)
+        tokens = batch.tokens_of().clamp(min=1) if confident else None
         for first, last in _groups(batch.bounds, _ROWS):
             rows = slice(batch.bounds[first], batch.bounds[last])
             own = slice(2 * first, 2 * last)
@@ -79,7 +79,8 @@ class FusedHead(torch.autograd.Function):
             for chunk in chunks:
                 kept = None  # freed before the next is made
                 kept = chunk.compute(sums, confident)
-            sums[1, own] /= tokens[own]
+            if tokens is not None:
+                sums[1, own] /= tokens[own]
             if not grads:
                 continue
             assert weigh is not None
@@ -104,8 +105,10 @@ class FusedHead(torch.autograd.Function):
         of_hidden, of_weight = ctx.saved_tensors
         if of_hidden is None:
             return None, None, None, None, None
-        if (scale := float(gradients[0])) != 1.0:
-            of_hidden, of_weight = of_hidden * scale, None if of_weight is None else of_weight * scale
+        # Almost always 1; but to look whether it is would be to wait for the card.
+        of_hidden.mul_(gradients[0])
+        if of_weight is not None:
+            of_weight.mul_(gradients[0])
         return of_hidden, None if of_weight is None else of_weight.to(ctx.dtype), None, None, None
 
 
@@ -130,7 +133,11 @@ class _Chunk:
         if sums is not None:
             sums[0].index_add_(0, self.sequences, logprobs)
         if sums is not None and confident:
-            squares = torch.stack([row.float().square().sum() for row in used])
+            # In one go where memory is fast and starting a thousand small jobs is not.
+            whole = used.is_cuda
+            squares = (
+                used.float().square().sum(-1) if whole else torch.stack([row.float().square().sum() for row in used])
+            )
             sums[1].index_add_(0, self.sequences, logprobs - (squares.log() - 2 * totals.log()))
         return logits, totals
 

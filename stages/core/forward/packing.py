@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.forward.segments import Segment, Segments
+from stages.core.forward.transfer import send
 from stages.core.tokens.pair import EncodedPair
 
 Layout = Literal["shared", "packed", "padded"]
@@ -29,7 +30,8 @@ class Batch:
     int64. ``ids`` and ``positions``: [tokens] in one row, or [sequences, length] when padded. ``rows``: for every
     response token, where in the flattened ``ids`` the token before it is. ``targets``: that
     response token. ``sequences``: the sequence it belongs to. These three follow the pairs; those of pair i are
-    ``bounds[i]`` to ``bounds[i + 1]``. ``segments`` is None when padded.
+    ``bounds[i]`` to ``bounds[i + 1]``. ``answered``: the sequences that have a response, ``ends``: where in the
+    flattened ``ids`` the last token of each is. ``segments`` is None when padded.
     """
 
     ids: Tensor
@@ -37,6 +39,8 @@ class Batch:
     rows: Tensor
     targets: Tensor
     sequences: Tensor
+    answered: Tensor
+    ends: Tensor
     bounds: tuple[int, ...]
     segments: Segments | None
 
@@ -49,8 +53,9 @@ class Batch:
         if device.type == "cpu":
             return self
         batch = self if self.segments is None else self._lengthened()
-        names = ("ids", "positions", "rows", "targets", "sequences")
-        return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+        names = ("ids", "positions", "rows", "targets", "sequences", "answered", "ends")
+        sent: dict[str, Any] = {name: send(getattr(batch, name), device) for name in names}
+        return replace(batch, **sent)
 
     def _lengthened(self) -> Batch:
         from stages.core.forward.flex import row_length
@@ -60,7 +65,9 @@ class Batch:
 
     def tokens_of(self) -> Tensor:
         """Response tokens, float32 [sequences]."""
-        return torch.bincount(self.sequences, minlength=2 * self.pairs).float()
+        ones = torch.ones(len(self.sequences), device=self.sequences.device)
+        # Not bincount: a card would be waited for, to tell how many there are.
+        return ones.new_zeros(2 * self.pairs).index_add_(0, self.sequences, ones)
 
 
 def tokens_in(pair: EncodedPair, layout: Layout) -> int:
@@ -93,6 +100,16 @@ def micro_batches(pairs: Sequence[EncodedPair], layout: Layout, max_tokens: int)
     return groups
 
 
+def in_order(groups: Sequence[Sequence[int]], found: Sequence[Tensor]) -> Tensor:
+    """What was found of each group, [2 * pairs] in turn, as [pairs, 2] in the order of all pairs, on the CPU: one
+    transfer from a card, at the end."""
+    places = [place for group in groups for place in group]
+    result = torch.zeros(len(places), 2)
+    if places:
+        result[places] = torch.cat(list(found)).view(-1, 2).cpu()
+    return result
+
+
 def collate(pairs: Sequence[EncodedPair], layout: Layout, pad_id: int = 0) -> Batch:
     """The tensors for some pairs, in their order."""
     return _padded(pairs, pad_id) if layout == "padded" else _packed(pairs, layout == "shared", pad_id)
@@ -115,6 +132,8 @@ class _Builder:
         self.rows: list[int] = []
         self.targets: list[int] = []
         self.sequences: list[int] = []
+        self.answered: list[int] = []
+        self.ends: list[int] = []
 
     def add(self, ids: Sequence[int], first: int) -> int:
         """Append tokens with positions from ``first`` on; returns where they start."""
@@ -129,12 +148,16 @@ class _Builder:
             self.rows += [before, *range(start, start + len(ids) - 1)]
             self.targets += ids
             self.sequences += [sequence] * len(ids)
+            self.answered.append(sequence)
+            self.ends.append(start + len(ids) - 1)
 
     def batch(self, bounds: Sequence[int], segments: Sequence[Segment] | None) -> Batch:
-        columns = (self.ids, self.positions, self.rows, self.targets, self.sequences)
-        ids, positions, rows, targets, sequences = (torch.tensor(column, dtype=torch.long) for column in columns)
+        columns = (self.ids, self.positions, self.rows, self.targets, self.sequences, self.answered, self.ends)
+        ids, positions, rows, targets, sequences, answered, ends = (
+            torch.tensor(column, dtype=torch.long) for column in columns
+        )
         given = None if segments is None else tuple(segments)
-        return Batch(ids, positions, rows, targets, sequences, tuple(bounds), given)
+        return Batch(ids, positions, rows, targets, sequences, answered, ends, tuple(bounds), given)
 
 
 def _packed(pairs: Sequence[EncodedPair], shared: bool, pad_id: int) -> Batch:

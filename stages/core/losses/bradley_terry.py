@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.losses.inputs import LossInput
+from stages.core.losses.inputs import LossInput, weights
 from stages.core.losses.objective import Objective, Outcome
 from stages.core.tokens.pair import EncodedPair
 
@@ -38,6 +37,5 @@ class BradleyTerry(Objective):
         self.pairwise = True
 
     def __call__(self, x: LossInput, pairs: Sequence[EncodedPair]) -> Outcome:
-        weights = torch.tensor([pair.weight for pair in pairs], dtype=x.chosen.dtype, device=x.chosen.device)
-        losses = weights * bradley_terry(x.chosen, x.rejected, x.probability, self._margin)
+        losses = weights(x, pairs) * bradley_terry(x.chosen, x.rejected, x.probability, self._margin)
         return Outcome(losses, x.chosen.detach(), x.rejected.detach(), {})

@@ -38,6 +38,8 @@ class LossInput:
     rejected_confidence: Tensor | None = None
     kl: Tensor | None = None
     """The batch's estimate of KL(pi || ref), scalar, without graph; for ``kto``."""
+    weight: Tensor | None = None
+    """The pairs' weights; what a loss returns is multiplied by them."""
 
     def swapped(self) -> LossInput:
         """The same pairs with the opposite label."""
@@ -99,24 +101,47 @@ def log1mexp(value: Tensor) -> Tensor:
     return torch.where(near, by_expm1, by_log1p)
 
 
+def known(pairs: Sequence[EncodedPair]) -> Tensor:
+    """What a loss takes from pairs themselves, float32 [4, pairs]: tokens of both responses, probability, weight."""
+    rows = [[len(p.chosen_ids), len(p.rejected_ids), p.probability, p.weight] for p in pairs]
+    return torch.tensor(rows, dtype=torch.float32).T.contiguous()
+
+
 def loss_input(
     pairs: Sequence[EncodedPair], logprobs: Tensor, confidences: Tensor, reference: Tensor, kl: Tensor | None
 ) -> LossInput:
-    """Float32 [2 * pairs] log-probabilities, chosen and rejected in turn, as what a loss sees. The
-    log-probabilities become leaves, so that a loss can be differentiated by them."""
-    device = logprobs.device
+    """What a loss sees of ``pairs``: as ``of_known``, which does not bring anything to a card."""
+    return of_known(known(pairs).to(logprobs.device), logprobs, confidences, reference, kl)
+
+
+def of_known(own: Tensor, logprobs: Tensor, confidences: Tensor, reference: Tensor, kl: Tensor | None) -> LossInput:
+    """What a loss sees of some pairs. The log-probabilities become leaves, so that a loss can be differentiated by
+    them.
+
+    Args:
+        own: as ``known`` gives it, on the device of the others.
+        logprobs: float32 [2 * pairs], chosen and rejected in turn; ``confidences`` likewise.
+        reference: float32 [2 or more, pairs], chosen and rejected.
+    """
     chosen, rejected = (side.clone().requires_grad_() for side in logprobs.view(-1, 2).unbind(1))
-    tokens = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs], dtype=torch.float32, device=device)
     confident = confidences.view(-1, 2)
     return LossInput(
         chosen=chosen,
         rejected=rejected,
         ref_chosen=reference[0],
         ref_rejected=reference[1],
-        chosen_tokens=tokens[:, 0],
-        rejected_tokens=tokens[:, 1],
-        probability=torch.tensor([p.probability for p in pairs], dtype=torch.float32, device=device),
+        chosen_tokens=own[0],
+        rejected_tokens=own[1],
+        probability=own[2],
         chosen_confidence=confident[:, 0],
         rejected_confidence=confident[:, 1],
         kl=kl,
+        weight=own[3],
     )
+
+
+def weights(x: LossInput, pairs: Sequence[EncodedPair]) -> Tensor:
+    """The pairs' weights, where ``x`` has them."""
+    if x.weight is not None:
+        return x.weight
+    return torch.tensor([pair.weight for pair in pairs], dtype=x.chosen.dtype, device=x.chosen.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.base import resolve
 from stages.core.losses import config as loss_config
 from stages.core.losses.functions import LOSSES
-from stages.core.losses.inputs import LossInput, per_token
+from stages.core.losses.inputs import LossInput, per_token, weights
 from stages.core.tokens.pair import EncodedPair
 
 _LINEAR_FROM = 20.0
@@ -130,8 +130,7 @@ class Objective:
             _check(penalty, str(term.own), x, pairs)
             losses = losses + term.weight * penalty
             parts[term.label] = penalty
-        weights = torch.tensor([pair.weight for pair in pairs], dtype=losses.dtype, device=losses.device)
-        losses = losses * weights
+        losses = losses * weights(x, pairs)
         detached = {name: value.detach() for name, value in parts.items()}
         return Outcome(losses, rewards.chosen.detach(), rewards.rejected.detach(), detached)
 
