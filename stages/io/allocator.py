@@ -8,9 +8,10 @@ import sys
 from typing import Any
 
 # The numbers of glibc's mallopt(3) settings.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _KEPT = 2**31 - 1
 _GROWTH = 64 * 2**20
+_LARGE, _MAPPINGS = 2**20, 65_536
 
 
 def keep_freed_memory() -> None:
@@ -22,6 +23,14 @@ def keep_freed_memory() -> None:
     """
     if (libc := _glibc()) is not None:
         for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
+            libc.mallopt(setting, value)
+
+
+def return_freed_memory() -> None:
+    """Make every large tensor's memory go back to the machine as soon as it is freed, where memory counts for more than
+    time: what stays with the process in pieces can be as much as what is used."""
+    if (libc := _glibc()) is not None:
+        for setting, value in ((_MMAP_MAX, _MAPPINGS), (_MMAP_THRESHOLD, _LARGE)):
             libc.mallopt(setting, value)
 
 

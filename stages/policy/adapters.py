@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stages.base import StageError
 from stages.policy import families
 from stages.policy.adapter_settings import ADAPTER_CONFIG, read_settings
@@ -89,9 +91,10 @@ def _weight(layer: Any) -> Any:
     return getattr(layer, "base_layer", layer).weight
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write a model's adapter in PEFT format. It does not say which folder of this machine its base was in."""
-    model.save_pretrained(folder)
+def save_adapter(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model's adapter in PEFT format; ``weights``, by the parameters' names, in the place of the model's own.
+    It does not say which folder of this machine its base was in."""
+    model.save_pretrained(folder, state_dict=dict(weights) if weights else None)
     file = folder / ADAPTER_CONFIG
     settings = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,39 +17,57 @@ from stages.core.tokens.templates import ChatEncoder
 from stages.io.filenames import CHAT, MODEL
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
+from stages.policy.hollow import hollow
 from stages.policy.tokenizer import read_tokenizer
 
 _WITHOUT_BF16 = ("DEFAULT", "NO AVX", "AVX2")
 """What torch calls the instruction sets of CPUs that have none for bfloat16."""
 
 
-def load_policy(path: Path, device: torch.device, trainable: bool = False) -> Any:
+def load_policy(path: Path, device: torch.device, trainable: bool = False, frozen: Precision | None = None) -> Any:
     """A policy as it behaves, float32: its ``model``, and before it the virtual tokens of its ``adapter`` where it is
-    made of such (any other adapter is merged into ``model``). ``trainable`` is for going on with the tokens' training.
+    made of such (any other adapter is merged into ``model``). ``trainable`` is for going on with the tokens' training;
+    ``frozen``, for a policy that is not trained at all, is the precision of its products.
     """
-    model = load_model(path, device)
     if (adapter := prompt_adapter(path)) is not None:
-        return attach(model, adapter, trainable)
-    return model
+        return attach(load_model(path, device), adapter, trainable)
+    return load_model(path, device) if frozen is None else load_frozen(path, device, frozen)
+
+
+def load_frozen(path: Path, device: torch.device, precision: Precision) -> Any:
+    """A policy's model, not to be trained, each weight in the precision that it is used in
+    (:meth:`stages.policy.hollow.Hollow.as_used`), and at no time in another."""
+    made = hollow(path / MODEL, attention_of_worker())
+    if made is None:
+        return load_model(path, device).requires_grad_(False)
+    made.model.requires_grad_(False)
+    made.as_used(precision)
+    made.fill(device)
+    return made.model.to(device)
+
+
+def attention_of_worker() -> str:
+    """How a model attends where it runs by its own forward pass.
+
+    On CPU as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence slightly different values
+    next to different neighbours, plain products do not. So reference and policy agree bit for bit at step 0, and it is
+    no slower. A model may be loaded on the CPU and moved to a GPU.
+    """
+    return "eager" if device_of_worker().type == "cpu" else "sdpa"
 
 
 def load_model(path: Path, device: torch.device, quantization: str | None = None, precision: Precision = "bf16") -> Any:
     """A policy's weights in float32 on a device; with ``quantization`` the linear layers hold 4 or 8 bits per weight
     (bitsandbytes: NF4 with products in ``precision``, arXiv:2305.14314, or LLM.int8, arXiv:2208.07339).
 
-    On CPU attention runs as plain matrix products: in bfloat16 torch's fused CPU attention gives a sequence
-    slightly different values next to different neighbours, plain products do not. So reference and policy agree
-    bit for bit at step 0, and it is no slower.
-
     Raises:
         StageError: some weights are not in the files; they would be random.
     """
-    attention = "eager" if device_of_worker().type == "cpu" else "sdpa"  # it may be loaded here and moved to a GPU
     model, found = AutoModelForCausalLM.from_pretrained(
         path / MODEL,
         output_loading_info=True,
         dtype=torch.float32,
-        attn_implementation=attention,
+        attn_implementation=attention_of_worker(),
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,

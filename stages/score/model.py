@@ -26,7 +26,7 @@ class ScoringModel:
         self.device = device_of_worker()
         precision = product_precision(config.precision, self.device)
         if config.quantization is None:
-            model = load_policy(policy.folder(), self.device).eval()
+            model = load_policy(policy.folder(), self.device, frozen=precision).eval()
         else:
             model = load_model(policy.folder(), self.device, config.quantization, config.precision).eval()
         self.layout = choose_layout(model, config.layout)

@@ -15,13 +15,15 @@ from stages.core.forward.layout import choose_layout
 from stages.core.forward.packing import Layout
 from stages.policy.adapter_settings import prompt_adapter
 from stages.train.config import TrainConfig
-from stages.train.policy import build_policy, put_on
+from stages.train.policy import HollowPolicy, build_policy, hollow_policy, put_on
 
 
 class Built(NamedTuple):
     model: Any
     """The policy to train."""
     layout: Layout
+    shares: HollowPolicy | None = None
+    """The same, if its weights are yet to be read: after it is sharded, each worker's share."""
 
 
 @dataclass
@@ -32,6 +34,15 @@ class _Kept:
     layout: Layout
     weights: dict[str, Tensor] | None
     """The base's own, where they are trained; an adapter leaves them as they are."""
+
+
+def sharing(config: TrainConfig, initial: Path, device: torch.device) -> Built | None:
+    """The policy that several workers will hold in shares, without its weights; None if it has to be loaded whole."""
+    made = hollow_policy(config, initial, device)
+    if made is None:
+        return None
+    made.base.to_meta()
+    return Built(made.policy, choose_layout(made.policy, config.layout, filled=False), made)
 
 
 class Bases:

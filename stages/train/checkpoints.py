@@ -2,7 +2,8 @@
 
 A checkpoint is a folder with one or more safetensors files. In them stand, whole or in pieces, the trainable weights
 as ``weight.NAME`` and the optimizer's moments as ``optimizer.NAME:KEY``. The pieces are those of
-torch.distributed.checkpoint, which also puts them together again, for any number of workers and any strategy.
+torch.distributed.checkpoint, which puts them together again, for any number of workers and any strategy; they are
+written here, since it copies all of a worker's state before it writes.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.tensor import DTensor
 
 from stages.io.filenames import METRICS
+from stages.policy.hollow import first_row
 from stages.train.sharding import is_sharded
 
 PROGRESS = "progress.json"
 _TENSORS = "state.safetensors"
+_FILE = 128 * 2**20
+"""Bytes of one file of a worker's pieces."""
 _WEIGHT, _MOMENT = "weight.", "optimizer."
 
 
@@ -43,8 +48,7 @@ def save(state: TrainState, folder: Path) -> None:
     """Write this worker's part: of a sharded model every worker writes its own, into one folder or into folders that
     are brought together later, and all have to take part; a model that is whole everywhere is written by worker 0."""
     if is_sharded(state.model):
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        state_dict_saver.save(_tensors(state), storage_writer=writer)
+        _save_share(_tensors(state), folder)
         if dist.get_rank() != 0:
             return
     else:
@@ -52,6 +56,37 @@ def save(state: TrainState, folder: Path) -> None:
         save_file(tensors, folder / _TENSORS)
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     (folder / PROGRESS).write_text(json.dumps({"step": state.step}), encoding="utf-8")
+
+
+def _save_share(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write this worker's pieces, a few at a time: a file is made of copies. What is whole everywhere is worker 0's."""
+    rank, number = dist.get_rank(), 0
+    batch: dict[str, tuple[Tensor, list[int]]] = {}
+
+    def write() -> None:
+        places = {name: {"saved_offsets": offsets} for name, (_, offsets) in batch.items()}
+        pieces = {name: piece.cpu().contiguous() for name, (piece, _) in batch.items()}
+        file = folder / f"shard-{rank:05d}-{number:05d}.safetensors"
+        save_file(pieces, file, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(places)})
+        batch.clear()
+
+    size = 0
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            piece, offsets = tensor.to_local(), [first_row(tensor), *[0] * (tensor.dim() - 1)]
+        elif rank == 0:
+            piece, offsets = tensor, [0] * tensor.dim()
+        else:
+            continue
+        if not piece.numel():  # a weight may have fewer rows than there are workers
+            continue
+        if batch and size + piece.nbytes > _FILE:
+            write()
+            size, number = 0, number + 1
+        batch[name] = piece, offsets
+        size += piece.nbytes
+    if batch:
+        write()
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach, save_adapter, wrap
 from stages.policy.config import PROMPT_LEARNING
 from stages.policy.files import copy_model
-from stages.policy.load import device_of_worker, load_model, load_policy
+from stages.policy.hollow import Hollow, hollow
+from stages.policy.load import attention_of_worker, device_of_worker, load_model, load_policy, product_precision
 from stages.policy.save import save_model
 from stages.train.config import FitConfig, LoraConfig, TrainConfig
 
@@ -27,11 +29,50 @@ def build_policy(config: TrainConfig, path: Path, device: torch.device | None = 
     already goes on with these.
     """
     cpu, target = torch.device("cpu"), device or device_of_worker()
+    if config.lora is not None and (made := hollow_policy(config, path, target)) is not None:
+        made.base.fill(target)
+        return made.policy.to(target)
     if prompt_adapter(path) is not None:
         return load_policy(path, cpu, trainable=True).to(target)
     if config.quantization is not None:  # is made on its device and stays there
         return put_on(load_model(path, target, config.quantization, config.precision), config)
     return put_on(load_model(path, cpu), config).to(target)
+
+
+@dataclass(frozen=True)
+class HollowPolicy:
+    """A policy whose weights, but for those of an adapter, are yet to be read (:mod:`stages.policy.hollow`)."""
+
+    policy: Any
+    base: Hollow
+
+    def adapted(self) -> dict[str, Any]:
+        """The layers with a LoRA, by the name of the weight that it changes."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = {id(m.get_base_layer()): m for m in self.policy.modules() if isinstance(m, LoraLayer)}
+        held = ((place.name, *place.holders[0]) for place in self.base.places)
+        named = ((name, layers.get(id(module))) for name, module, leaf in held if leaf == "weight")
+        return {name: layer for name, layer in named if layer is not None}
+
+
+def hollow_policy(config: TrainConfig, path: Path, device: torch.device) -> HollowPolicy | None:
+    """The policy to train on ``device``, on the CPU as yet: trained weights float32, frozen ones in the precision that
+    they are used in. None where a whole model has to be there first: for adapters that begin with its weights, for
+    virtual tokens, quantised bases, and families whose weights are not simply those of the files."""
+    plain = config.peft is None and config.quantization is None and not (config.lora and config.lora.dora)
+    if not plain or prompt_adapter(path) is not None:
+        return None
+    base = hollow(path / MODEL, attention_of_worker())
+    if base is None:
+        return None
+    drawn = torch.get_rng_state()
+    made = HollowPolicy(put_on(base.model, config), base)
+    if any(type(layer).__name__ != "Linear" for layer in made.adapted().values()):  # such as a LoRA on an embedding
+        torch.set_rng_state(drawn)
+        return None
+    base.as_used(product_precision(config.precision, device))
+    return made
 
 
 def put_on(base: Any, config: TrainConfig) -> Any:
@@ -43,8 +84,9 @@ def put_on(base: Any, config: TrainConfig) -> Any:
 def rebuild_policy(config: TrainConfig, path: Path, weights: Mapping[str, Tensor]) -> Any:
     """The policy in main memory as it was built, but with these trained weights."""
     policy = build_policy(config, path, torch.device("cpu"))
-    unknown = policy.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unknown, unknown
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trained == weights.keys(), sorted(trained ^ weights.keys())
+    policy.load_state_dict(weights, strict=False)
     return policy
 
 

@@ -100,8 +100,9 @@ def save(
         StageError: it is more than rounding explains.
     """
     whole = _build(config, initial)
-    unknown = whole.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unknown, unknown
+    trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    assert trained == weights.keys(), sorted(trained ^ weights.keys())
+    whole.load_state_dict(weights, strict=False)
     whole = whole.to(device_of_worker())
     before = rewards(ResponseRewards(whole.eval(), "padded", "fp32"), probe)
     merged = whole.merge_and_unload() if config.lora is not None else whole

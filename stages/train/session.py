@@ -19,20 +19,20 @@ from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.core.forward.rewards import ResponseRewards
 from stages.core.losses.objective import UserFunctionError
 from stages.data.shards import ShardData
-from stages.io.allocator import keep_freed_memory
+from stages.io.allocator import keep_freed_memory, return_freed_memory
 from stages.io.filenames import CHAT, METRICS
 from stages.io.parts import make_importable
 from stages.policy.load import device_of_worker, load_encoder, product_precision
-from stages.train import checkpoints, proof, reward
+from stages.train import checkpoints, proof, reward, shared
 from stages.train.arguments import POLICY, Arguments, is_measured
-from stages.train.bases import Bases
+from stages.train.bases import Bases, sharing
 from stages.train.checkpoints import TrainState
 from stages.train.closing import ClosedPairs
 from stages.train.config import RewardConfig, TrainConfig
 from stages.train.gradients import MicroBatchError
 from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, train_steps
-from stages.train.policy import build_optimizer, rebuild_policy, save_policy, without_dropout
+from stages.train.policy import HollowPolicy, build_optimizer, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, shards, whole_weights
 from stages.train.worker import PairData, Worker
 
@@ -76,10 +76,10 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
         return
     inputs, kept = arguments.inputs, Kept(arguments.output)
     initial = inputs["policy"].folder()
-    keep_freed_memory()
+    device, sharded = device_of_worker(), shards(resources.strategy, session.world)
+    return_freed_memory() if sharded else keep_freed_memory()
     torch.set_num_threads(arguments.cpus)
     torch.manual_seed(config.seed)
-    device, sharded = device_of_worker(), shards(resources.strategy, session.world)
     precision = product_precision(config.precision, device)
     with contextlib.ExitStack() as leaving:
         place = torch.device("cpu") if sharded else device
@@ -88,11 +88,14 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
             built, scorer = leaving.enter_context(reward.built(config, initial, place)), ResponseRewards
         else:
             assert isinstance(config, TrainConfig)
-            built = leaving.enter_context((bases or Bases(keep=False)).policy(config, initial, place))
+            shares = sharing(config, initial, device) if sharded else None
+            built = shares or leaving.enter_context((bases or Bases(keep=False)).policy(config, initial, place))
         bare = scorer(freeze(built.model, precision), built.layout, precision, resources.checkpointing)
         without_dropout(bare)
         leaving.callback(bare.release)
         model = distribute(bare, resources.strategy, device)
+        if built.shares is not None:
+            built.shares.base.fill(device)
         optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
         state = TrainState(bare, optimizer, 0, [])
         if (folder := kept.newest()) is not None:
@@ -111,7 +114,7 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
                 kept.keep(state.step, partial(checkpoints.save, state), together=sharded, last=True, again=True)
             session.measured(state.metrics)
         if arguments.finish:
-            _finish(session, state, data, arguments, initial, sharded)
+            _finish(session, state, data, arguments, initial, built.shares, sharded)
 
 
 def _after_step(
@@ -172,17 +175,22 @@ def _all_sum(value: Tensor) -> Tensor:
 
 
 def _finish(
-    session: Session, state: TrainState, data: PairData, arguments: Arguments, initial: Path, sharded: bool
-) -> None:
+    session: Session, state: TrainState, data: PairData, arguments: Arguments, initial: Path,
+    shares: HollowPolicy | None, sharded: bool,
+) -> None:  # fmt: skip
     """Worker 0 writes the finished policy; all workers have to call this."""
     trained, config = state.model, arguments.config
     assert isinstance(trained, ResponseLogprobs)
-    weights = whole_weights(trained.model) if sharded else {}
+    weights = whole_weights(trained.model) if sharded and shares is None else {}
     if session.rank != 0:
+        if shares is not None:
+            shared.save(shares, initial, None)
         return
     with arguments.output.part(POLICY) as part:
         trained.release()
-        if isinstance(config, RewardConfig):
+        if shares is not None:
+            shared.save(shares, initial, part.folder)
+        elif isinstance(config, RewardConfig):
             assert isinstance(trained, ResponseRewards)
             reward.finish(trained, weights, config, data, arguments.inputs, part.folder)
         else:

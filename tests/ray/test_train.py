@@ -88,7 +88,7 @@ def test_losses_that_look_across_pairs_or_at_other_answers_see_all_workers(execu
     given = inputs("fp32")
     config = TrainConfig.model_validate({**CONFIG.model_dump(), "loss": ["aot", "kto"], "epochs": 1})
     runs = [
-        execute(TRAIN, config, given, TrainResources(workers=workers, cpus=1, micro_batch_tokens=400))
+        execute(TRAIN, config, given, TrainResources(workers=workers, cpus=1, strategy="fsdp", micro_batch_tokens=400))
         for workers in (1, 2)
     ]
     assert {"loss/aot", "loss/kto"} < metrics(runs[0])[0].keys()

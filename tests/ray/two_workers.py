@@ -18,7 +18,8 @@ from torch import Tensor
 from stages.core.forward.layout import choose_layout
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.policy.load import load_policy
-from stages.train import checkpoints
+from stages.train import checkpoints, shared
+from stages.train.bases import sharing
 from stages.train.checkpoints import TrainState
 from stages.train.config import TrainConfig
 from stages.train.loop import train_steps
@@ -85,17 +86,20 @@ def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, fl
     config, out = case.config, folder / name
     out.mkdir(exist_ok=True)
     torch.manual_seed(config.seed)
-    policy = build_policy(config, folder / "policy", CPU)
-    layout = choose_layout(policy, config.layout)
+    sharded = shards(case.strategy, world)
+    shares = sharing(config, folder / "policy", CPU) if sharded else None
+    policy = shares.model if shares else build_policy(config, folder / "policy", CPU)
+    layout = shares.layout if shares else choose_layout(policy, config.layout)
     reference = load_policy(folder / "policy", CPU)
     data = MemoryData(random_pairs(13)).scored_by(reference, layout, config.precision)
     bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, case.checkpointing)
     model = distribute(without_dropout(bare), case.strategy, CPU)
+    if shares is not None and shares.shares is not None:
+        shares.shares.base.fill(CPU)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     state = TrainState(bare, optimizer, 0, [])
     if case.start:
         state = checkpoints.load(folder / case.start, bare, optimizer)
-    sharded = shards(case.strategy, world)
     worker = Worker(rank, world, CPU, tokens, _all_sum, sharded)
     for row in train_steps(model, optimizer, data, config, worker, layout, state.step):
         state.step = int(row["step"])
@@ -105,6 +109,9 @@ def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, fl
     if case.stop:
         if sharded or rank == 0:
             checkpoints.save(state, out)
+        return state.metrics
+    if shares is not None and shares.shares is not None:
+        shared.save(shares.shares, folder / "policy", out if rank == 0 else None)
         return state.metrics
     weights = whole_weights(policy) if sharded else {}
     if rank == 0:

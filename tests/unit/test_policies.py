@@ -42,9 +42,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 CONFIGS = {
     **{name: TrainConfig(peft={"peft_type": name, **settings}) for name, settings in SETTINGS.items()},
-    "lora": TrainConfig(lora=LoraConfig(rank=4)),
+    "lora": TrainConfig(lora=LoraConfig(rank=4), precision="fp32"),
     "dora": TrainConfig(lora=LoraConfig(rank=4, dora=True)),
-    "rslora": TrainConfig(lora=LoraConfig(rank=4, rslora=True)),
+    "rslora": TrainConfig(lora=LoraConfig(rank=4, rslora=True), precision="fp32"),
     "prefix with a projection": TrainConfig(
         peft={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5, "prefix_projection": True,
               "encoder_hidden_size": 16}

@@ -81,7 +81,7 @@ def test_dpo_with_a_new_adapter_is_held_against_the_merged_policy(tmp_path: Path
     pairs = random_pairs(4)
     data = MemoryData(pairs).scored_by(load_policy(policy, CPU))
     layout = "shared"
-    trained = policies.build_policy(TrainConfig(lora=LoraConfig()), policy)
+    trained = policies.build_policy(TrainConfig(lora=LoraConfig(), precision="fp32"), policy)
     model = policies.without_dropout(ResponseLogprobs(trained, layout, "fp32"))
     config = TrainConfig(precision="fp32", batch_size=4)
     row = next(train_steps(model, torch.optim.SGD(model.parameters()), data, config, Worker(), layout))

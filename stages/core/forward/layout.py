@@ -11,27 +11,39 @@ from stages.base import StageError
 from stages.core.forward.config import LayoutChoice
 from stages.core.forward.decoder import is_llama_like
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of, packed_decoder
-from stages.core.forward.own_layers import NotPackable, obstacle
+from stages.core.forward.own_layers import KNOWN, NotPackable, obstacle
 from stages.core.forward.packing import Batch, Layout, collate
 from stages.core.forward.virtual_tokens import is_prompt_learning
 from stages.core.tokens.pair import EncodedPair
 
+_EXACT, _ROUNDING = 1e-3, 0.05
+"""Of the size of what is compared: with products in float32 and in bfloat16."""
 
-def choose_layout(model: Any, wanted: LayoutChoice) -> Layout:
+
+def choose_layout(model: Any, wanted: LayoutChoice, filled: bool = True) -> Layout:
     """The layout to use: the wanted one, or with ``auto`` the best that the model can be run in. On a GPU that is
-    ``padded``: the packed ones have not been measured there.
+    ``padded``: the packed ones have not been measured there. A model that is not ``filled`` has no weights yet, so that
+    what is known of its family has to do.
 
     Raises:
         StageError: the model cannot be run in the wanted layout.
     """
     if wanted == "padded" or (wanted == "auto" and torch.cuda.is_available()):
         return "padded"
-    why = why_padded(model)
+    why = why_padded(model) if filled else _unknown(model)
     if why is None:
         return "shared" if wanted == "auto" else wanted
     if wanted == "auto":
         return "padded"
     raise StageError(f"train.layout: {wanted} is not for {type(model).__name__}: {why}; use auto, which pads its rows")
+
+
+def _unknown(model: Any) -> str | None:
+    """What keeps a model from packed rows as far as is known without running it."""
+    decoder = decoder_of(model)
+    if is_prompt_learning(model) or is_llama_like(decoder) or (why := obstacle(decoder)) is not None:
+        return None if is_llama_like(decoder) else why
+    return None if decoder.config.model_type in KNOWN else "its family is not known to give the same in them"
 
 
 @torch.no_grad()
@@ -45,18 +57,30 @@ def why_padded(model: Any) -> str | None:
     decoder = decoder_of(model)
     if not is_llama_like(decoder) and (why := obstacle(decoder)) is not None:
         return why
-    batch = collate(_probes(model), "shared").to(next(model.parameters()).device)
+    batch, dtype = collate(_probes(model), "shared").to(next(model.parameters()).device), _products(model)
     assert batch.segments is not None
-    expected = torch.cat([_own(decoder, batch, sequence) for sequence in range(2 * batch.pairs)])
+    with _autocast(batch.ids.device, dtype):
+        expected = torch.cat([_own(decoder, batch, sequence) for sequence in range(2 * batch.pairs)]).float()
     packed = packed_decoder(decoder)
     try:
-        found: Tensor = packed(batch.ids, batch.positions, batch.segments, batch.rows, torch.float32)
+        found: Tensor = packed(batch.ids, batch.positions, batch.segments, batch.rows, dtype).float()
     except (NotPackable, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         return str(error).strip().splitlines()[0] if isinstance(error, NotPackable) else f"it refuses them ({error})"
     finally:
         packed.release()
-    same = torch.allclose(found, expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    same = off < (_ROUNDING if dtype == torch.bfloat16 else _EXACT)
     return None if same else "what it makes of a token depends on more than the tokens that attention lets it see"
+
+
+def _products(model: Any) -> torch.dtype:
+    """The precision of a model's products: of one that is frozen, linear layers may be stored in it."""
+    linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    return torch.bfloat16 if any(module.weight.dtype == torch.bfloat16 for module in linear) else torch.float32
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _probes(model: Any) -> list[EncodedPair]:
@@ -82,15 +106,18 @@ def _own(decoder: Any, batch: Batch, sequence: int) -> Tensor:
 def agrees(model: Any, layout: Layout) -> bool:
     """Whether :class:`ResponseLogprobs` gives what the model's own logits give, on a few tokens: a family that treats
     its logits in its own way is found here."""
-    device = next(model.parameters()).device
+    device, dtype = next(model.parameters()).device, _products(model)
     pair = _probes(model)[0]
     expected = []
     for response in (pair.chosen_ids, pair.rejected_ids):
         tokens = torch.tensor([pair.prompt_ids + response], device=device)
-        logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may come first
+        with _autocast(device, dtype):
+            logits = model(input_ids=tokens).logits[0, -tokens.shape[1] :]  # virtual tokens may come first
         logged = torch.log_softmax(logits.float(), -1)[:-1]
         expected.append(logged.gather(1, tokens[0, 1:, None])[len(pair.prompt_ids) - 1 :].sum())
-    scorer = ResponseLogprobs(model, layout, "fp32")
+    rounded = dtype == torch.bfloat16
+    scorer = ResponseLogprobs(model, layout, "bf16" if rounded else "fp32")
     own = scorer(collate([pair], layout).to(device)).logprobs
     scorer.release()
-    return bool(torch.allclose(own, torch.stack(expected), rtol=1e-3, atol=1e-2))
+    relative, absolute = (_ROUNDING, 1.0) if rounded else (_EXACT, 1e-2)
+    return bool(torch.allclose(own, torch.stack(expected), relative, absolute))

@@ -18,6 +18,17 @@ from stages.core.forward.segments import Segments, Variant
 
 NAME = "rondo_packed"
 """What this attention is called in a model's configuration."""
+KNOWN = frozenset((
+    "afmoe", "apertus", "arcee", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm", "deepseek_v2",
+    "deepseek_v3", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2",
+    "gemma3_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss",
+    "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama",
+    "minicpm3", "ministral", "ministral3", "minimax_m2", "mistral", "mixtral", "nemotron", "olmo", "olmo2",
+    "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "youtu",
+))  # fmt: skip
+"""Families (``model_type``) of which tiny random models gave what their own forward pass gives: where a model cannot be
+tried first, since no worker holds all of it, these are run so."""
 _KINDS = {"full_attention", "sliding_attention"}
 _segments: ContextVar[Segments] = ContextVar("segments of the packed row in a forward pass")
 

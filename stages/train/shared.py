@@ -1,0 +1,109 @@
+"""A policy whose weights lie in shares on several workers becomes files, and no worker ever holds all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from stages.base import StageError
+from stages.io.filenames import ADAPTER, MODEL
+from stages.policy.adapters import save_adapter
+from stages.policy.files import copy_all_but_weights, keep_dtype
+from stages.policy.hollow import Stored
+from stages.policy.save import carried, weights_dtype, write_weights
+from stages.train.policy import HollowPolicy
+
+SUMS = "sums.json"
+"""Beside a policy that was saved from shares: for each weight its sum and that of its squares, when it was written."""
+_NEAR = 1e-9
+"""Relative; sums are float64, and their order may depend on how many threads there are."""
+
+
+@torch.no_grad()
+def save(trained: HollowPolicy, initial: Path, folder: Path | None) -> None:
+    """Write the trained policy as :func:`stages.train.policy.save_policy` does: ``model`` in float32 with any adapter
+    merged, and ``adapter``. All workers call this; ``folder`` is worker 0's, None on the others."""
+    stored, writes, changed = trained.base.stored, folder is not None, trained.adapted()
+    adapter = dict(_whole(trained.policy, writes)) if changed else {}
+    held = {place.name: place.weight for place in trained.base.places}
+    unread = getattr(trained.base.model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    others = carried(unread, sorted(stored.headers.keys() - held.keys()))
+    sums: dict[str, tuple[float, float]] = {}
+
+    def get(name: str) -> Tensor | None:
+        if name in others or not held[name].requires_grad:
+            value = stored.read(name) if writes else None
+        else:
+            value = _together(held[name], writes)
+        if value is None:
+            return None
+        value = value if name in others else value.float()
+        if (layer := changed.get(name)) is not None:
+            value += _change(layer, names, adapter)
+        sums[name] = _sums(value)
+        return value
+
+    names = {id(parameter): name for name, parameter in trained.policy.named_parameters()}
+    sizes = {name: 4 * weight.numel() for name, weight in held.items()}
+    sizes |= {name: 4 * int(torch.Size(stored.shape(name) or ()).numel()) for name in others}
+    if folder is not None:
+        copy_all_but_weights(initial / MODEL, folder / MODEL)
+        if (dtype := weights_dtype(initial / MODEL)) is not None:
+            keep_dtype(folder / MODEL, dtype)
+        if adapter:
+            save_adapter(trained.policy, folder / ADAPTER, adapter)
+    write_weights(None if folder is None else folder / MODEL, sizes, get)
+    if folder is not None:
+        (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def check(policy: Path) -> float:
+    """The largest relative difference between the sums of what was written and of what is stored.
+
+    Raises:
+        StageError: a weight is missing, or is not what was written.
+    """
+    noted: dict[str, tuple[float, float]] = json.loads((policy / SUMS).read_text(encoding="utf-8"))
+    stored = Stored(policy / MODEL)
+    if lost := sorted(noted.keys() ^ stored.headers.keys()):
+        raise StageError(f"the stored policy is not the one that was trained: {lost[0]} is not among its weights")
+    largest = 0.0
+    for name, (_, squares) in noted.items():
+        off = max(abs(one - other) for one, other in zip(noted[name], _sums(stored.read(name)), strict=True))
+        largest = max(largest, off / max(squares, 1e-30))
+        if not off <= _NEAR * max(squares, 1.0):
+            raise StageError(f"the stored policy is not the one that was trained: its weight {name} differs")
+    return largest
+
+
+def _sums(value: Tensor) -> tuple[float, float]:
+    value = value if value.is_floating_point() else value.double()
+    return float(value.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(value, dtype=torch.float64).square())
+
+
+def _whole(policy: Any, writes: bool) -> Iterator[tuple[str, Tensor]]:
+    """The trained weights, whole, on the worker that writes. The others go through them too, for their shares."""
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and (value := _together(parameter, writes)) is not None:
+            yield name, value
+
+
+def _together(weight: Tensor, writes: bool) -> Tensor | None:
+    """A weight, whole and in main memory, brought together from all workers' shares."""
+    value = weight.detach()
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.cpu() if writes else None
+
+
+def _change(layer: Any, names: Mapping[int, str], adapter: Mapping[str, Tensor]) -> Tensor:
+    """What a LoRA adds to its layer's weight: scale B A."""
+    (active,) = layer.active_adapters
+    a, b = (adapter[names[id(part[active].weight)]] for part in (layer.lora_A, layer.lora_B))
+    change: Tensor = (b @ a) * layer.scaling[active]
+    return change.T if layer.fan_in_fan_out else change
