@@ -100,7 +100,8 @@ def training(shape: Shape, config: FitConfig, resources: TrainResources, longest
     each = 8 + (2 if config.optimizer == "adamw_8bit" else 8) + (4 if workers > 1 and not sharded else 0)
     share = workers if sharded else 1
     quantization = config.quantization if isinstance(config, TrainConfig) else None
-    base = 0 if adapter is None else frozen(shape, run, quantization, sharded) // share
+    hollow = _hollow(config)
+    base = 0 if adapter is None else frozen(shape, run, quantization, hollow) // share
     gathered = _gathered(shape, run) if sharded else 0
     saved = kept(shape, run) * (1 if resources.checkpointing else shape.layers)
     saved += shape.layers * run.boundary(shape) if resources.checkpointing else 0
@@ -113,31 +114,40 @@ def training(shape: Shape, config: FitConfig, resources: TrainResources, longest
         "activations": saved + max(backward(shape, run), at_head) + (0 if scores else head(shape, run)),
         "process": PROCESS[run.device],
     }
-    return Need(parts, _moments(shape, parts, run, sharded, adapter is not None, quantization is not None))
+    moments = _moments(shape, parts, run, sharded, hollow, adapter is not None)
+    return Need(parts, moments if quantization is None else {})
+
+
+def _hollow(config: FitConfig) -> bool:
+    """Whether the model is built without its weights (``stages.policy.hollow``), so that each is only ever there in the
+    precision that it is used in, and no worker of several has to hold all."""
+    if not isinstance(config, TrainConfig) or config.peft is not None or config.quantization is not None:
+        return False
+    return not (config.lora and config.lora.dora)
 
 
 def _moments(
-    shape: Shape, parts: Mapping[str, int], run: Pass, sharded: bool, adapted: bool, quantized: bool
+    shape: Shape, parts: Mapping[str, int], run: Pass, sharded: bool, hollow: bool, adapted: bool
 ) -> dict[str, int]:
-    """A model is read in float32 before a frozen base is rounded. To save an adapter's policy, a second model is read
-    beside the one in training (``stages.train.policy.save_policy``); a policy in shares is put together in main memory
-    by one worker."""
+    """A model that is not hollow is read in float32 before a frozen base is rounded, and one that is sharded is put
+    together in main memory by one worker at the end. With one worker, a second model is read beside the one in training
+    to save an adapter's policy (``stages.train.policy.save_policy``)."""
     held = parts["trained weights"] + parts["frozen weights"] + parts["process"]
     whole = 4 * shape.weights
     if sharded:
-        return {"while saving": held + 2 * whole} if run.device == "cpu" else {}
+        return {"while saving": held + 2 * whole} if run.device == "cpu" and not hollow else {}
     if not adapted:
         return {}
-    return {"while reading": 0 if quantized else whole + parts["process"], "while saving": held + whole}
+    return {"while reading": 0 if hollow else whole + parts["process"], "while saving": held + whole}
 
 
-def frozen(shape: Shape, run: Pass, quantization: str | None, stored: bool) -> int:
+def frozen(shape: Shape, run: Pass, quantization: str | None, hollow: bool) -> int:
     """The frozen weights of all workers together: products in the run's precision (or quantised), the rest in float32
-    or, where they are ``stored`` so, in the precision of the files."""
-    rest = (shape.stored if stored else 4) * (shape.weights - shape.layers * shape.linear - shape.head)
-    product = min(shape.stored, run.size) if stored else run.size
-    linear = QUANTIZED[quantization] if quantization else product
-    return int(shape.layers * shape.linear * linear) + product * shape.head + rest
+    or, of a ``hollow`` model with products in bf16, in the precision of the files."""
+    rest = shape.stored if hollow and run.size == 2 else 4
+    linear = QUANTIZED[quantization] if quantization else run.size
+    ends = run.size * shape.head + rest * (shape.weights - shape.layers * shape.linear - shape.head)
+    return int(shape.layers * shape.linear * linear) + ends
 
 
 def _gathered(shape: Shape, run: Pass) -> int:
@@ -148,8 +158,8 @@ def _gathered(shape: Shape, run: Pass) -> int:
         size = 2 if run.gathers_bf16 else 4
         ends = (4 + 4) * (shape.embedding + shape.head + shape.other)
         return ends + shape.layer * (2 * size + size + 4)
-    size = min(shape.stored, run.size)
-    return shape.stored * (shape.embedding + shape.other) + size * (shape.head + 2 * shape.layer)
+    rest = shape.stored if run.size == 2 else 4
+    return rest * (shape.embedding + shape.other) + run.size * (shape.head + 2 * shape.layer)
 
 
 def _copies(shape: Shape, run: Pass, sharded: bool, checkpointing: bool) -> int:
@@ -161,15 +171,15 @@ def _copies(shape: Shape, run: Pass, sharded: bool, checkpointing: bool) -> int:
 
 
 def reference(shape: Shape, config: ReferenceConfig, resources: Resources, longest: int) -> Need:
-    """A worker that scores pairs. The model is read in float32 before its products are rounded."""
+    """A worker that scores pairs."""
     tokens = max(SCORING_TOKENS, 2 * longest)
     run = Pass.of(shape, config.precision, config.layout, bool(resources.gpus), tokens, longest, ())
     parts = {
-        "weights": frozen(shape, run, config.quantization, False),
+        "weights": frozen(shape, run, config.quantization, config.quantization is None),
         "activations": max(kept(shape, run) + backward(shape, run), logits(shape, run)) + head(shape, run),
         "process": PROCESS[run.device],
     }
-    return Need(parts, {} if config.quantization else {"while reading": 4 * shape.weights + PROCESS[run.device]})
+    return Need(parts)
 
 
 def rollout(shape: Shape, config: RolloutConfig, resources: RolloutResources) -> Need:
