@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stages.io import parts
 from stages.io.artifact import Part
 from stages.io.context import StageContext
 from stages.io.output import Output, PartWriter
-from stages.io.parts import run_alone, run_parts, slices
+from stages.io.parts import _one_task, run_alone, run_parts, slices
 from tests import artifacts
 
 SCHEMA = pa.schema([("row", pa.int64())])
@@ -126,3 +126,28 @@ def test_a_function_may_make_parts_itself(tmp_path: Path) -> None:
     given, _ = context(tmp_path)
     assert run_alone("tests.unit.test_parts:numbered", given, "hello") == "HELLO"
     assert [part.name for part in given.output.parts] == ["one", "two"]
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 2])
+def test_a_process_with_a_gpu_ends_with_its_task_so_that_the_next_finds_it_empty(
+    gpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    class Task:
+        def options(self, **options: object) -> Task:
+            asked.update(options)
+            return self
+
+        def remote(self, *_: object) -> list[object]:
+            return []
+
+    def remote(**settings: object) -> Callable[[object], Task]:
+        asked.update(settings)
+        return lambda _: Task()
+
+    monkeypatch.setattr("ray.remote", remote)
+    monkeypatch.setattr("ray.cancel", lambda *_, **__: None)
+    assert list(_one_task("rollout", print, options=Resources(gpus=gpus).options(1))) == []
+    assert asked["num_gpus"] == gpus
+    assert asked["max_calls"] == (1 if gpus else 0)
