@@ -118,8 +118,9 @@ def stop_tokens(path: Path) -> list[int]:
 
 
 def device_of_worker() -> torch.device:
-    """The GPU that Ray gave this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU that Ray gave this process, else the CPU. With its number: the thread that reads pairs ahead would else
+    take the machine's first."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def product_precision(precision: Precision, device: torch.device) -> Precision:

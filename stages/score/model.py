@@ -10,13 +10,15 @@ from torch import Tensor
 from stages.base import StageError
 from stages.core.forward.layout import agrees, choose_layout
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
-from stages.core.forward.packing import collate, micro_batches
+from stages.core.forward.packing import collate, in_order, micro_batches
 from stages.core.tokens.pair import EncodedPair
 from stages.io.artifact import Artifact
 from stages.policy.load import device_of_worker, load_model, load_policy, product_precision
 from stages.score.config import ReferenceConfig
 
-_TOKENS = 2048
+_TOKENS = {"cuda": 16_384}
+"""Tokens of a forward pass by the kind of device, elsewhere 2,048: a card is kept busy by more alone, and no backward
+pass needs memory."""
 
 
 class ScoringModel:
@@ -41,8 +43,6 @@ class ScoringModel:
     @torch.no_grad()
     def score(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Log-probabilities of chosen and rejected responses, float32 [pairs, 2]."""
-        result = torch.zeros(len(pairs), 2)
-        for group in micro_batches(pairs, self.layout, _TOKENS):
-            batch = collate([pairs[i] for i in group], self.layout).to(self.device)
-            result[group] = self.model(batch).logprobs.view(-1, 2).cpu()
-        return result
+        groups = micro_batches(pairs, self.layout, _TOKENS.get(self.device.type, 2048))
+        batches = (collate([pairs[i] for i in group], self.layout).to(self.device) for group in groups)
+        return in_order(groups, [self.model(batch).logprobs for batch in batches])

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from stages.base import StageError
 from stages.core.forward.layout import choose_layout
-from stages.core.forward.packing import collate, micro_batches
+from stages.core.forward.packing import collate, in_order, micro_batches
 from stages.core.forward.rewards import ResponseRewards
 from stages.core.losses.bradley_terry import BradleyTerry
 from stages.core.losses.inputs import loss_input
@@ -127,11 +127,9 @@ def save(
 def rewards(model: ResponseRewards, pairs: Sequence[EncodedPair]) -> Tensor:
     """Rewards of chosen and rejected responses, float32 [pairs, 2]."""
     device = next(model.parameters()).device
-    found = torch.zeros(len(pairs), 2)
-    for group in micro_batches(pairs, model.layout, _TOKENS):
-        batch = collate([pairs[index] for index in group], model.layout).to(device)
-        found[group] = model(batch).logprobs.view(-1, 2).cpu()
-    return found
+    groups = micro_batches(pairs, model.layout, _TOKENS)
+    batches = (collate([pairs[index] for index in group], model.layout).to(device) for group in groups)
+    return in_order(groups, [model(batch).logprobs for batch in batches])
 
 
 def ranking(model: ResponseRewards, data: ClosedPairs, config: RewardConfig) -> dict[str, float]:

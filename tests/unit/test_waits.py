@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from stages.core.forward.packing import Layout
+from stages.core.forward.packing import Layout, collate
 from stages.core.forward.rewards import ResponseRewards
 from stages.core.forward.transfer import send
 from stages.core.losses.bradley_terry import BradleyTerry
 from stages.core.losses.objective import Objective
+from stages.score.model import ScoringModel
 from stages.train.gradients import accumulate
 from stages.train.loop import train_steps
 from stages.train.worker import Worker
@@ -125,6 +126,18 @@ def test_a_step_waits_once_however_many_micro_batches_it_has(name: str) -> None:
             next(rows)
         waits.append([wait.split()[0] for wait in watch.waits])
     assert waits[0] == waits[1] == ["cpu", "tolist"]  # the tolist of what cpu has brought
+
+
+def test_log_probabilities_are_fetched_once() -> None:
+    model = ScoringModel.__new__(ScoringModel)
+    model.device, model.layout, model.model = torch.device("cpu"), "shared", steps.scorer()
+    pairs = steps.data(40).items
+    expected = torch.cat([model.model(collate([pair], "shared")).logprobs for pair in pairs]).view(-1, 2)
+    with watched() as watch:
+        found = model.score(pairs)
+    assert [wait.split()[0] for wait in watch.waits if not wait.startswith("lift_fresh")] == ["cpu"]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert model.score([]).shape == (0, 2)
 
 
 def test_what_goes_to_a_card_goes_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
