@@ -125,6 +125,10 @@ class RolloutResources(Resources):
         return {**values, "gpus": gpus}
 
 
+LEAST_TOKENS = 2048
+"""What ``micro_batch_tokens: auto`` begins with on a GPU and is on a CPU, where a larger micro-batch is no faster."""
+
+
 class TrainResources(Resources):
     """Resources of a training step, and how a batch is cut up to fit in memory."""
 
@@ -133,8 +137,9 @@ class TrainResources(Resources):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are split
     among the workers, which send each other what they need."""
-    micro_batch_tokens: PositiveInt = 2048
-    """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair."""
+    micro_batch_tokens: PositiveInt | Literal["auto"] = LEAST_TOKENS
+    """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair. ``auto``: as many
+    as fit in a GPU's memory."""
     checkpointing: bool = False
     """Activation checkpointing: keep only the layers' inputs and recompute the rest, a third more time for far
     less memory."""
@@ -152,6 +157,18 @@ class TrainResources(Resources):
         if numbers[0] > numbers[-1]:
             raise ValueError(f"the fewest workers come first: [{numbers[1]}, {numbers[0]}], got {value!r}")
         return value
+
+    @field_validator("micro_batch_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"expected a number of tokens, at least 1, or auto, got {value!r}")
+        return value
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens of a micro-batch where none has been tried."""
+        return LEAST_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def for_training(shape: Shape, config: FitConfig, resources: TrainResources, lon
     if single:
         return f"it would with {' or '.join(single)}"
     less = resources.model_copy(update={"checkpointing": True})
-    least = max(1, min(resources.micro_batch_tokens, 2 * longest))
+    least = max(1, min(resources.least_tokens, 2 * longest))
     less = less.model_copy(update={"micro_batch_tokens": least})
     together = f"resources.train.checkpointing: true and micro_batch_tokens: {least}"
     if fits(config, less):
@@ -98,7 +98,7 @@ def _steps(
     fits: Callable[[FitConfig, TrainResources], bool],
 ) -> Iterator[tuple[str, FitConfig, TrainResources]]:  # fmt: skip
     """Single changes by their keys, in the order in which docs/training.md names them."""
-    tokens = resources.micro_batch_tokens
+    tokens = resources.least_tokens
     while tokens // 2 >= 2 * longest:
         tokens //= 2
         changed = resources.model_copy(update={"micro_batch_tokens": tokens})

@@ -93,7 +93,7 @@ def training(shape: Shape, config: FitConfig, resources: TrainResources, longest
     adapter, workers = adapter_of(config, shape), resources.worker_range[0]
     sharded = resources.strategy == "fsdp" and workers > 1
     run = Pass.of(
-        shape, config.precision, config.layout, bool(resources.gpus), max(resources.micro_batch_tokens, 2 * longest),
+        shape, config.precision, config.layout, bool(resources.gpus), max(resources.least_tokens, 2 * longest),
         longest, None if adapter is None else adapter.modules,
     )  # fmt: skip
     trained = shape.weights if adapter is None else adapter.weights

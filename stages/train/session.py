@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -23,15 +24,16 @@ from stages.io.allocator import keep_freed_memory, return_freed_memory
 from stages.io.filenames import CHAT, METRICS
 from stages.io.parts import make_importable
 from stages.policy.load import device_of_worker, load_encoder, product_precision
-from stages.train import checkpoints, proof, reward, shared
+from stages.train import checkpoints, fitting, proof, reward, shared
 from stages.train.arguments import POLICY, Arguments, is_measured
 from stages.train.bases import Bases, sharing
 from stages.train.checkpoints import TrainState
 from stages.train.closing import ClosedPairs
 from stages.train.config import RewardConfig, TrainConfig
+from stages.train.fitting import Found
 from stages.train.gradients import MicroBatchError
 from stages.train.kept import Kept
-from stages.train.loop import NotFiniteError, train_steps
+from stages.train.loop import NotFiniteError, objective_of, train_steps
 from stages.train.policy import HollowPolicy, build_optimizer, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, shards, whole_weights
 from stages.train.worker import PairData, Worker
@@ -101,11 +103,16 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
         if (folder := kept.newest()) is not None:
             state = checkpoints.load(folder, bare, optimizer)
             print(f"continued from step {state.step}", flush=True)
-        worker = Worker(session.rank, session.world, device, resources.micro_batch_tokens, _all_sum, sharded)
         data: PairData = ShardData(inputs["shards"], inputs.get("reference"))
         if isinstance(config, RewardConfig):
             data = ClosedPairs(ShardData(inputs["shards"]), load_encoder(initial))
+        worker = Worker(session.rank, session.world, device, resources.least_tokens, _all_sum, sharded)
         with _given_up(session, resources):
+            found = fitting.micro_batch(
+                model, bare.layout, optimizer, data, config, objective_of(config), resources, worker, arguments.output
+            )
+            worker = replace(worker, micro_batch_tokens=found.tokens)
+        with _given_up(session, resources, found):
             for row in train_steps(model, optimizer, data, config, worker, bare.layout, state.step):
                 _after_step(row, state, arguments, session, kept, worker)
         if arguments.watch is not None and not is_measured(state.metrics[-1]):  # another run's last checkpoint
@@ -140,7 +147,7 @@ def _after_step(
 
 
 @contextmanager
-def _given_up(session: Session, resources: TrainResources) -> Iterator[None]:
+def _given_up(session: Session, resources: TrainResources, found: Found | None = None) -> Iterator[None]:
     """Leave the reason for the driver when training cannot go on, where trying again would end the same way.
 
     The error is raised all the same, since other workers may be waiting for this one: Ray Train then ends them all,
@@ -149,17 +156,18 @@ def _given_up(session: Session, resources: TrainResources) -> Iterator[None]:
     try:
         yield
     except (NotFiniteError, MicroBatchError, UserFunctionError) as error:
-        session.abandon(explain(error, resources))
+        session.abandon(explain(error, resources, found))
         raise
 
 
-def explain(error: Exception, resources: TrainResources) -> str:
-    """What went wrong and what to do about it."""
+def explain(error: Exception, resources: TrainResources, found: Found | None = None) -> str:
+    """What went wrong and what to do about it; ``found`` is what ``auto`` did, if it was asked to."""
     if isinstance(error, MicroBatchError):
-        return (
-            f"{error}; lower resources.train.micro_batch_tokens ({resources.micro_batch_tokens}), "
-            "set resources.train.checkpointing: true, or lower prepare.max_length"
-        )
+        said = f"lower resources.train.micro_batch_tokens ({resources.micro_batch_tokens})"
+        if resources.micro_batch_tokens == "auto":
+            size = found or Found(resources.least_tokens)
+            said = f"set resources.train.micro_batch_tokens below {size.tokens}" + (f" ({found})" if found else "")
+        return f"{error}; {said}, set resources.train.checkpointing: true, or lower prepare.max_length"
     if isinstance(error, NotFiniteError):
         named = f" for the pairs {', '.join(error.pairs[:_NAMED])}" if error.pairs else ""
         more = f" and {len(error.pairs) - _NAMED} more" if len(error.pairs) > _NAMED else ""
@@ -171,7 +179,7 @@ def _all_sum(value: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         value = value.to(device_of_worker())
         torch.distributed.all_reduce(value)
-    return value.cpu()
+    return value
 
 
 def _finish(

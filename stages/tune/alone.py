@@ -66,6 +66,6 @@ def measure(
     model = load_policy(policy.folder(), device).eval().requires_grad_(False)
     layout = choose_layout(model, config.layout)
     scorer = ResponseLogprobs(freeze(model, precision), layout, precision)
-    found = heldout.measure(scorer, Worker(device=device, micro_batch_tokens=resources.micro_batch_tokens))
+    found = heldout.measure(scorer, Worker(device=device, micro_batch_tokens=resources.least_tokens))
     scorer.release()
     return found

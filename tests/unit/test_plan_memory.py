@@ -241,3 +241,7 @@ def test_a_trained_policy_is_stored_in_float32() -> None:
     config = TrainConfig.model_validate(LORA)
     found = memory.training(replace(shape(TINY), stored=4), config, resources, 8)
     assert found.parts["frozen weights"] == (2 * (2 * 576 + 256) + 4 * 296) // 4
+
+
+def test_auto_is_estimated_as_the_fewest_tokens_that_it_tries() -> None:
+    assert need({"micro_batch_tokens": "auto", "gpus": 1}) == need({"micro_batch_tokens": 2048, "gpus": 1})
