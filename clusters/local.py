@@ -44,13 +44,24 @@ KNOWS = frozenset({nodes.LABELS})
 
 def machine(cluster: LocalCluster) -> nodes.Node:
     """What of this machine Ray may hand out."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": gpus})
+    return nodes.Node("this machine", {"CPU": cluster.total_cpus, "GPU": _gpus(Path("/dev"))})
+
+
+def _gpus(devices: Path) -> int:
+    """The GPUs that the driver shows, without those that CUDA_VISIBLE_DEVICES hides: Ray leaves them out too."""
+    there, visible = len(list(devices.glob("nvidia[0-9]*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    hidden = visible.strip() in ("", "-1", "NoDevFiles")
+    return 0 if hidden else min(there, len(visible.split(",")))
 
 
 def unplaceable(resources: Mapping[str, Resources], cluster: LocalCluster) -> Iterator[tuple[str, str]]:
     """What asks for more than this machine has, by name, each with what is too much: Ray would wait forever."""
-    return nodes.unplaceable(resources, [machine(cluster)], KNOWS)
+    this = machine(cluster)
+    for name, what in nodes.unplaceable(resources, [this], KNOWS):
+        none = resources[name].gpus and not this.has["GPU"]
+        yield name, what + (". There is no GPU: leave gpus out, or run where there is one" if none else "")
 
 
 def start(cluster: LocalCluster) -> None:

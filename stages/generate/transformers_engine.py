@@ -15,7 +15,7 @@ from stages.generate.config import RolloutConfig
 from stages.generate.engine import Engine, Sample, distinct
 from stages.generate.serving import Weights
 from stages.policy.adapters import attach
-from stages.policy.load import load_model, load_policy, load_tokenizer, stop_tokens
+from stages.policy.load import device_of_worker, load_model, load_policy, load_tokenizer, stop_tokens
 
 
 class TransformersEngine(Engine):
@@ -30,7 +30,7 @@ class TransformersEngine(Engine):
         torch.manual_seed(config.seed)
         self.config = config
         self.waiting: dict[Any, list[int]] = {}
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_of_worker()
         if weights.adapter is None:
             self.model = load_policy(weights.model, self.device).eval()
         else:

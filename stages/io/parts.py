@@ -134,6 +134,15 @@ def assigned_cpus() -> int:
     return int(assigned.get("CPU", 0)) or os.cpu_count() or 1
 
 
+def has_gpu() -> bool:
+    """Whether Ray gave this worker a GPU, or a part of one."""
+    if not _started():
+        return False
+    import ray
+
+    return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+
+
 def _started() -> bool:
     """Whether Ray has been started; it is not imported for the answer."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()

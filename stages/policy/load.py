@@ -15,6 +15,7 @@ from stages.base import StageError
 from stages.core.forward.config import Precision
 from stages.core.tokens.templates import ChatEncoder
 from stages.io.filenames import CHAT, MODEL
+from stages.io.parts import has_gpu
 from stages.policy.adapter_settings import prompt_adapter
 from stages.policy.adapters import attach
 from stages.policy.hollow import hollow
@@ -119,12 +120,37 @@ def stop_tokens(path: Path) -> list[int]:
 
 def device_of_worker() -> torch.device:
     """The GPU that Ray gave this process, else the CPU. With its number: the thread that reads pairs ahead would else
-    take the machine's first."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    take the machine's first.
+
+    Raises:
+        StageError: Ray gave it a GPU that torch cannot use; on the CPU it would take days and nobody would know why.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if has_gpu():
+        raise StageError(f"torch {torch.__version__} cannot use the GPU that resources ask for: {_why_no_gpu()}")
+    return torch.device("cpu")
+
+
+def _why_no_gpu() -> str:
+    """Torch's own reason, and what to do about it."""
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return "it was built for CPUs; install a build for CUDA, or leave gpus out"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        if "driver" in reason:
+            return f"{reason}; update the driver, or install a torch that is built for an earlier CUDA"
+        return f"{reason}; see whether nvidia-smi shows it, or leave gpus out"
+    return "it sees none; see whether nvidia-smi shows it, or leave gpus out"
 
 
 def product_precision(precision: Precision, device: torch.device) -> Precision:
     """The precision that products are worked out in on a device: ``bf16`` needs instructions for it. A CPU without them
-    takes 60 times as long for bfloat16 as for float32 (measured with AVX2), which is no less exact.
+    takes 60 times as long for bfloat16 as for float32 (measured with AVX2), a GPU (before Ampere) converts every number
+    twice; float32 is no less exact.
     """
-    return "fp32" if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16 else precision
+    if device.type == "cpu":
+        return "fp32" if torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16 else precision
+    return precision if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

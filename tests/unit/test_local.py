@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from clusters import local
 from clusters.cpus import usable_cpus
 from clusters.local import LocalCluster, default, unplaceable
 from stages.base import Resources, TrainResources
@@ -53,6 +54,30 @@ def test_more_gpus_than_any_machine_has_is_a_fault() -> None:
     found = faults(train=TrainResources(workers=2, gpus=500))
     assert set(found) == {"train"}
     assert "2 workers with 1 CPUs, 500 GPUs each; there is room for 0" in found["train"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [(None, 3), ("0", 1), ("0,1,2,3", 3), ("GPU-1,GPU-2", 2), ("", 0), ("-1", 0), ("NoDevFiles", 0)],
+)
+def test_gpus_that_are_hidden_do_not_count(
+    visible: str | None, gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local._gpus(tmp_path) == gpus
+
+
+def test_a_gpu_where_there_is_none_is_a_fault_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_gpus", lambda _: 0)
+    found = faults(train=TrainResources(gpus=1))["train"]
+    assert found.endswith("4 CPUs, 0 GPUs. There is no GPU: leave gpus out, or run where there is one")
+    monkeypatch.setattr(local, "_gpus", lambda _: 1)
+    assert faults(train=TrainResources(gpus=1)) == {}
+    assert "There is no GPU" not in faults(train=TrainResources(gpus=2))["train"]
 
 
 def test_labels_that_only_a_cluster_has_are_a_fault_here_memory_and_types_are_left_to_ray() -> None:
