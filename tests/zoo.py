@@ -87,6 +87,10 @@ def model(name: str, seed: int = 0) -> Any:
         named = f"{family}TextConfig" if family in ("Llama4", "Inkling", "Gemma3") else f"{family}Config"
         config = getattr(transformers, named)(**{**_SIZES, **own})
         made = getattr(transformers, f"{family}ForCausalLM")(config)
+    return _varied(made)
+
+
+def _varied(made: Any) -> Any:
     made.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in made.parameters():
@@ -95,6 +99,21 @@ def model(name: str, seed: int = 0) -> Any:
             elif parameter.std() < 0.1:  # some parts of a model have an initial size of their own
                 parameter.copy_(0.2 * torch.randn_like(parameter))
     return made.eval()
+
+
+_ANY: dict[str, Any] = {
+    **_SIZES, **_EXPERTS, "num_key_value_heads": 4, "head_dim": 8, "sliding_window": 4, "n_routed_experts": 4,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16,
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "moe_num_experts": 4,
+    "num_shared_experts": 1,
+}  # fmt: skip
+
+
+def of_family(model_type: str) -> Any:
+    """A model of any family that has the usual settings, as ``model`` makes them."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **_ANY)
+    return _varied(transformers.AutoModelForCausalLM.from_config(config))
 
 
 def eager(seed: int = 0) -> Any:

@@ -30,7 +30,8 @@ def return_freed_memory() -> None:
     """Make every large tensor's memory go back to the machine as soon as it is freed, where memory counts for more than
     time: what stays with the process in pieces can be as much as what is used."""
     if (libc := _glibc()) is not None:
-        for setting, value in ((_MMAP_MAX, _MAPPINGS), (_MMAP_THRESHOLD, _LARGE)):
+        settings = ((_MMAP_MAX, _MAPPINGS), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _LARGE), (_TOP_PAD, 0))
+        for setting, value in settings:
             libc.mallopt(setting, value)
 
 

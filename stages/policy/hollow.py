@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from stages.core.forward.config import Precision
+from stages.core.forward.own_layers import KNOWN
 from stages.policy.files import weights_header
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -45,8 +46,7 @@ class Stored:
         return _DTYPES[self.headers[name][1]["dtype"]]
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Some rows of a weight, in main memory, as they are stored. The file is closed again: what is mapped counts
-        as this process's memory."""
+        """Some rows of a weight as they are stored: a mapping of the file, which lasts as long as the tensor."""
         file, _ = self.headers[name]
         with safe_open(file, framework="pt") as tensors:
             if not self.shape(name):
@@ -117,15 +117,22 @@ class Hollow:
                     share, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
                 ))  # fmt: skip
             else:
-                place.put(self.stored.read(place.name).to(device, weight.dtype))
+                whole = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                place.put(whole.copy_(self.stored.read(place.name)))  # a copy: what is read stays a mapping of the file
 
 
 def hollow(folder: Path, attention: str) -> Hollow | None:
-    """The model in a folder, float32, to be filled; None where a weight of the family is not simply one of the files'
-    (experts that are stacked when they are read, buffers that are stored), so that the model has to be loaded whole."""
+    """The model in a folder, float32, to be filled; None where it has to be loaded whole.
+
+    So it is where a weight is not simply one of the files' (experts that are stacked when they are read, buffers that
+    are stored, heads that the configuration ties and the files do not), and for families that are not known to be right
+    in packed rows (``stages.core.forward.own_layers.KNOWN``), which have to be tried with their weights first.
+    """
     from accelerate import init_empty_weights
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type not in KNOWN:
+        return None
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
@@ -135,6 +142,10 @@ def hollow(folder: Path, attention: str) -> Hollow | None:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     kept = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if kept or any(stored.shape(name) != shape for name, shape in shapes.items()):
+        return None
+    names = {name: id(value) for name, value in model.named_parameters(remove_duplicate=False)}
+    tied = [(name, own) for own in shapes for name in names if names[name] == names[own] and name != own]
+    if any(name in stored.headers and not torch.equal(stored.read(name), stored.read(own)) for name, own in tied):
         return None
     holders: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():

@@ -101,9 +101,10 @@ def _stays_as_it_is(config: TrainConfig) -> bool:
 
 
 def _thawed(base: Any) -> Any:
-    """The inverse of ``freeze``: peft makes an adapter in the precision of what it is put on."""
+    """All weights in float32 again, as a base is without an adapter: peft makes an adapter in the precision of what it
+    is put on."""
     for module in base.modules():
-        if type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16:
+        if type(module) in (torch.nn.Linear, torch.nn.Embedding) and module.weight.dtype != torch.float32:
             module.weight.data = module.weight.data.float()
     return base
 

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from stages.io.filenames import METRICS
 from stages.policy.hollow import first_row
-from stages.train.sharding import is_sharded
 
 PROGRESS = "progress.json"
 _TENSORS = "state.safetensors"
@@ -47,7 +47,8 @@ class TrainState:
 def save(state: TrainState, folder: Path) -> None:
     """Write this worker's part: of a sharded model every worker writes its own, into one folder or into folders that
     are brought together later, and all have to take part; a model that is whole everywhere is written by worker 0."""
-    if is_sharded(state.model):
+    if isinstance(state.model, FSDPModule):
+        state.model.reshard()  # what was looked at last is still whole
         _save_share(_tensors(state), folder)
         if dist.get_rank() != 0:
             return

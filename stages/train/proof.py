@@ -41,15 +41,16 @@ def write(model: Any, data: PairData, folder: Path) -> None:
     (folder / PROOF).write_text(text, encoding="utf-8")
 
 
-def check(stored: Artifact, initial: Artifact, shards: Artifact) -> float:
-    """The largest difference between the stored policy and the note, in nats per token.
+def check(stored: Artifact, initial: Artifact, shards: Artifact) -> dict[str, float]:
+    """``stored_difference``: the largest between the stored policy and the note, in nats per token. Of a policy that
+    was saved from shares, which no worker had all of to try it, ``stored_weights``: how many are what was written.
 
     Raises:
         StageError: it is more than rounding in float32 explains.
     """
     policy = stored.folder()
-    if (policy / shared.SUMS).is_file():  # saved from shares: no worker had all of the model to try it
-        return shared.check(policy)
+    if (policy / shared.HASHES).is_file():
+        return {"stored_weights": shared.check(policy)}
     noted = json.loads((policy / PROOF).read_text(encoding="utf-8"))
     pairs = ShardData(shards).pairs(noted["rows"])
     model = load_policy(policy, device_of_worker())
@@ -63,7 +64,7 @@ def check(stored: Artifact, initial: Artifact, shards: Artifact) -> float:
             f"the stored policy is not the one that was trained: the log-probabilities of pair {pair.name} differ by "
             f"{largest:.2g} nats per token; {_cause(policy, initial.folder())}"
         )
-    return largest
+    return {"stored_difference": largest}
 
 
 @torch.no_grad()
@@ -71,8 +72,10 @@ def logprobs(model: Any, pairs: Sequence[EncodedPair], layout: Layout) -> Tensor
     """Log-probabilities of chosen and rejected responses with products in float32; float32 [pairs, 2]."""
     scorer = ResponseLogprobs(model.requires_grad_(False).eval(), layout, "fp32")
     batch = collate(list(pairs), layout).to(next(model.parameters()).device)
-    found: Tensor = scorer(batch).logprobs.view(-1, 2).cpu()
-    scorer.release()
+    try:
+        found: Tensor = scorer(batch).logprobs.view(-1, 2).cpu()
+    finally:
+        scorer.release()
     return found
 
 

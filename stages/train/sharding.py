@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from stages.core.forward.decoder import PackedDecoder
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of
 
 Strategy = Literal["ddp", "fsdp"]
@@ -30,6 +31,7 @@ def distribute(model: ResponseLogprobs, strategy: Strategy, device: torch.device
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if shards(strategy, world):
+        model.keeps_head = False
         return _shard(model, device, world)
     if world == 1:
         return model
@@ -38,10 +40,6 @@ def distribute(model: ResponseLogprobs, strategy: Strategy, device: torch.device
     # Nothing here changes buffers; to send them in each forward pass, all workers would have to make equally many.
     replicated.broadcast_buffers = False
     return replicated
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
 
 
 def whole_weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -83,7 +81,7 @@ def _only_products(model: ResponseLogprobs) -> bool:
     Not so for models that Rondo does not run by its own forward pass, for those that normalise queries and keys, and
     for adapters, some of which calculate in float32; what is frozen under an adapter is stored in bfloat16 anyway.
     """
-    if model.packed is None or model.dtype != torch.bfloat16:
+    if not isinstance(model.packed, PackedDecoder) or model.dtype != torch.bfloat16:
         return False
     layers = list(_layers(model))
     trained = all(p.requires_grad for layer in layers for p in layer.parameters())

@@ -44,9 +44,9 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     output.parts.append(part)
     policy = Artifact(output.store, output.fingerprint, "", (part,))
     given = policy, inputs["policy"], inputs["shards"]
-    difference = call("stages.train.proof:check", *given, resources=resources)
+    proved: dict[str, float] = call("stages.train.proof:check", *given, resources=resources)
     metrics = policy.path(METRICS).read_text(encoding="utf-8").splitlines()
-    return {**summarise([json.loads(line) for line in metrics]), "stored_difference": difference}
+    return {**summarise([json.loads(line) for line in metrics]), **proved}
 
 
 def fit(arguments: Arguments, callbacks: Sequence[Any] = (), inner: Sequence[Any] = ()) -> None:

@@ -12,7 +12,7 @@ from stages.core.forward.logprobs import freeze
 from stages.io.filenames import MODEL
 from stages.train.bases import Bases
 from stages.train.config import TrainConfig
-from tests import tiny
+from tests import tiny, zoo
 
 CPU = torch.device("cpu")
 LORA = TrainConfig(lora={"rank": 4}, learning_rate=1e-3)  # type: ignore[arg-type]
@@ -60,6 +60,16 @@ def test_an_adapter_of_another_rank_goes_on_the_same_base(policy: Path) -> None:
     wide = LORA.model_copy(update={"lora": LORA.lora.model_copy(update={"rank": 8})})  # type: ignore[union-attr]
     begin(bases, LORA, policy)
     assert same(begin(bases, wide, policy), begin(Bases(), wide, policy))
+    assert bases.loads == 1
+
+
+def test_a_base_that_was_frozen_as_it_is_stored_is_in_float32_for_an_adapter_on_its_embedding(policy: Path) -> None:
+    zoo.model("llama, untied").to(torch.bfloat16).save_pretrained(policy / MODEL)
+    assert LORA.lora is not None
+    on = LORA.lora.model_copy(update={"target_modules": ("embed_tokens", "q_proj")})
+    everywhere, bases = LORA.model_copy(update={"lora": on}), Bases()
+    begin(bases, LORA, policy)
+    assert same(begin(bases, everywhere, policy), begin(Bases(), everywhere, policy))
     assert bases.loads == 1
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.base import StageError
-from stages.core.forward.layout import choose_layout
+from stages.core.forward.layout import choose_layout, why_padded
 from stages.core.forward.logprobs import freeze
+from stages.core.forward.own_layers import KNOWN
 from stages.io.filenames import MODEL
 from stages.policy import save
 from stages.policy.hollow import hollow
@@ -26,7 +27,7 @@ from tests import zoo
 from tests.memory import random_pairs, score
 
 CPU = torch.device("cpu")
-SIMPLE = (*zoo.LLAMA_LIKE, "gpt2", "gemma2", "gemma3", "phi3", "granite", "gpt_oss", "mamba")
+SIMPLE = (*zoo.LLAMA_LIKE, "gpt2", "gemma2", "gemma3", "phi3", "granite", "gpt_oss")
 LORA = TrainConfig(lora=LoraConfig(rank=4, target_modules=("q_proj", "v_proj")))
 
 
@@ -55,7 +56,20 @@ def test_a_model_that_is_filled_is_the_one_that_transformers_loads(stored: Path)
     assert not made.model.training
 
 
-@pytest.mark.parametrize("stored", ["mixtral", "deepseek_v3", "jamba"], indirect=True)
+@pytest.mark.parametrize("family", sorted(KNOWN))
+def test_what_is_run_packed_and_loaded_in_shares_without_a_trial_is_right(family: str, tmp_path: Path) -> None:
+    model = zoo.of_family(family)
+    assert why_padded(model) is None
+    model.save_pretrained(tmp_path)
+    made = hollow(tmp_path, "eager")
+    assert made is not None
+    made.fill(CPU)
+    ids = torch.tensor([[5, 9, 7]])
+    with torch.no_grad():
+        assert torch.equal(made.model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("stored", ["mixtral", "deepseek_v3", "jamba", "mamba"], indirect=True)
 def test_a_family_whose_files_hold_other_weights_is_loaded_whole(stored: Path) -> None:
     assert hollow(stored / MODEL, "eager") is None
     assert hollow_policy(LORA, stored, CPU) is None
@@ -82,6 +96,27 @@ def test_a_frozen_model_takes_what_it_is_stored_in_and_gives_the_same_bits(store
     assert {module.weight.dtype for module in plain if module.weight is not scaled} <= {torch.bfloat16}
     vectors = [parameter for parameter in frozen.parameters() if parameter.dim() == 1]
     assert {parameter.dtype for parameter in vectors} == {torch.float32}
+
+
+def test_a_head_that_only_the_configuration_ties_is_loaded_as_transformers_does(tmp_path: Path) -> None:
+    """transformers keeps a head in the files that is not the embedding, whatever the configuration says."""
+    folder = tmp_path / MODEL
+    zoo.model("llama, untied").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert hollow(folder, "eager") is None
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    assert hollow(folder, "eager") is not None
+
+
+@pytest.mark.parametrize("stored", SIMPLE, indirect=True)
+def test_a_model_has_one_layout_frozen_and_in_training(stored: Path) -> None:
+    layouts = {choose_layout(load_frozen(stored, CPU, "bf16"), "auto"), choose_layout(load_model(stored, CPU), "auto")}
+    shares = hollow_policy(TrainConfig(), stored, CPU)
+    assert shares is not None
+    assert layouts == {choose_layout(shares.policy, "auto", filled=False)} == {"shared"}
 
 
 def test_what_is_used_in_float32_is_read_in_it(stored: Path) -> None:
@@ -139,7 +174,7 @@ def test_a_policy_saved_from_shares_is_the_one_that_is_saved_whole(
         weights, others = load_file(file), load_file(other)
         assert weights.keys() == others.keys()
         assert all((weights[name] - others[name]).abs().max() < 1e-6 for name in weights)
-    assert shared.check(tmp_path / "shares") == 0
+    assert shared.check(tmp_path / "shares") == len(load_file(tmp_path / "shares" / MODEL / "model.safetensors"))
 
 
 def test_a_stored_weight_that_is_not_what_was_written_is_found(stored: Path, tmp_path: Path) -> None:
@@ -150,7 +185,7 @@ def test_a_stored_weight_that_is_not_what_was_written_is_found(stored: Path, tmp
     file = tmp_path / MODEL / "model.safetensors"
     weights = load_file(file)
     name = "model.layers.1.mlp.down_proj.weight"
-    weights[name][3, 5] += 1e-3
+    weights[name] = weights[name].flip(0)
     save_file(weights, file)
     with pytest.raises(StageError, match=f"not the one that was trained: its weight {name} differs"):
         shared.check(tmp_path)

@@ -190,6 +190,14 @@ def test_in_bfloat16_a_value_is_the_same_bit_for_bit_whatever_its_neighbours(lay
     torch.testing.assert_close(alone, exact, atol=0.5, rtol=0.02)
 
 
+@pytest.mark.parametrize("name", [*zoo.LLAMA_LIKE, *zoo.OWN_LAYERS])
+def test_in_bfloat16_packed_rows_are_near_the_definition(name: str) -> None:
+    model, pairs = zoo.model(name), random_pairs(3, longest=12)
+    found = together(model, pairs, "shared", "bf16")
+    with torch.no_grad():
+        torch.testing.assert_close(found.double(), plain(model, pairs), atol=2.0, rtol=0.05)
+
+
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_in_bfloat16_a_shared_prompt_gives_the_same_bits_as_one_a_response(adapter: bool) -> None:
     model, pairs = zoo.eager(), [*some(), *random_pairs(6, seed=2, longest=40)]

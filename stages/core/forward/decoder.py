@@ -69,7 +69,7 @@ class PackedDecoder(torch.nn.Module):
 
         Args:
             ids, positions: int64 [tokens].
-            segments: the sequences in the row, see :mod:`stages.core.forward.attention`.
+            segments: the sequences in the row, see :mod:`stages.core.forward.segments`.
             rows: int64 [wanted], positions in the packed row.
             dtype: precision of the matrix products.
 
@@ -114,7 +114,7 @@ def _attention(part: Any, x: Tensor, angles: tuple[Tensor, Tensor], segments: Se
         _linear(projection, x).view(len(x), -1, part.head_dim) for projection in (part.q_proj, part.k_proj, part.v_proj)
     )
     if hasattr(part, "q_norm"):
-        q, k = part.q_norm(q), part.k_norm(k)
+        q, k = part.q_norm(q).to(x.dtype), part.k_norm(k).to(x.dtype)  # their weights are float32
     q, k = rotate(q, *angles), rotate(k, *angles)
     mixed = segmented_attention(q, k, v, segments)
     return _linear(part.o_proj, mixed.reshape(len(x), -1))

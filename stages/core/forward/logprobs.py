@@ -38,6 +38,8 @@ class ResponseLogprobs(torch.nn.Module):
         self.layout = layout
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.packed = None if layout == "padded" else packed_decoder(decoder_of(model), checkpointing)
+        self.keeps_head = True
+        """Whether a head that is not trained is converted once; not where it is only here during a step."""
         self._frozen_head: Tensor | None = None
         if checkpointing and self.packed is None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -73,9 +75,8 @@ class ResponseLogprobs(torch.nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _head_weight(self, head: torch.nn.Linear) -> Tensor:
-        """The head's weight in the products' precision; one that is not trained is converted once (and kept
-        only if converted: where weights are sharded, their memory is released after each step)."""
-        if head.weight.requires_grad or head.weight.dtype == self.dtype:
+        """The head's weight in the products' precision; one that is not trained is converted once."""
+        if head.weight.requires_grad or head.weight.dtype == self.dtype or not self.keeps_head:
             return head.weight.to(self.dtype)
         if self._frozen_head is None:
             self._frozen_head = head.weight.detach().to(self.dtype)
