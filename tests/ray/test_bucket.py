@@ -36,7 +36,7 @@ def test_a_store_out_of_reach_costs_nothing_that_was_finished(
 ) -> None:
     """For longer than it is tried again: the run fails, and the same command continues. For less: the run goes on."""
     monkeypatch.setenv("RONDO_CACHE", str(tmp_path / "cache"))
-    path, store = spec(tmp_path, 2300), "s3://rondo/away"
+    path, store = spec(tmp_path, 3000), "s3://rondo/away"
     process = processes.start(path, store, RONDO_STORE_PATIENCE="2")
     processes.wait_for(finished(bucket, "away", "-1000-2000"), process)
     bucket.stop()

@@ -51,7 +51,7 @@ def test_two_sharing_workers_that_are_killed_go_on_as_one(tmp_path: Path) -> Non
     wait_for(lambda: checkpoints(store), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert shards(store) == {"shard-00001", "shard-00002"}
+    assert shards(store) == {"shard-00000", "shard-00001"}
     policy = Path(run(spec(tmp_path, workers=1), store)["policy"])
 
     found = metrics(policy)

@@ -174,7 +174,9 @@ def _promotes_what_is_better_and_refuses_what_is_worse(schedule: Schedule) -> No
 
 def _stops_after_failures(schedule: Schedule, told: list[dict[str, Any]]) -> None:
     """More rows than may be are bad, behind those that are looked at before a run."""
-    schedule.services.pop(0).terminate()
+    other = schedule.services.pop(0)
+    other.terminate()
+    other.wait(timeout=60)  # else it may still begin the tick, and tell of its failure as well
     (service,) = schedule.services
     schedule.file("four.jsonl", range(100, 1300), [{"prompt": "?"}] * 1200)
     assert service.wait(timeout=120) == 1, schedule.logs()
