@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.core.forward import decoder
 from stages.core.forward.decoder import PackedDecoder, is_llama_like
-from stages.core.forward.logprobs import decoder_of
+from stages.core.forward.logprobs import decoder_of, packed_decoder
 from stages.core.forward.packing import Layout, collate
 from stages.core.tokens.pair import EncodedPair
 from stages.policy.adapters import wrap
@@ -51,7 +51,7 @@ def packed(model: Any, layout: Layout, dtype: torch.dtype = torch.float32, check
     """Hidden states of all tokens before response tokens."""
     batch = collate(pairs(), layout)
     assert batch.segments is not None
-    own = PackedDecoder(decoder_of(model), checkpointing)
+    own = packed_decoder(decoder_of(model), checkpointing)
     hidden: Tensor = own(batch.ids, batch.positions, batch.segments, batch.rows, dtype)
     own.release()
     return hidden
@@ -84,17 +84,17 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 
 
 @pytest.mark.parametrize("layout", PACKED)
-@pytest.mark.parametrize("name", zoo.LLAMA_LIKE)
+@pytest.mark.parametrize("name", [*zoo.LLAMA_LIKE, *zoo.OWN_LAYERS])
 def test_hidden_states_are_the_models_own(name: str, layout: Layout) -> None:
     model = zoo.model(name)
     expected = plain(model)
-    assert is_llama_like(decoder_of(model))
+    assert is_llama_like(decoder_of(model)) == (name in zoo.LLAMA_LIKE)
     torch.testing.assert_close(packed(model, layout), expected, atol=1e-4, rtol=1e-4)
     assert len(expected) == sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs())
 
 
 @pytest.mark.parametrize("layout", PACKED)
-@pytest.mark.parametrize("name", zoo.LLAMA_LIKE)
+@pytest.mark.parametrize("name", [*zoo.LLAMA_LIKE, "gemma2", "phi3", "mixtral", "gpt_oss", "deepseek_v3"])
 def test_gradients_of_all_weights_are_the_models_own(name: str, layout: Layout) -> None:
     model = zoo.model(name)
     expected = gradients(model, plain(model))
