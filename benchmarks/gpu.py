@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from benchmarks.gpu_setup import (
     versions,
 )  # fmt: skip
 from benchmarks.gpu_trl import NoTrl, Trl
+from stages.core.forward.packing import Layout
 
 _CHECKED_STEPS = 3
 _SETTINGS = (
@@ -91,7 +93,7 @@ class Configuration:
 
     mode: str
     lengths: str
-    layout: str | None
+    layout: Layout | None
 
     @property
     def kind(self) -> str:
@@ -172,7 +174,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             trl = _ready(trl, report)
         for configuration in configurations(options, trl is not None):
             task = _task(options, size, device, configuration)
-            report.measure(configuration, lambda c=configuration, t=task: _run(c, t, size, trl, report))  # type: ignore[misc]
+            report.measure(configuration, partial(_run, configuration, task, size, trl, report))
             reset_peak(device)
     finally:
         if trl is not None:
@@ -215,7 +217,7 @@ def _run(what: Configuration, task: dict[str, Any], size: Size, trl: Trl | None,
         pairs = random_pairs(what.lengths, task["steps"] * task["batch_size"], size.model["vocab_size"], size.shorter)
         return {**found, **rates(size, pairs, what.mode, found["seconds_per_pass"])}
     device = torch.device(task["device"])
-    setting = Setting(what.mode, what.layout, device, task["batch_size"], task["micro_batch_tokens"])  # type: ignore[arg-type]
+    setting = Setting(what.mode, what.layout, device, task["batch_size"], task["micro_batch_tokens"])
     return gpu_rondo.measure(size, setting, what.lengths, task["steps"], task["passes"])
 
 

@@ -102,7 +102,7 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
 
     from stages.core.forward.logprobs import ResponseLogprobs, freeze
     from stages.io.allocator import keep_freed_memory, return_freed_memory
-    from stages.train import checkpoints, shared
+    from stages.train import checkpoints, save_shares
     from stages.train.bases import Bases, sharing
     from stages.train.checkpoints import TrainState
     from stages.train.config import TrainConfig
@@ -136,7 +136,7 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
         checkpoints.save(state, made / "checkpoint")
     peaks["kept"] = _peak()
     if built.shares is not None:
-        shared.save(built.shares, initial, made if options.rank == 0 else None)
+        save_shares.save(built.shares, initial, made if options.rank == 0 else None)
     else:
         bare.release()
         save_policy(built.model, config, initial, made)

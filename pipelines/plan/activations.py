@@ -21,12 +21,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pipelines.plan.shape import Shape
-from stages.core.forward.config import LayoutChoice, Precision
-
-SCORED_ROWS = 1024
-"""Rows of logits at a time (``stages.core.forward.head``)."""
-_WHOLE, _BLOCK = 384, 256
-"""Attention on a CPU in one product up to so many tokens; in longer sequences by blocks of queries."""
+from stages.core.forward.config import BLOCK, HEAD_ROWS, WHOLE, LayoutChoice, Precision
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Pass:
         size = 2 if precision == "bf16" else 4
         return cls(
             tokens, longest, size, "gpu" if gpu else "cpu", packed, adapted,
-            gathers_bf16=packed and size == 2 and adapted is None and shape.family != "qwen3",
+            gathers_bf16=packed and shape.packs and size == 2 and adapted is None and shape.family != "qwen3",
         )  # fmt: skip
 
     @property
@@ -91,7 +86,7 @@ def _attention(shape: Shape, run: Pass) -> int:
     length = min(run.longest, run.tokens)
     if not run.packed:  # transformers' eager attention: softmax in float32 and rounded, keys and values repeated
         return shape.heads * length * (4 + run.size) + 2 * run.size * shape.queries
-    return run.size * shape.heads * (length if length <= _WHOLE else (length + _BLOCK) // 2)
+    return run.size * shape.heads * (length if length <= WHOLE else (length + BLOCK) // 2)
 
 
 def backward(shape: Shape, run: Pass) -> int:
@@ -111,6 +106,6 @@ def head(shape: Shape, run: Pass) -> int:
 def logits(shape: Shape, run: Pass) -> int:
     """A chunk of logits (on a GPU in float32 too) and, where the head is trained, its gradient: summed in float32, the
     chunk's own in the products' precision, and the weights' copy in it."""
-    b, rows = run.size, min(SCORED_ROWS, run.tokens)
+    b, rows = run.size, min(HEAD_ROWS, run.tokens)
     chunk = rows * shape.vocabulary * (b + (4 if run.device == "gpu" else 0))
     return chunk + (shape.embedding * (4 + b + (b if b == 2 else 0)) if run.full else 0)

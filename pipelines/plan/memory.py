@@ -16,7 +16,7 @@ from pipelines.plan.activations import Pass, backward, head, kept, logits
 from pipelines.plan.shape import Shape
 from stages.base import Resources, RolloutResources, TrainResources
 from stages.generate.config import RolloutConfig
-from stages.score.config import ReferenceConfig
+from stages.score.config import ReferenceConfig, tokens_of_pass
 from stages.train.config import FitConfig, RewardConfig, TrainConfig
 
 GIB = 2**30
@@ -24,8 +24,6 @@ QUANTIZED: Mapping[str, float] = {"4bit": 0.516, "8bit": 1.0}
 """Bytes per weight of a quantised product: NF4 with its doubly quantised scales, or LLM.int8."""
 PROCESS = {"cpu": int(0.6 * GIB), "gpu": int(1.0 * GIB)}
 """Python with its libraries; on a GPU the context and the kernels. The first was measured, the second is assumed."""
-SCORING_TOKENS = 2048
-"""Tokens of a forward pass of ``stages.score.model``."""
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PEFT = dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "stablelm"), ("q_proj", "v_proj")
@@ -172,7 +170,7 @@ def _copies(shape: Shape, run: Pass, sharded: bool, checkpointing: bool) -> int:
 
 def reference(shape: Shape, config: ReferenceConfig, resources: Resources, longest: int) -> Need:
     """A worker that scores pairs."""
-    tokens = max(SCORING_TOKENS, 2 * longest)
+    tokens = max(tokens_of_pass(bool(resources.gpus)), 2 * longest)
     run = Pass.of(shape, config.precision, config.layout, bool(resources.gpus), tokens, longest, ())
     parts = {
         "weights": frozen(shape, run, config.quantization, config.quantization is None),

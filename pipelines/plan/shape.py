@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stages.core.forward.config import LLAMA_LIKE
 from stages.policy.files import CONFIG, weights_header
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-"""Families that Rondo runs in its own forward pass (``stages.core.forward.decoder``)."""
 _BIASED = ("qwen2",)
 """Families whose queries, keys and values have a bias without their configuration saying so."""
 _NORMED = ("qwen3",)

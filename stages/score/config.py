@@ -8,6 +8,11 @@ from stages.core.losses.config import ObjectiveConfig
 from stages.policy.config import Quantization
 
 
+def tokens_of_pass(gpu: bool) -> int:
+    """Tokens of a forward pass: a card is kept busy by more alone, and no backward pass needs memory."""
+    return 16_384 if gpu else 2048
+
+
 class ReferenceConfig(Config):
     precision: Precision = "bf16"
     layout: LayoutChoice = "auto"

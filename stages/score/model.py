@@ -14,11 +14,7 @@ from stages.core.forward.packing import collate, in_order, micro_batches
 from stages.core.tokens.pair import EncodedPair
 from stages.io.artifact import Artifact
 from stages.policy.load import device_of_worker, load_model, load_policy, product_precision
-from stages.score.config import ReferenceConfig
-
-_TOKENS = {"cuda": 16_384}
-"""Tokens of a forward pass by the kind of device, elsewhere 2,048: a card is kept busy by more alone, and no backward
-pass needs memory."""
+from stages.score.config import ReferenceConfig, tokens_of_pass
 
 
 class ScoringModel:
@@ -43,6 +39,6 @@ class ScoringModel:
     @torch.no_grad()
     def score(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Log-probabilities of chosen and rejected responses, float32 [pairs, 2]."""
-        groups = micro_batches(pairs, self.layout, _TOKENS.get(self.device.type, 2048))
+        groups = micro_batches(pairs, self.layout, tokens_of_pass(self.device.type == "cuda"))
         batches = (collate([pairs[i] for i in group], self.layout).to(self.device) for group in groups)
         return in_order(groups, [self.model(batch).logprobs for batch in batches])

@@ -66,9 +66,11 @@ def hollow_policy(config: TrainConfig, path: Path, device: torch.device) -> Holl
     base = hollow(path / MODEL, attention_of_worker())
     if base is None:
         return None
+    from peft.tuners.lora import Linear
+
     drawn = torch.get_rng_state()
     made = HollowPolicy(put_on(base.model, config), base)
-    if any(type(layer).__name__ != "Linear" for layer in made.adapted().values()):  # such as a LoRA on an embedding
+    if any(type(layer) is not Linear for layer in made.adapted().values()):  # such as a LoRA on an embedding
         torch.set_rng_state(drawn)
         return None
     base.as_used(product_precision(config.precision, device))

@@ -21,7 +21,7 @@ from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapter_settings import ADAPTER_CONFIG
 from stages.policy.load import device_of_worker, load_policy
 from stages.policy.save import weight_names, weights_dtype
-from stages.train import shared
+from stages.train import save_shares
 from stages.train.worker import PairData
 
 PROOF = "proof.json"
@@ -49,8 +49,8 @@ def check(stored: Artifact, initial: Artifact, shards: Artifact) -> dict[str, fl
         StageError: it is more than rounding in float32 explains.
     """
     policy = stored.folder()
-    if (policy / shared.HASHES).is_file():
-        return {"stored_weights": shared.check(policy)}
+    if (policy / save_shares.HASHES).is_file():
+        return {"stored_weights": save_shares.check(policy)}
     noted = json.loads((policy / PROOF).read_text(encoding="utf-8"))
     pairs = ShardData(shards).pairs(noted["rows"])
     model = load_policy(policy, device_of_worker())

@@ -24,16 +24,16 @@ from stages.io.allocator import keep_freed_memory, return_freed_memory
 from stages.io.filenames import CHAT, METRICS
 from stages.io.parts import make_importable
 from stages.policy.load import device_of_worker, load_encoder, product_precision
-from stages.train import checkpoints, fitting, proof, reward, shared
+from stages.train import checkpoints, micro_batch_size, proof, reward, save_shares
 from stages.train.arguments import POLICY, Arguments, is_measured
 from stages.train.bases import Bases, sharing
 from stages.train.checkpoints import TrainState
 from stages.train.closing import ClosedPairs
 from stages.train.config import RewardConfig, TrainConfig
-from stages.train.fitting import Found
 from stages.train.gradients import MicroBatchError
 from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, objective_of, train_steps
+from stages.train.micro_batch_size import Found
 from stages.train.policy import HollowPolicy, build_optimizer, rebuild_policy, save_policy, without_dropout
 from stages.train.sharding import distribute, shards, whole_weights
 from stages.train.worker import PairData, Worker
@@ -108,7 +108,7 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
             data = ClosedPairs(ShardData(inputs["shards"]), load_encoder(initial))
         worker = Worker(session.rank, session.world, device, resources.least_tokens, _all_sum, sharded)
         with _given_up(session, resources):
-            found = fitting.micro_batch(
+            found = micro_batch_size.find(
                 model, bare.layout, optimizer, data, config, objective_of(config), resources, worker, arguments.output
             )
             worker = replace(worker, micro_batch_tokens=found.tokens)
@@ -192,12 +192,12 @@ def _finish(
     weights = whole_weights(trained.model) if sharded and shares is None else {}
     if session.rank != 0:
         if shares is not None:
-            shared.save(shares, initial, None)
+            save_shares.save(shares, initial, None)
         return
     with arguments.output.part(POLICY) as part:
         trained.release()
         if shares is not None:
-            shared.save(shares, initial, part.folder)
+            save_shares.save(shares, initial, part.folder)
         elif isinstance(config, RewardConfig):
             assert isinstance(trained, ResponseRewards)
             reward.finish(trained, weights, config, data, arguments.inputs, part.folder)

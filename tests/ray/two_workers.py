@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.core.forward.layout import choose_layout
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
 from stages.policy.load import load_policy
-from stages.train import checkpoints, shared
+from stages.train import checkpoints, save_shares
 from stages.train.bases import sharing
 from stages.train.checkpoints import TrainState
 from stages.train.config import TrainConfig
@@ -111,7 +111,7 @@ def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, fl
             checkpoints.save(state, out)
         return state.metrics
     if shares is not None and shares.shares is not None:
-        shared.save(shares.shares, folder / "policy", out if rank == 0 else None)
+        save_shares.save(shares.shares, folder / "policy", out if rank == 0 else None)
         return state.metrics
     weights = whole_weights(policy) if sharded else {}
     if rank == 0:

@@ -82,8 +82,8 @@ VARIANTS = {
 @pytest.fixture(params=[384, 256, 4, 1], ids="blocks of {}".format)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The largest is for trees in one product."""
-    monkeypatch.setattr(attention, "_BLOCK", request.param)
-    monkeypatch.setattr(attention, "_WHOLE", 384 if request.param == 384 else 0)
+    monkeypatch.setattr(attention, "BLOCK", request.param)
+    monkeypatch.setattr(attention, "WHOLE", 384 if request.param == 384 else 0)
     return int(request.param)
 
 

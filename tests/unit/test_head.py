@@ -21,7 +21,7 @@ WIDTH, VOCABULARY = 12, 259
 @pytest.fixture(params=[1024, 40, 16, 7, 1], ids="chunks of {}".format)
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """At 16 and below, single pairs are split; at 40 some share a chunk."""
-    monkeypatch.setattr(head, "_ROWS", request.param)
+    monkeypatch.setattr(head, "HEAD_ROWS", request.param)
     monkeypatch.setattr(head, "_SLICE", 5)
     return int(request.param)
 

@@ -20,7 +20,7 @@ from stages.io.filenames import MODEL
 from stages.policy import save
 from stages.policy.hollow import hollow
 from stages.policy.load import load_frozen, load_model
-from stages.train import sharding, shared
+from stages.train import save_shares, sharding
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.policy import build_policy, hollow_policy, put_on, save_policy
 from tests import zoo
@@ -165,8 +165,8 @@ def test_a_policy_saved_from_shares_is_the_one_that_is_saved_whole(name: str, st
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     save_policy(made.policy, config, stored, tmp_path / "whole")
-    shared.save(made, stored, tmp_path / "shares")
-    shared.save(made, stored, None)
+    save_shares.save(made, stored, tmp_path / "shares")
+    save_shares.save(made, stored, None)
     for file in sorted((tmp_path / "whole").rglob("*")):
         other = tmp_path / "shares" / file.relative_to(tmp_path / "whole")
         if file.suffix != ".safetensors":
@@ -175,7 +175,7 @@ def test_a_policy_saved_from_shares_is_the_one_that_is_saved_whole(name: str, st
         weights, others = load_file(file), load_file(other)
         assert weights.keys() == others.keys()
         assert all((weights[name] - others[name]).abs().max() < 1e-6 for name in weights)
-    assert shared.check(tmp_path / "shares") == len(load_file(tmp_path / "shares" / MODEL / "model.safetensors"))
+    assert save_shares.check(tmp_path / "shares") == len(load_file(tmp_path / "shares" / MODEL / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -190,18 +190,18 @@ def test_a_stored_weight_that_is_not_what_was_written_is_found(stored: Path, tmp
     made = hollow_policy(TrainConfig(), stored, CPU)
     assert made is not None
     made.base.fill(CPU)
-    shared.save(made, stored, tmp_path)
+    save_shares.save(made, stored, tmp_path)
     file = tmp_path / MODEL / "model.safetensors"
     weights = load_file(file)
     name = "model.layers.1.mlp.down_proj.weight"
     weights[name] = weights[name].flip(0)
     save_file(weights, file)
     with pytest.raises(StageError, match=f"not the one that was trained: its weight {name} differs"):
-        shared.check(tmp_path)
+        save_shares.check(tmp_path)
     del weights[name]
     save_file(weights, file)
     with pytest.raises(StageError, match=f"{name} is not among its weights"):
-        shared.check(tmp_path)
+        save_shares.check(tmp_path)
 
 
 def test_files_hold_an_eighth_of_all_weights_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

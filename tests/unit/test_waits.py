@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from stages.core.forward.logprobs import ResponseLogprobs
 from stages.core.forward.packing import Layout, collate
 from stages.core.forward.rewards import ResponseRewards
 from stages.core.forward.transfer import send
@@ -22,6 +23,7 @@ from stages.score.model import ScoringModel
 from stages.train.gradients import accumulate
 from stages.train.loop import train_steps
 from stages.train.worker import Worker
+from tests import zoo
 from tests.unit import test_gradients as steps
 
 WAITS = {
@@ -96,6 +98,16 @@ def test_a_gradient_is_worked_out_without_a_wait(name: str, layout: Layout) -> N
     assert len(work.micro) > 2
     if layout == "padded":
         model.model.set_attn_implementation("sdpa")  # as on a card
+    with watched() as watch:
+        accumulate(model, work, objective, worker)
+    assert watch.waits == []
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3"])
+def test_so_is_that_of_a_family_that_runs_its_own_layers(name: str) -> None:
+    objective, worker = Objective(steps.fp32()), Worker(micro_batch_tokens=60)
+    model = ResponseLogprobs(zoo.model(name), "shared", "fp32")
+    work = steps.load(steps.data(9), worker, objective)
     with watched() as watch:
         accumulate(model, work, objective, worker)
     assert watch.waits == []

@@ -13,12 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.core.forward.config import BLOCK, WHOLE
 from stages.core.forward.segments import PLAIN, Segment, Segments, Variant
-
-_WHOLE = 384
-"""A tree of at most this many tokens is one product: several smaller ones would cost more than they leave out."""
-_BLOCK = 256
-"""In longer ones, queries per block: the keys after a block's last query are left out of its products."""
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, variant: Variant = PLAIN) -> Tensor:
@@ -68,7 +64,7 @@ def _products(segment: Segment, window: int | None) -> Iterator[_Product]:
     """
     if window is not None and segment.longest <= window:
         window = None
-    if segment.length <= _WHOLE:
+    if segment.length <= WHOLE:
         first, last = segment.start, segment.start + segment.length
         yield _Product(first, last, ((first, last),), True, (segment.chosen, segment.rejected), window)
         return
@@ -85,7 +81,7 @@ def _products(segment: Segment, window: int | None) -> Iterator[_Product]:
 
 
 def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)][::-1]
+    return [(first, min(first + BLOCK, stop)) for first in range(start, stop, BLOCK)][::-1]
 
 
 @lru_cache(maxsize=64)

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stages.core.forward.attention import segmented_attention
+from stages.core.forward.config import LLAMA_LIKE
 from stages.core.forward.fused import add_norm, low_rank, rotate, swiglu
 from stages.core.forward.segments import Segments
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-"""Others are built of the same parts and put them together in another way (Granite, Helium, SmolLM3)."""
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -30,7 +29,7 @@ _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 def is_llama_like(decoder: Any) -> bool:
     """Whether a decoder is of a family that :class:`PackedDecoder` handles, and consists of exactly its parts."""
     config = decoder.config
-    if config.model_type not in _FAMILIES or _parts(decoder) != _DECODER or config.hidden_act != "silu":
+    if config.model_type not in LLAMA_LIKE or _parts(decoder) != _DECODER or config.hidden_act != "silu":
         return False
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return False

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.core.forward.config import HEAD_ROWS
 from stages.core.forward.packing import Batch
 
 Weigh = Callable[[int, int, Tensor, Tensor], Tensor]
 """``weigh(first, last, logprobs, confidences)``: the derivative of the loss with respect to the log-probabilities of
 the pairs ``first`` to ``last``, both float32 [2 * (last - first)], chosen and rejected in turn."""
 
-_ROWS = 1024
-"""Response tokens per chunk: [1024, vocabulary] in the products' precision is what is in memory at a time."""
 _SLICE = 16
 """Rows per pass of the softmax: small enough for the cache."""
 
@@ -71,10 +70,10 @@ class FusedHead(torch.autograd.Function):
         fresh = True
         sums = torch.zeros(2, 2 * batch.pairs, dtype=torch.float32, device=hidden.device)
         tokens = batch.tokens_of().clamp(min=1) if confident else None
-        for first, last in _groups(batch.bounds, _ROWS):
+        for first, last in _groups(batch.bounds, HEAD_ROWS):
             rows = slice(batch.bounds[first], batch.bounds[last])
             own = slice(2 * first, 2 * last)
-            chunks = [_Chunk(hidden, weight, batch, part) for part in _split(rows, _ROWS)]
+            chunks = [_Chunk(hidden, weight, batch, part) for part in _split(rows, HEAD_ROWS)]
             kept = None
             for chunk in chunks:
                 kept = None  # freed before the next is made

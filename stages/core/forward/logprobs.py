@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stages.core.forward.decoder import PackedDecoder, is_llama_like
 from stages.core.forward.head import FusedHead, Weigh
+from stages.core.forward.masks import rows_are_known
 from stages.core.forward.own_layers import OwnLayers
 from stages.core.forward.packing import Batch, Layout
-from stages.core.forward.padded import one_sequence_a_row
 from stages.core.forward.virtual_tokens import hidden_states, is_prompt_learning
 
 
@@ -65,7 +65,7 @@ class ResponseLogprobs(torch.nn.Module):
 
     def _padded(self, batch: Batch) -> Tensor:
         """Final hidden states [sequences, length, width] by the model's own forward pass."""
-        with self._autocast(batch.ids.device), one_sequence_a_row():
+        with self._autocast(batch.ids.device), rows_are_known():
             if is_prompt_learning(self.model):
                 return hidden_states(self.model, batch.ids, torch.ones_like(batch.ids))
             states: Tensor = decoder_of(self.model)(input_ids=batch.ids, use_cache=False).last_hidden_state

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from stages.core.forward.attention import segmented_attention
+from stages.core.forward.masks import rows_are_known
 from stages.core.forward.segments import Segments, Variant
 
 NAME = "rondo_packed"
@@ -77,23 +78,14 @@ class OwnLayers(torch.nn.Module):
         self.decoder.set_attn_implementation(self._before)
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Segments, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """The final normalised hidden states of some rows.
-
-        Args:
-            ids, positions: int64 [tokens].
-            segments: the sequences in the row, see :mod:`stages.core.forward.segments`.
-            rows: int64 [wanted], positions in the packed row.
-            dtype: precision of the matrix products.
-
-        Returns:
-            ``dtype`` [wanted, width].
+        """As that of :class:`stages.core.forward.decoder.PackedDecoder`.
 
         Raises:
             NotPackable: a layer does something that a packed row cannot have.
         """
         token = _segments.set(segments)
         try:
-            with torch.autocast(ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with rows_are_known(), torch.autocast(ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 states: Tensor = self.decoder(
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state

@@ -66,7 +66,7 @@ def search(probe: Callable[[int], float], agree: Callable[[float], float] = lamb
     return Found(max(fitting, default=LEAST_TOKENS), tuple(tried))
 
 
-def micro_batch(
+def find(
     model: torch.nn.Module, layout: Layout, optimizer: torch.optim.Optimizer, data: PairData, config: FitConfig,
     objective: Objective, resources: TrainResources, worker: Worker, output: Output,
 ) -> Found:  # fmt: skip

@@ -17,11 +17,11 @@ from stages.base import TrainResources
 from stages.core.losses.objective import Objective
 from stages.io.output import Output
 from stages.io.store import Store
-from stages.train import fitting
+from stages.train import micro_batch_size
 from stages.train.config import TrainConfig
-from stages.train.fitting import Found, search
 from stages.train.gradients import MicroBatchError
 from stages.train.loop import train_steps
+from stages.train.micro_batch_size import Found, search
 from stages.train.session import explain
 from stages.train.worker import Worker
 from tests.memory import MemoryData, encoded, random_pairs
@@ -63,7 +63,7 @@ def test_all_workers_take_what_fits_on_the_smallest_card() -> None:
 
     def work(rank: int) -> Found:
         worker = Worker(rank, 3, all_sum=partial(group.all_sum, rank))
-        return search(linear((10**5, 9000, 10**6)[rank]), partial(fitting._largest, worker))
+        return search(linear((10**5, 9000, 10**6)[rank]), partial(micro_batch_size._largest, worker))
 
     assert {found.tokens for found in group.run(work)} == {4096}
 
@@ -103,12 +103,14 @@ class Card(torch.nn.Module):
         return self.module(batch, *others)
 
 
-def probe(model: torch.nn.Module, resources: TrainResources = AUTO, **worker: Any) -> fitting._Probe:
+def probe(model: torch.nn.Module, resources: TrainResources = AUTO, **worker: Any) -> micro_batch_size._Probe:
     subject = MemoryData([*random_pairs(4), encoded(range(3, 43), range(43, 73), range(73, 103))])
     optimizer = torch.optim.AdamW(model.parameters())
-    pair = fitting.longest(subject, "shared")
+    pair = micro_batch_size.longest(subject, "shared")
     assert len(pair.prompt_ids) == 40
-    return fitting._Probe(model, "shared", optimizer, pair, fp32(), Objective(fp32()), resources, Worker(**worker))
+    return micro_batch_size._Probe(
+        model, "shared", optimizer, pair, fp32(), Objective(fp32()), resources, Worker(**worker)
+    )
 
 
 def test_micro_batches_of_the_longest_pair_go_there_and_back_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +143,10 @@ def test_with_shared_weights_what_is_sure_to_be_too_much_is_not_tried(monkeypatc
 
 def test_the_moments_that_the_first_step_makes_are_counted() -> None:
     model = torch.nn.Linear(10, 10)
-    assert fitting._moments(model, TrainConfig()) == 8 * 110
-    assert fitting._moments(model, TrainConfig(optimizer="adamw_8bit")) == 2 * 110
+    assert micro_batch_size._moments(model, TrainConfig()) == 8 * 110
+    assert micro_batch_size._moments(model, TrainConfig(optimizer="adamw_8bit")) == 2 * 110
     model.bias.requires_grad_(False)
-    assert fitting._moments(model, TrainConfig()) == 8 * 100
+    assert micro_batch_size._moments(model, TrainConfig()) == 8 * 100
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def output(tmp_path: Path) -> Output:
 
 def chosen(output: Output, resources: TrainResources, **worker: Any) -> Found:
     model = scorer()
-    return fitting.micro_batch(
+    return micro_batch_size.find(
         model, "shared", torch.optim.SGD(model.parameters(), lr=0.1), data(3), fp32(), Objective(fp32()), resources,
         Worker(**worker), output,
     )  # fmt: skip
@@ -168,7 +170,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def fake(*_: Any) -> Callable[[int], float]:
         return lambda tokens: tried.append(tokens) or linear(5000)(tokens)
 
-    monkeypatch.setattr(fitting, "_Probe", fake)
+    monkeypatch.setattr(micro_batch_size, "_Probe", fake)
     Memory(80 * GIB).patch(monkeypatch)
     return tried
 

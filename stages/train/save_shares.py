@@ -44,7 +44,7 @@ def save(trained: HollowPolicy, initial: Path, folder: Path | None) -> None:
             return None
         value = value if name in others else value.float()
         if (layer := changed.get(name)) is not None:
-            value += _change(layer, names, adapter)
+            value = value + _change(layer, names, adapter)
         hashes[name] = _hash(value)
         return value
 
