@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.plan import capacity, memory
+from pipelines.plan.activations import Pass
 from pipelines.plan.shape import Shape, counted, of_config, of_folder
 from stages.base import Resources, RolloutResources, TrainResources
 from stages.generate.config import RolloutConfig
@@ -162,6 +163,21 @@ def test_other_stages_hold_frozen_weights() -> None:
         config = RolloutConfig.model_validate({"engine": engine})
         taken = memory.rollout(shape(TINY), config, RolloutResources.model_validate({"tensor_parallel": shared}))
         assert taken.parts["weights"] == size * 1704
+
+
+def test_a_card_scores_more_tokens_at_a_time() -> None:
+    config = ReferenceConfig(layout="padded")
+    cpu, card = (memory.reference(shape(LLAMA_8B), config, Resources(gpus=gpus), 8) for gpus in (0, 1))
+    assert card.parts["activations"] > 7 * cpu.parts["activations"]
+
+
+def test_fsdp_gathers_in_bf16_what_runs_in_rondos_own_forward_pass() -> None:
+    def gathers(**config: Any) -> bool:
+        return Pass.of(shape({**TINY, **config}), "bf16", "shared", False, 16, 8, None).gathers_bf16
+
+    assert gathers()
+    assert not gathers(model_type="qwen3")
+    assert not gathers(model_type="granite")
 
 
 def said(config: dict[str, Any], resources: dict[str, Any], model: dict[str, Any] = LLAMA_8B) -> str | None:
