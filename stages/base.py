@@ -126,7 +126,7 @@ class RolloutResources(Resources):
 
 
 LEAST_TOKENS = 2048
-"""What ``micro_batch_tokens: auto`` begins with on a GPU and is on a CPU, where a larger micro-batch is no faster."""
+"""What ``micro_batch_tokens: auto`` begins with on a GPU, and is on a CPU."""
 
 
 class TrainResources(Resources):
