@@ -124,8 +124,7 @@ def _scaled(logits: Tensor, config: Any) -> Tensor:
 
 
 def packed_decoder(decoder: Any, checkpointing: bool = False) -> PackedDecoder | OwnLayers:
-    """What runs a decoder over packed rows: Rondo's own path for decoders like Llama's, which is faster, or the
-    decoder's layers."""
+    """What runs a decoder over packed rows: Rondo's own path for decoders like Llama's, or the decoder's layers."""
     return (PackedDecoder if is_llama_like(decoder) else OwnLayers)(decoder, checkpointing)
 
 
