@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 READY := $(VENV)/.ready
 
+# Set-up compiles no module beforehand: Python keeps what it compiles at the first import. Where it may not (many
+# container images say so), every process that Ray starts compiles torch anew, and the tests take twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test unit lint lock clean
 
 help:  ## list the targets
