@@ -29,6 +29,7 @@ from pipelines.commands.common import (
     refuse,
     refuse_all,
 )
+from pipelines.commands.ending import leave
 
 if TYPE_CHECKING:
     from pipelines.run.store import ArtifactStore
@@ -262,6 +263,8 @@ def main() -> None:
         app()
     except (StoreError, OSError) as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
+    except SystemExit as ended:  # every command ends with one
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
