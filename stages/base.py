@@ -137,6 +137,8 @@ class TrainResources(Resources):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """``ddp``: every worker holds the whole model. ``fsdp``: weights, gradients and optimizer moments are split
     among the workers, which send each other what they need."""
+    offload: bool = False
+    """The workers' shares lie in main memory; of the weights, a GPU has those that it works with."""
     micro_batch_tokens: PositiveInt | Literal["auto"] = LEAST_TOKENS
     """Tokens (padding included) of one forward pass; a micro-batch holds at least one pair. ``auto``: as many
     as fit in a GPU's memory."""

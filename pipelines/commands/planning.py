@@ -55,8 +55,9 @@ def table(needs: Sequence[Needs]) -> Iterable[str]:
     groups: dict[tuple[object, ...], list[Needs]] = {}
     for each in needs:
         if each.memory is not None:
-            numbers = tuple(each.memory.parts.items()), each.memory.total, each.step.resources.worker_range
-            groups.setdefault((each.step.stage.name, *numbers, each.tokens), []).append(each)
+            taken = (*each.memory.parts.items(), *each.memory.main.items(), each.memory.total)
+            workers = each.step.resources.worker_range
+            groups.setdefault((each.step.stage.name, *taken, workers, each.tokens), []).append(each)
     if groups:
         yield "\nmemory a worker, estimated (docs/memory.md), in GiB"
     for group in groups.values():
@@ -79,6 +80,7 @@ def _line(group: Sequence[Needs]) -> str:
     told = ", ".join(f"{part} {size}" for part, size in parts.items())
     if when := first.memory.when:
         told = f"{when}; then {_gib(first.memory.working)}"
+    told += f"; {_gib(sum(first.memory.main.values()))} in main memory" if first.memory.main else ""
     told += ", and vLLM's cache" if engine and getattr(first.step.config, "engine", "") == "vllm" else ""
     tokens = "" if first.tokens is None else f"; {'at most ' if engine else ''}{first.tokens:,} tokens"
     return f"{name:<26} {workers:>3} x {_gib(first.memory.total):>6}  {told}{tokens}"

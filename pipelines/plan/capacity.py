@@ -52,6 +52,16 @@ def room(resources: Resources, machine: int | None) -> Room | None:
     return Room("this machine" if resources.worker_range[0] == 1 else "a worker's part of this machine", each, each)
 
 
+OFFLOADED = (
+    "that is what resources.train.offload moves there: take more workers, machines with more memory, or train.lora"
+)
+
+
+def room_beside(resources: Resources, machine: int | None) -> Room | None:
+    """The main memory for a worker with a GPU, as :func:`room`."""
+    return room(resources.model_copy(update={"gpus": 0}), machine)
+
+
 def misfit(key: str, stage: str, need: Need, place: Room | None, changes: Callable[[int], str]) -> str | None:
     """What is to be said where a worker of a stage takes more memory than there is; None where it fits.
 
@@ -120,6 +130,8 @@ def _steps(
                 yield f"resources.train: {{strategy: fsdp, workers: {workers}}}", config, changed
                 break
             workers *= 2
+        if resources.strategy == "fsdp" and resources.worker_range[0] > 1 and not resources.offload:
+            yield "resources.train.offload: true", config, resources.model_copy(update={"offload": True})
 
 
 def for_reference(_most: int) -> str:

@@ -34,10 +34,12 @@ _PEFT = dict.fromkeys(
 @dataclass(frozen=True)
 class Need:
     """A worker's memory in bytes. ``parts`` are there together while it works; ``moments`` are what it takes at other
-    times, all in all, such as while weights are read."""
+    times, all in all, such as while weights are read. ``main`` are parts in main memory, beside a GPU that holds the
+    others."""
 
     parts: Mapping[str, int]
     moments: Mapping[str, int] = field(default_factory=dict)
+    main: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def working(self) -> int:
@@ -90,6 +92,7 @@ def training(shape: Shape, config: FitConfig, resources: TrainResources, longest
     shape = replace(shape, head=0) if scores else shape
     adapter, workers = adapter_of(config, shape), resources.worker_range[0]
     sharded = resources.strategy == "fsdp" and workers > 1
+    offloaded = sharded and resources.offload
     run = Pass.of(
         shape, config.precision, config.layout, bool(resources.gpus), max(resources.least_tokens, 2 * longest),
         longest, None if adapter is None else adapter.modules,
@@ -104,16 +107,17 @@ def training(shape: Shape, config: FitConfig, resources: TrainResources, longest
     saved = kept(shape, run) * (1 if resources.checkpointing else shape.layers)
     saved += shape.layers * run.boundary(shape) if resources.checkpointing else 0
     at_head = 0 if scores else logits(shape, run)
+    main = _offloaded(shape, run, trained, workers, hollow) if offloaded else {}
     parts = {
-        "trained weights": trained * each // share,
-        "frozen weights": base,
-        "gathered": gathered,
+        "trained weights": 0 if offloaded else trained * each // share,
+        "frozen weights": 0 if offloaded else base,
+        "gathered": gathered + (_passing(shape, run) // workers if offloaded else 0),
         "copies in bf16": _copies(shape, run, sharded, resources.checkpointing),
         "activations": saved + max(backward(shape, run), at_head) + (0 if scores else head(shape, run)),
         "process": PROCESS[run.device],
     }
     moments = _moments(shape, parts, run, sharded, hollow, adapter is not None)
-    return Need(parts, moments if quantization is None else {})
+    return Need(parts, moments if quantization is None else {}, main)
 
 
 def _hollow(config: FitConfig) -> bool:
@@ -146,6 +150,30 @@ def frozen(shape: Shape, run: Pass, quantization: str | None, hollow: bool) -> i
     linear = QUANTIZED[quantization] if quantization else run.size
     ends = run.size * shape.head + rest * (shape.weights - shape.layers * shape.linear - shape.head)
     return int(shape.layers * shape.linear * linear) + ends
+
+
+def _offloaded(shape: Shape, run: Pass, trained: int, workers: int, hollow: bool) -> dict[str, int]:
+    """What a worker's shares take in main memory. Weights and gradients are pinned there, and for each tensor torch's
+    allocator of pinned memory takes the next power of two."""
+
+    def pinned(product: int, rest: int) -> int:
+        def piece(numbers: int, size: int) -> int:
+            return 1 << (-(-numbers // workers) * size - 1).bit_length() if numbers else 0
+
+        layer = sum(piece(into * out, product) for into, out in shape.products().values())
+        return shape.layers * layer + piece(shape.embedding, rest) + piece(shape.head, product)
+
+    process = PROCESS["cpu"]
+    if run.full:
+        return {"trained weights": 2 * pinned(4, 4) + 8 * trained // workers, "process": process}
+    rest = shape.stored if hollow and run.size == 2 else 4
+    return {"trained weights": 16 * trained // workers, "frozen weights": pinned(run.size, rest), "process": process}
+
+
+def _passing(shape: Shape, run: Pass) -> int:
+    """Of all workers' shares, what lies on a card on the way: a layer's weights before they are gathered, and its
+    gradients after they were summed."""
+    return shape.layer * ((4 + 4) if run.full else run.size)
 
 
 def _gathered(shape: Shape, run: Pass) -> int:

@@ -42,7 +42,8 @@ class Needs:
             return found | {"memory": None, "unknown": self.unknown}
         parts = {name: size for name, size in self.memory.parts.items() if size}
         return found | {
-            "memory": self.memory.total, "parts": parts, "moments": dict(self.memory.moments), "misfit": self.misfit
+            "memory": self.memory.total, "parts": parts, "moments": dict(self.memory.moments),
+            "main_memory": dict(self.memory.main), "misfit": self.misfit,
         }  # fmt: skip
 
 
@@ -67,10 +68,11 @@ class Estimator:
         if isinstance(shape, str):
             return Needs(step, tokens, unknown=shape)
         need = self._memory(step, shape)
-        place = capacity.room(step.resources, self.machine)
-        if place is not None and place.name == "memory_gib":
-            place = replace(place, name=f"resources.{_SECTION[step.stage.name]}.memory_gib")
+        place = _named(capacity.room(step.resources, self.machine), step)
         said = capacity.misfit(step.key, step.stage.name, need, place, self._changes(step, shape, need))
+        if need.main and said is None:
+            place, beside = _named(capacity.room_beside(step.resources, self.machine), step), memory.Need(need.main)
+            said = capacity.misfit(step.key, step.stage.name, beside, place, lambda _: capacity.OFFLOADED)
         return Needs(step, tokens, need, misfit=said)
 
     def _memory(self, step: Step, shape: Shape) -> memory.Need:
@@ -123,6 +125,13 @@ class Estimator:
             return None
         folder = self.store.store.local(manifest["parts"][0]["place"]) / MODEL
         return folder if (folder / CONFIG).is_file() else None
+
+
+def _named(place: capacity.Room | None, step: Step) -> capacity.Room | None:
+    """With the name of the setting that it comes from, where it comes from one."""
+    if place is not None and place.name == "memory_gib":
+        return replace(place, name=f"resources.{_SECTION[step.stage.name]}.memory_gib")
+    return place
 
 
 def _given(policy: Step) -> Path | str:

@@ -109,13 +109,13 @@ class Hollow:
         for place in self.places:
             weight = place.weight.detach()
             if isinstance(weight, DTensor):
-                first, empty = first_row(weight), weight.to_local()
-                share = torch.empty(empty.shape, dtype=weight.dtype, device=device)
+                # Not by DTensor.from_local: it brings to the card what is to stay in main memory.
+                filled = torch.empty_like(weight, device=device)
+                assert isinstance(filled, DTensor)
+                first, share = first_row(weight), filled.to_local()
                 if share.numel():  # a weight may have fewer rows than there are workers
                     share.copy_(self.stored.read(place.name, slice(first, first + len(share))))
-                place.put(DTensor.from_local(
-                    share, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
-                ))  # fmt: skip
+                place.put(filled)
             else:
                 whole = torch.empty(weight.shape, dtype=weight.dtype, device=device)
                 place.put(whole.copy_(self.stored.read(place.name)))  # a copy: what is read stays a mapping of the file

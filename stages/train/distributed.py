@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from stages.base import StageError, TrainResources
@@ -36,6 +36,7 @@ def fit(arguments: Arguments, callbacks: Sequence[Any] = (), inner: Sequence[Any
         trainer = _Trainer(
             distributed_worker,
             train_loop_config={"arguments": arguments},
+            torch_config=TorchConfig(backend=backend(resources)),
             scaling_config=scaling(resources, arguments.cpus),
             run_config=ray.train.RunConfig(
                 name="ray-train",
@@ -76,6 +77,12 @@ def scaling(resources: TrainResources, cpus: int) -> ray.train.ScalingConfig:
         accelerator_type=resources.accelerator_type,
         label_selector=resources.label_selector or None,
     )
+
+
+def backend(resources: TrainResources) -> str | None:
+    """How the workers talk to each other: by what Ray Train takes, nccl between GPUs and gloo between CPUs. With
+    ``offload`` by both, since what lies in main memory is brought together, too: checkpoints, policies, norms."""
+    return "cpu:gloo,cuda:nccl" if resources.offload else None
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _subject(resources: TrainResources, worker: Worker) -> list[object]:
     """What a size was found for: with another card, or other shares, it is looked for anew."""
     card = torch.cuda.get_device_properties(worker.device)
     shares = worker.world if worker.lockstep else 1
-    return [card.name, card.total_memory, min(1.0, resources.gpus), resources.checkpointing, shares]
+    return [card.name, card.total_memory, min(1.0, resources.gpus), resources.checkpointing, shares, resources.offload]
 
 
 def _remembered(data: bytes | None, subject: list[object]) -> Found | None:
@@ -130,7 +130,7 @@ class _Probe:
     ) -> None:  # fmt: skip
         self._model, self._layout, self._pair, self._worker = model, layout, pair, worker
         self._confident = objective.needs_confidence
-        self._moments = 0 if optimizer.state else _moments(model, config)
+        self._moments = 0 if optimizer.state or resources.offload else _moments(model, config)
         self._last: tuple[int, float] = (0, 0.0)
         torch.cuda.empty_cache()
         free, whole = torch.cuda.mem_get_info(worker.device)

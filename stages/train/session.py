@@ -35,7 +35,7 @@ from stages.train.kept import Kept
 from stages.train.loop import NotFiniteError, objective_of, train_steps
 from stages.train.micro_batch_size import Found
 from stages.train.policy import HollowPolicy, build_optimizer, rebuild_policy, save_policy, without_dropout
-from stages.train.sharding import distribute, shards, whole_weights
+from stages.train.sharding import distribute, shards, shares_on, whole_weights
 from stages.train.worker import PairData, Worker
 
 _NAMED = 10
@@ -95,9 +95,9 @@ def train_worker(arguments: Arguments, session: Session, bases: Bases | None = N
         bare = scorer(freeze(built.model, precision), built.layout, precision, resources.checkpointing)
         without_dropout(bare)
         leaving.callback(bare.release)
-        model = distribute(bare, resources.strategy, device)
+        model = distribute(bare, resources.strategy, device, resources.offload)
         if built.shares is not None:
-            built.shares.base.fill(device)
+            built.shares.base.fill(shares_on(device, resources.offload))
         optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
         state = TrainState(bare, optimizer, 0, [])
         if (folder := kept.newest()) is not None:

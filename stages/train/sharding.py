@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from stages.core.forward.decoder import PackedDecoder
@@ -23,16 +23,18 @@ def shards(strategy: Strategy, world: int) -> bool:
     return strategy == "fsdp" and world > 1
 
 
-def distribute(model: ResponseLogprobs, strategy: Strategy, device: torch.device) -> torch.nn.Module:
+def distribute(
+    model: ResponseLogprobs, strategy: Strategy, device: torch.device, offload: bool = False
+) -> torch.nn.Module:
     """The model as the training loop calls it on this worker, one of torch's default process group.
 
     Gradients come out as means over the workers. For ``ddp`` the model has to be on ``device``; for ``fsdp`` it may be
-    on the CPU, only this worker's share is brought to ``device``.
+    on the CPU, only this worker's share is brought to ``device``, or with ``offload`` to main memory.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if shards(strategy, world):
         model.keeps_head = False
-        return _shard(model, device, world)
+        return _shard(model, device, world, offload)
     if world == 1:
         return model
     ids = [torch.cuda.current_device()] if device.type == "cuda" else None
@@ -58,15 +60,26 @@ def whole_weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _shard(model: ResponseLogprobs, device: torch.device, world: int) -> torch.nn.Module:
+def shares_on(device: torch.device, offload: bool) -> torch.device:
+    """Where this worker's shares lie, in training on ``device``."""
+    return torch.device("cpu") if offload else device
+
+
+def _shard(model: ResponseLogprobs, device: torch.device, world: int, offload: bool) -> torch.nn.Module:
     """FSDP2: each decoder layer is gathered when its turn comes, what is outside of the layers (the embedding, the
     head) stays whole during a step. Gradients are reduced in float32."""
     mesh = init_device_mesh(device.type, (world,))
     gathered = torch.bfloat16 if _only_products(model) else None
+    kept = _offloading(device) if offload else OffloadPolicy()
     for layer in _layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=_precision(gathered))
-    fully_shard(model, mesh=mesh, mp_policy=_precision(None))
+        fully_shard(layer, mesh=mesh, mp_policy=_precision(gathered), offload_policy=kept)
+    fully_shard(model, mesh=mesh, mp_policy=_precision(None), offload_policy=kept)
     return model
+
+
+def _offloading(device: torch.device) -> CPUOffloadPolicy:
+    # A card fetches from pinned memory while it computes; without one there is nothing to pin for.
+    return CPUOffloadPolicy(pin_memory=device.type == "cuda")
 
 
 def _precision(gathered: torch.dtype | None) -> MixedPrecisionPolicy:

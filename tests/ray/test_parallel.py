@@ -120,6 +120,16 @@ def test_sharing_workers_go_on_bit_for_bit(folder: Path, adapter: str) -> None:
     assert all(a[name].equal(b[name]) for name in a)
 
 
+@pytest.mark.parametrize("name", ["full", "lora", "ia3"])
+def test_shares_in_main_memory_are_trained_to_the_same_bits(folder: Path, name: str) -> None:
+    """On CPUs, where a share is there anyway: it is torch's own way for offloaded shares that is gone here."""
+    kept, offloaded = (rows(folder, case) for case in (name, f"{name}-offload"))
+    assert [row["loss"] for row in kept] == [row["loss"] for row in offloaded]
+    a, b = weights(folder / name), weights(folder / f"{name}-offload")
+    assert a.keys() == b.keys()
+    assert all(a[key].equal(b[key]) for key in a)
+
+
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_each_worker_writes_its_share_and_nothing_is_pickled(folder: Path, adapter: str) -> None:
     shared, whole = folder / f"{adapter}-half", folder / f"{adapter}-half-ddp"

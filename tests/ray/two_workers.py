@@ -49,6 +49,7 @@ class Case:
     strategy: Strategy = "fsdp"
     settings: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = False
+    offload: bool = False
     start: str = ""
     stop: bool = False
 
@@ -66,12 +67,16 @@ CASES: dict[str, Case] = {
     **{f"bco-{way}": Case("full", way, {"loss": "bco"}) for way in ("ddp", "fsdp")},
     "padded": Case("full", settings={"layout": "padded"}),
     **{f"{name}-checkpointing": Case(name, checkpointing=True) for name in ("full", "lora")},
+    **{f"{name}-offload": Case(name, offload=True) for name in ("full", "lora", "ia3")},
     "padded-checkpointing": Case("full", settings={"layout": "padded"}, checkpointing=True),
     **{f"{name}-bf16": Case(name, settings={"precision": "bf16"}) for name in ("full", "lora", "dora")},
     **{f"{name}-half": Case(name, stop=True) for name in ("full", "lora", "ia3")},
     **{f"{name}-half-ddp": Case(name, "ddp", stop=True) for name in ("full", "lora")},
     **{f"{name}-from-fsdp": Case(name, start=f"{name}-half") for name in ("full", "lora", "ia3")},
     **{f"{name}-from-ddp": Case(name, start=f"{name}-half-ddp") for name in ("full", "lora")},
+    **{f"{name}-offload-half": Case(name, offload=True, stop=True) for name in ("full", "lora")},
+    **{f"{name}-from-offload": Case(name, start=f"{name}-offload-half") for name in ("full", "lora")},
+    **{f"{name}-offload-from-fsdp": Case(name, offload=True, start=f"{name}-half") for name in ("full", "lora")},
     **{f"{name}-from-one": Case(name, start=f"{name}-one") for name in ("full", "lora", "ia3")},
     **{f"{name}-ddp-from-fsdp": Case(name, "ddp", start=f"{name}-half") for name in ("full", "lora")},
 }
@@ -93,7 +98,7 @@ def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, fl
     reference = load_policy(folder / "policy", CPU)
     data = MemoryData(random_pairs(13)).scored_by(reference, layout, config.precision)
     bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, case.checkpointing)
-    model = distribute(without_dropout(bare), case.strategy, CPU)
+    model = distribute(without_dropout(bare), case.strategy, CPU, case.offload)
     if shares is not None and shares.shares is not None:
         shares.shares.base.fill(CPU)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)

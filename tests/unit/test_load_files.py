@@ -161,6 +161,28 @@ def test_workers_are_a_number_or_the_fewest_and_the_most(folder: Path, workers: 
 
 
 @pytest.mark.parametrize(
+    ("train", "lacking"),
+    [
+        ("", "strategy: fsdp and workers: 2 or more and gpus: 1"),
+        ("strategy: fsdp, gpus: 1", "workers: 2 or more"),
+        ("strategy: fsdp, gpus: 1, workers: [1, 4]", "workers: 2 or more"),
+        ("strategy: ddp, gpus: 1, workers: 2", "strategy: fsdp"),
+        ("strategy: fsdp, workers: 2", "gpus: 1"),
+    ],
+)
+def test_only_shares_on_gpus_are_offloaded(folder: Path, train: str, lacking: str) -> None:
+    settings = ", ".join(filter(None, ["offload: true", train]))
+    problem = workspace.only(folder, f"{SPEC}resources:\n  train: {{{settings}}}\n")
+    assert problem.where == "spec.yaml:6 resources.train.offload"
+    assert problem.message.endswith(f"; set {lacking} beside it, or leave it out")
+
+
+def test_offloaded_shares_are_no_problem(folder: Path) -> None:
+    train = "{offload: true, strategy: fsdp, workers: [2, 4], gpus: 1}"
+    assert workspace.loaded(folder, f"{SPEC}resources: {{train: {train}}}\n").spec.resources.train.offload
+
+
+@pytest.mark.parametrize(
     ("train", "where"),
     [
         ("{optimizer: adamw_8bit}", "train.optimizer"),

@@ -149,6 +149,14 @@ def test_the_moments_that_the_first_step_makes_are_counted() -> None:
     assert micro_batch_size._moments(model, TrainConfig()) == 8 * 100
 
 
+def test_those_in_main_memory_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(room=1000)
+    memory.patch(monkeypatch)
+    offloaded = AUTO.model_copy(update={"offload": True})
+    assert probe(Card(memory))._moments == 8 * sum(p.numel() for p in Card(memory).parameters())
+    assert probe(Card(memory), offloaded)._moments == 0
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     return Output(Store.at(str(tmp_path / "store")), "f" * 8, "i" * 8)
@@ -187,8 +195,10 @@ def test_it_is_searched_for_once_a_training(output: Output, searches: list[int])
     assert (first.tokens, searches) == (4096, [2048, 4096, 8192])
     assert chosen(output, AUTO, device=CARD) == first
     assert len(searches) == 3
-    chosen(output, AUTO.model_copy(update={"checkpointing": True}), device=CARD)
-    assert len(searches) == 6
+    other = AUTO.model_copy(update={"checkpointing": True})
+    for number, resources in enumerate((other, other.model_copy(update={"offload": True})), 2):
+        chosen(output, resources, device=CARD)
+        assert len(searches) == 3 * number
     output.store.remove(output.work)  # as after the commit
     assert output.store.read(f"{output.work}/micro-batch") is None
 

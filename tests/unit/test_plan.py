@@ -64,7 +64,9 @@ def test_key_resources_and_paths_are_no_part_of_the_identity() -> None:
 
 
 def test_training_resources_are_no_part_of_the_identity() -> None:
-    wide = TrainResources(workers=4, micro_batch_tokens=1, checkpoint_every=1, max_failures=-1)
+    wide = TrainResources(
+        workers=4, strategy="fsdp", gpus=1, offload=True, micro_batch_tokens=1, checkpoint_every=1, max_failures=-1
+    )
     assert Step("a", TRAIN, TrainConfig(), {}).fingerprint == Step("a", TRAIN, TrainConfig(), {}, wide).fingerprint
 
 

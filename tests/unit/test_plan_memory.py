@@ -131,6 +131,24 @@ def test_what_fsdp_gathers() -> None:
     assert adapted["gathered"] == 2 * 264 + 2 * (256 + 2 * 592)
 
 
+def test_what_offloaded_shares_leave_on_a_card() -> None:
+    sharded = {"workers": 3, "strategy": "fsdp", "gpus": 1}
+    kept, found = need(sharded), need({**sharded, "offload": True})
+    assert not kept.main
+    assert found.parts["trained weights"] == found.parts["frozen weights"] == 0
+    passing = 592 * (4 + 4) // 3  # a layer's share on its way to the card, and its gradients on theirs back
+    assert found.total == kept.total - kept.parts["trained weights"] + passing
+    # A third of q, k, v, o, three of the inner width; embedding and head: in float32, to the next power of two.
+    pinned = 2 * (128 + 64 + 64 + 128 + 3 * 256) + 512 + 512
+    assert found.main == {"trained weights": 2 * pinned + 8 * 1704 // 3, "process": memory.PROCESS["cpu"]}
+    assert found.moments == {}
+    adapted = need({**sharded, "offload": True}, **LORA)
+    assert adapted.main["trained weights"] == 16 * 2 * 2 * ((8 + 8) + (8 + 4)) // 3
+    assert adapted.main["frozen weights"] == 2 * (64 + 32 + 32 + 64 + 3 * 128) + 256 + 256
+    assert adapted.parts["frozen weights"] == 0
+    assert not need({"workers": 1, "strategy": "fsdp", "gpus": 1, "offload": True}).main
+
+
 def test_a_frozen_base_under_an_adapter() -> None:
     found = need({}, **LORA)
     assert found.parts["trained weights"] == 16 * 2 * 2 * ((8 + 8) + (8 + 4))  # rank 2 on q_proj and v_proj
@@ -202,6 +220,8 @@ def test_what_does_not_fit_is_said_with_what_to_change() -> None:
     assert said({"lora": {"rank": 16}}, {"gpus": 1, "accelerator_type": "A100", "checkpointing": True}) == (
         "round-1/train fits one A100 of 80 GiB, not one of 40 GiB"
     )
+    assert "or resources.train.offload: true" in (said({}, {**one, "strategy": "fsdp", "workers": 2}) or "")
+    assert said({}, {**one, "strategy": "fsdp", "workers": 2, "offload": True}) is None
     assert "while saving" in (said({"lora": {"rank": 16}}, one, LLAMA_70B) or "")
     here = said({}, {})
     assert here is not None
@@ -248,6 +268,17 @@ def test_the_arithmetic_in_the_docs_is_what_is_estimated() -> None:
             cells = " | ".join(f"{value / GIB:.1f}" for value in values)
             row = f"| {name}{', checkpointing' if checkpointing else ''} | {cells} |"
             assert row in text, row
+    two = [
+        memory.training(
+            shape(LLAMA_8B), TrainConfig(),
+            TrainResources(workers=2, strategy="fsdp", gpus=1, checkpointing=True, offload=offload), 1024,
+        )
+        for offload in (True, False)
+    ]  # fmt: skip
+    numbers = two[0].total, two[1].total, sum(two[0].main.values())
+    card, without, main = (f"{value / GIB:.1f}" for value in numbers)
+    assert f"`offload` and `checkpointing` takes {card} GiB of each (without `offload` {without})" in text
+    assert f"and {main} of\nmain memory" in text
     scored = memory.reference(shape(LLAMA_70B), ReferenceConfig(), Resources(), 1024)
     assert f"takes {(scored.total - memory.PROCESS['cpu']) / GIB:.0f} GiB" in text
 

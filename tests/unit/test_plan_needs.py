@@ -52,6 +52,23 @@ def test_what_would_not_fit_is_a_note(folder: Path) -> None:
     assert "of the 16.0 GiB of resources.train.memory_gib" in note
 
 
+def test_offloaded_shares_need_main_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clusters.local._gpus", lambda _: 2)
+    (folder / "model/config.json").write_text(json.dumps(LLAMA_8B))
+    train = "resources.train={offload: true, strategy: fsdp, workers: 2, gpus: 1, accelerator_type: H100, memory_gib: "
+    found = planned(folder, "--set", train + "80}")
+    (line,) = (line for line in found.splitlines() if line.startswith("round-1/train ") and " x " in line)
+    assert line.endswith("; 63.5 in main memory")
+    assert "note: round-1/train" not in found
+    (note,) = (
+        row for row in planned(folder, "--set", train + "40}").splitlines() if row.startswith("note: round-1/tr")
+    )
+    assert "about 63.5 GiB of the 40.0 GiB of resources.train.memory_gib" in note
+    assert "resources.train.offload moves there" in note
+    needs = rows(folder, "--set", train + "40}")["round-1/train"]["needs"]
+    assert sum(needs["main_memory"].values()) > 63 * 2**30 > needs["memory"]
+
+
 def test_programs_get_the_same_numbers(folder: Path) -> None:
     (folder / "model/config.json").write_text(json.dumps(TINY))
     found = rows(folder)

@@ -34,6 +34,7 @@ def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Check
     """Check the sections that are valid by themselves against each other and against the files they name."""
     checked = Checked()
     _workers(values, checked)
+    checked.faults += _offload(values.get("resources"))
     checked.faults += _needs(values)
     checked.faults += _settings(values)
     checked.faults += _installed(values)
@@ -76,6 +77,23 @@ def _workers(values: Mapping[str, Any], checked: Checked) -> None:
             if (value := getattr(train, name)) in ("4bit", "8bit", "adamw_8bit"):
                 message = f"{value} cannot be divided among workers (resources.train.strategy: fsdp); use ddp"
                 checked.faults.append(Fault(("train", name), message))
+
+
+def _offload(resources: Any) -> Iterator[Fault]:
+    """Shares in main memory: there have to be shares, and a GPU that they are not in."""
+    if resources is None or not resources.train.offload:
+        return
+    train = resources.train
+    wanted = {
+        "strategy: fsdp": train.strategy == "fsdp",
+        "workers: 2 or more": train.worker_range[0] > 1,
+        "gpus: 1": train.gpus > 0,
+    }
+    if lacking := [setting for setting, there in wanted.items() if not there]:
+        message = "moves what each of several workers with a GPU holds of a model to main memory"
+        yield Fault(
+            ("resources", "train", "offload"), f"{message}; set {' and '.join(lacking)} beside it, or leave it out"
+        )
 
 
 def _needs(values: Mapping[str, Any]) -> Iterator[Fault]:
