@@ -98,6 +98,9 @@ def _varied(made: Any) -> Any:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif parameter.std() < 0.1:  # some parts of a model have an initial size of their own
                 parameter.copy_(0.2 * torch.randn_like(parameter))
+        for name in sorted(made.state_dict().keys() - dict(made.named_parameters(remove_duplicate=False)).keys()):
+            buffer = made.get_buffer(name)  # what is stored of a router besides its weights
+            buffer.copy_(0.2 * torch.randn_like(buffer))
     return made.eval()
 
 

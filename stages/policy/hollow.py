@@ -6,14 +6,11 @@ each worker reads its share from the files, in the precision that the weight is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,47 +18,16 @@ from transformers.initialization import no_init_weights
 
 from stages.core.forward.config import Precision
 from stages.core.forward.own_layers import KNOWN
-from stages.policy.files import weights_header
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The weights in a folder's safetensors files, by name."""
-
-    folder: Path
-
-    @cached_property
-    def headers(self) -> Mapping[str, tuple[Path, Mapping[str, Any]]]:
-        files = sorted(self.folder.glob("*.safetensors"))
-        return {name: (file, about) for file in files for name, about in weights_header(file).items()}
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """None where there is no such weight, or it is of a kind that is not read by shares."""
-        _, about = self.headers.get(name, (None, {}))
-        return tuple(about["shape"]) if about.get("dtype") in _DTYPES else None
-
-    def dtype(self, name: str) -> torch.dtype:
-        return _DTYPES[self.headers[name][1]["dtype"]]
-
-    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Some rows of a weight as they are stored: a mapping of the file, which lasts as long as the tensor."""
-        file, _ = self.headers[name]
-        with safe_open(file, framework="pt") as tensors:
-            if not self.shape(name):
-                scalar: Tensor = tensors.get_tensor(name)
-                return scalar
-            read: Tensor = tensors.get_slice(name)[rows]
-            return read
+from stages.policy.stored import Origin, Stored, origins
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight belongs: its name in the files, and the modules that hold it (several, if it is tied) with what it
-    is called there. Modules stay the same whatever is put on the model or around it."""
+    """Where a weight belongs: its name, what it is made of, and the modules that hold it (several, if it is tied) with
+    what it is called there. Modules stay the same whatever is put on the model or around it."""
 
     name: str
+    origin: Origin
     holders: tuple[tuple[torch.nn.Module, str], ...]
 
     @property
@@ -82,17 +48,20 @@ class Hollow:
 
     model: Any
     places: tuple[Place, ...]
+    buffers: tuple[Origin, ...]
+    """What is stored and never trained, such as the biases of a router: it is in the model from the beginning."""
     stored: Stored
 
     def as_used(self, precision: Precision) -> None:
         """Give frozen weights the precision that they are used in: with products in bf16 linear layers have bf16, and
-        embeddings what they are stored in (exactly what float32 would come to); all else is float32."""
+        embeddings what they are stored in (exactly what float32 would come to). All else is float32: stacked experts
+        too, whose products transformers works out in the precision that they are held in."""
         embedding = self.model.get_input_embeddings()
         for place in self.places:
             (module, leaf), weight = place.holders[0], place.weight
             if precision == "bf16" and not weight.requires_grad:
                 if type(module) is torch.nn.Embedding:
-                    place.put(_nothing(weight.shape, self.stored.dtype(place.name)))
+                    place.put(_nothing(weight.shape, place.origin.dtype))
                 elif type(module) is torch.nn.Linear and leaf == "weight":
                     place.put(_nothing(weight.shape, torch.bfloat16))
         if embedding.weight.dtype != torch.float32:  # the residual stream is float32
@@ -114,19 +83,20 @@ class Hollow:
                 assert isinstance(filled, DTensor)
                 first, share = first_row(weight), filled.to_local()
                 if share.numel():  # a weight may have fewer rows than there are workers
-                    share.copy_(self.stored.read(place.name, slice(first, first + len(share))))
+                    place.origin.read(share, first)
                 place.put(filled)
             else:
                 whole = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-                place.put(whole.copy_(self.stored.read(place.name)))  # a copy: what is read stays a mapping of the file
+                place.origin.read(whole)  # a copy: what is read stays a mapping of the file
+                place.put(whole)
 
 
 def hollow(folder: Path, attention: str) -> Hollow | None:
     """The model in a folder, float32, to be filled; None where it has to be loaded whole.
 
-    So it is where a weight is not simply one of the files' (experts that are stacked when they are read, buffers that
-    are stored, heads that the configuration ties and the files do not), and for families that are not known to be right
-    in packed rows (``stages.core.forward.own_layers.KNOWN``), which have to be tried with their weights first.
+    So it is where a weight is neither one of the files' nor a stack of experts from them (heads that the configuration
+    ties and the files do not, quantised weights), and for families that are not known to be right in packed rows
+    (``stages.core.forward.own_layers.KNOWN``), which have to be tried with their weights first.
     """
     from accelerate import init_empty_weights
 
@@ -139,22 +109,27 @@ def hollow(folder: Path, attention: str) -> Hollow | None:
         )
     model.tie_weights()
     stored = Stored(folder)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    kept = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if kept or any(stored.shape(name) != shape for name, shape in shapes.items()):
-        return None
+    made_of = origins(model, stored)
+    held = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     names = {name: id(value) for name, value in model.named_parameters(remove_duplicate=False)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    buffers = sorted(held.keys() - names.keys())
+    if any(name not in made_of or made_of[name].shape != held[name] for name in (*shapes, *buffers)):
+        return None
     tied = [(name, own) for own in shapes for name in names if names[name] == names[own] and name != own]
-    if any(name in stored.headers and not torch.equal(stored.read(name), stored.read(own)) for name, own in tied):
+    stored_twice = ((made_of[name].names[0], made_of[own].names[0]) for name, own in tied if name in made_of)
+    if any(not torch.equal(stored.read(name), stored.read(own)) for name, own in stored_twice):
         return None
     holders: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             holders.setdefault(id(parameter), []).append((module, leaf))
-    places = tuple(Place(name, tuple(holders[id(model.get_parameter(name))])) for name in shapes)
+    places = tuple(Place(name, made_of[name], tuple(holders[id(model.get_parameter(name))])) for name in shapes)
     for place in places:
         place.put(_nothing(shapes[place.name]))
-    return Hollow(model.eval(), places, stored)
+    for name in buffers:
+        made_of[name].read(model.get_buffer(name))
+    return Hollow(model.eval(), places, tuple(made_of[name] for name in buffers), stored)
 
 
 def _nothing(shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -59,18 +59,19 @@ class HollowPolicy:
 def hollow_policy(config: TrainConfig, path: Path, device: torch.device) -> HollowPolicy | None:
     """The policy to train on ``device``, on the CPU as yet: trained weights float32, frozen ones in the precision that
     they are used in. None where a whole model has to be there first: for adapters that begin with its weights, for
-    virtual tokens, quantised bases, and families whose weights are not simply those of the files."""
+    virtual tokens, quantised bases, an adapter on anything but linear layers (such as stacked experts), and models that
+    cannot be hollow."""
     plain = config.peft is None and config.quantization is None and not (config.lora and config.lora.dora)
     if not plain or prompt_adapter(path) is not None:
         return None
     base = hollow(path / MODEL, attention_of_worker())
     if base is None:
         return None
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import Linear, LoraLayer
 
     drawn = torch.get_rng_state()
     made = HollowPolicy(put_on(base.model, config), base)
-    if any(type(layer) is not Linear for layer in made.adapted().values()):  # such as a LoRA on an embedding
+    if any(isinstance(part, LoraLayer) and type(part) is not Linear for part in made.policy.modules()):
         torch.set_rng_state(drawn)
         return None
     base.as_used(product_precision(config.precision, device))

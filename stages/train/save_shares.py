@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from stages.base import StageError
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapters import save_adapter
 from stages.policy.files import copy_all_but_weights, keep_dtype
-from stages.policy.hollow import Stored
 from stages.policy.save import carried, weights_dtype, write_weights
+from stages.policy.stored import Stored
 from stages.train.policy import HollowPolicy
 
 HASHES = "hashes.json"
@@ -30,27 +31,32 @@ def save(trained: HollowPolicy, initial: Path, folder: Path | None) -> None:
     merged, and ``adapter``. All workers call this; ``folder`` is worker 0's, None on the others."""
     stored, writes, changed = trained.base.stored, folder is not None, trained.adapted()
     adapter = dict(_whole(trained.policy, writes)) if changed else {}
-    held = {place.name: place.weight for place in trained.base.places}
+    parts = {name: place for place in trained.base.places for name in place.origin.names}
+    fixed = [name for origin in trained.base.buffers for name in origin.names]
     unread = getattr(trained.base.model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    others = carried(unread, sorted(stored.headers.keys() - held.keys()))
+    others = carried(unread, sorted(stored.headers.keys() - parts.keys() - set(fixed)))
     hashes: dict[str, str] = {}
+    apart: dict[str, Tensor | None] = {}  # the weight that was brought together last, as the files have it
 
     def get(name: str) -> Tensor | None:
-        if name in others or not held[name].requires_grad:
+        place = parts.get(name)
+        if place is None or not place.weight.requires_grad:
             value = stored.read(name) if writes else None
         else:
-            value = _together(held[name], writes)
+            if name not in apart:
+                whole = _together(place.weight, writes)
+                apart.update(dict.fromkeys(place.origin.names) if whole is None else place.origin.split(whole))
+            value = apart.pop(name)
         if value is None:
             return None
         value = value if name in others else value.float()
-        if (layer := changed.get(name)) is not None:
+        if place is not None and (layer := changed.get(place.name)) is not None:
             value = value + _change(layer, names, adapter)
         hashes[name] = _hash(value)
         return value
 
     names = {id(parameter): name for name, parameter in trained.policy.named_parameters()}
-    sizes = {name: 4 * weight.numel() for name, weight in held.items()}
-    sizes |= {name: 4 * int(torch.Size(stored.shape(name) or ()).numel()) for name in others}
+    sizes = {name: 4 * math.prod(stored.shape(name) or ()) for name in (*parts, *fixed, *others)}
     if folder is not None:
         copy_all_but_weights(initial / MODEL, folder / MODEL)
         if (dtype := weights_dtype(initial / MODEL)) is not None:

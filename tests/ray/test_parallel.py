@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests import tiny
+from stages.train import save_shares
+from tests import tiny, zoo
 from tests.ray.two_workers import CASES, HALF, Case, train
 
 Rows = list[dict[str, float]]
@@ -27,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all cases have run, each a training of two workers."""
     folder = tmp_path_factory.mktemp("two")
     tiny.save(folder / "policy" / "model")
+    zoo.of_family("mixtral").save_pretrained(folder / "mixture" / "model")
     for case in CASES.values():
         if case.start.endswith("-one") and not (folder / case.start).exists():
             train(Case(case.adapter, stop=True), folder, case.start, tokens=1000)
@@ -55,11 +57,12 @@ def alone(folder: Path) -> Callable[[Case], tuple[Rows, Path]]:
     """The rows of metrics of one worker in one micro-batch a step, and where its policy is."""
 
     @lru_cache(None)
-    def trained(adapter: str, settings: str) -> tuple[Rows, Path]:
+    def trained(adapter: str, settings: str, base: str) -> tuple[Rows, Path]:
         name = f"alone-{adapter}-{len(list(folder.iterdir()))}"
-        return train(Case(adapter, settings=json.loads(settings)), folder, name, tokens=10_000), folder / name
+        case = Case(adapter, settings=json.loads(settings), base=base)
+        return train(case, folder, name, tokens=10_000), folder / name
 
-    return lambda case: trained(case.adapter, json.dumps(case.settings))
+    return lambda case: trained(case.adapter, json.dumps(case.settings), case.base)
 
 
 def rows(folder: Path, name: str) -> Rows:
@@ -138,3 +141,9 @@ def test_each_worker_writes_its_share_and_nothing_is_pickled(folder: Path, adapt
     total = sum(tensor.nbytes for tensor in load_file(whole / "state.safetensors").values())
     assert sum(sizes) == total
     assert max(sizes) < 0.6 * total
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "full-mixture", "lora-mixture"])
+def test_no_worker_had_all_of_what_was_saved(folder: Path, name: str) -> None:
+    assert (folder / name / save_shares.HASHES).is_file()
+    assert not (folder / "dora" / save_shares.HASHES).is_file()

@@ -43,13 +43,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One training on two workers. ``start``: the name of a run to go on from; ``stop``: end with a checkpoint."""
+    """One training on two workers. ``base``: the folder of the policy that it begins with; ``start``: the name of a run
+    to go on from; ``stop``: end with a checkpoint."""
 
     adapter: str = "full"
     strategy: Strategy = "fsdp"
     settings: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = False
     offload: bool = False
+    base: str = "policy"
     start: str = ""
     stop: bool = False
 
@@ -70,6 +72,7 @@ CASES: dict[str, Case] = {
     **{f"{name}-offload": Case(name, offload=True) for name in ("full", "lora", "ia3")},
     "padded-checkpointing": Case("full", settings={"layout": "padded"}, checkpointing=True),
     **{f"{name}-bf16": Case(name, settings={"precision": "bf16"}) for name in ("full", "lora", "dora")},
+    **{f"{name}-mixture": Case(name, base="mixture") for name in ("full", "lora")},
     **{f"{name}-half": Case(name, stop=True) for name in ("full", "lora", "ia3")},
     **{f"{name}-half-ddp": Case(name, "ddp", stop=True) for name in ("full", "lora")},
     **{f"{name}-from-fsdp": Case(name, start=f"{name}-half") for name in ("full", "lora", "ia3")},
@@ -85,17 +88,17 @@ CASES: dict[str, Case] = {
 def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, float]]:
     """Train on this process's rank of the group (alone without one) as a Ray Train worker does.
 
-    ``folder`` holds ``policy``; a checkpoint, or else the finished policy, is put into its sub-folder ``name``.
+    ``folder`` holds the case's base; a checkpoint, or else the finished policy, is put into its sub-folder ``name``.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    config, out = case.config, folder / name
+    config, initial, out = case.config, folder / case.base, folder / name
     out.mkdir(exist_ok=True)
     torch.manual_seed(config.seed)
     sharded = shards(case.strategy, world)
-    shares = sharing(config, folder / "policy", CPU) if sharded else None
-    policy = shares.model if shares else build_policy(config, folder / "policy", CPU)
+    shares = sharing(config, initial, CPU) if sharded else None
+    policy = shares.model if shares else build_policy(config, initial, CPU)
     layout = shares.layout if shares else choose_layout(policy, config.layout)
-    reference = load_policy(folder / "policy", CPU)
+    reference = load_policy(initial, CPU)
     data = MemoryData(random_pairs(13)).scored_by(reference, layout, config.precision)
     bare = ResponseLogprobs(freeze(policy, config.precision), layout, config.precision, case.checkpointing)
     model = distribute(without_dropout(bare), case.strategy, CPU, case.offload)
@@ -116,12 +119,12 @@ def train(case: Case, folder: Path, name: str, tokens: int) -> list[dict[str, fl
             checkpoints.save(state, out)
         return state.metrics
     if shares is not None and shares.shares is not None:
-        save_shares.save(shares.shares, folder / "policy", out if rank == 0 else None)
+        save_shares.save(shares.shares, initial, out if rank == 0 else None)
         return state.metrics
     weights = whole_weights(policy) if sharded else {}
     if rank == 0:
-        save_policy(rebuild_policy(config, folder / "policy", weights) if sharded else policy, config,
-                    folder / "policy", out)  # fmt: skip
+        save_policy(rebuild_policy(config, initial, weights) if sharded else policy, config,
+                    initial, out)  # fmt: skip
     return state.metrics
 
 

@@ -115,11 +115,11 @@ def test_models_of_another_kind_are_padded_and_get_the_plain_definition(name: st
 
 
 def test_without_weights_only_families_that_are_known_to_be_right_are_packed() -> None:
-    known, other = zoo.model("gemma2"), zoo.model("mixtral")
+    known, other = zoo.model("gemma2"), zoo.of_family("laguna")
     assert [choose_layout(known, wanted, filled=False) for wanted in ("auto", "packed")] == ["shared", "packed"]
     assert choose_layout(other, "auto") == "shared"
     assert choose_layout(other, "auto", filled=False) == "padded"
-    with pytest.raises(StageError, match="is not for MixtralForCausalLM: its family is not known to give the same"):
+    with pytest.raises(StageError, match="is not for LagunaForCausalLM: its family is not known to give the same"):
         choose_layout(other, "shared", filled=False)
 
 
