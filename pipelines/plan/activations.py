@@ -36,8 +36,6 @@ class Pass:
     device: str
     packed: bool
     adapted: Collection[str] | None
-    gathers_bf16: bool
-    """Whether FSDP gathers trained layers in bf16 (``stages.train.sharding``)."""
 
     @classmethod
     def of(
@@ -47,10 +45,7 @@ class Pass:
         """``auto`` is the packed row with shared prompts where the model takes it, on a GPU the padded rectangle."""
         packed = layout in ("shared", "packed") or (layout == "auto" and shape.packs and not gpu)
         size = 2 if precision == "bf16" else 4
-        return cls(
-            tokens, longest, size, "gpu" if gpu else "cpu", packed, adapted,
-            gathers_bf16=packed and shape.packs and size == 2 and adapted is None and shape.family != "qwen3",
-        )  # fmt: skip
+        return cls(tokens, longest, size, "gpu" if gpu else "cpu", packed, adapted)
 
     @property
     def full(self) -> bool:

@@ -179,19 +179,20 @@ def _passing(shape: Shape, run: Pass) -> int:
 def _gathered(shape: Shape, run: Pass) -> int:
     """What FSDP brings together: the embedding and the head for a whole step, with their gradients where they are
     trained; two layers at a time, the next while one is at work, and one layer's gradients, which are summed over the
-    workers in float32."""
+    workers in float32. Trained products are gathered as they are used (``stages.train.sharding``)."""
     if run.full:
-        size = 2 if run.gathers_bf16 else 4
         ends = (4 + 4) * (shape.embedding + shape.head + shape.other)
-        return ends + shape.layer * (2 * size + size + 4)
+        layer = run.size * shape.linear + 4 * (shape.layer - shape.linear)
+        return ends + 2 * layer + layer + 4 * shape.layer
     rest = shape.stored if run.size == 2 else 4
     return rest * (shape.embedding + shape.other) + run.size * (shape.head + 2 * shape.layer)
 
 
 def _copies(shape: Shape, run: Pass, sharded: bool, checkpointing: bool) -> int:
     """Products of trained float32 weights in bf16 are made with copies, which the backward pass needs again: of all
-    layers, or with ``checkpointing`` of one at a time; autocast, in the padded layout, keeps those of all layers."""
-    if not run.full or run.size == 4 or (sharded and run.gathers_bf16):
+    layers, or with ``checkpointing`` of one at a time; autocast, in the padded layout, keeps those of all layers. What
+    several workers hold in shares is gathered in bf16 already."""
+    if not run.full or run.size == 4 or sharded:
         return 0
     return 2 * shape.linear * (1 if checkpointing and run.packed else shape.layers)
 

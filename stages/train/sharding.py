@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from stages.core.forward.decoder import PackedDecoder
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of
 
 Strategy = Literal["ddp", "fsdp"]
@@ -68,11 +68,14 @@ def shares_on(device: torch.device, offload: bool) -> torch.device:
 def _shard(model: ResponseLogprobs, device: torch.device, world: int, offload: bool) -> torch.nn.Module:
     """FSDP2: each decoder layer is gathered when its turn comes, what is outside of the layers (the embedding, the
     head) stays whole during a step. Gradients are reduced in float32."""
+    # A linear layer with a bias returns a view, which is only wrong for layers that then change it in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device.type, (world,))
-    gathered = torch.bfloat16 if _only_products(model) else None
     kept = _offloading(device) if offload else OffloadPolicy()
     for layer in _layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=_precision(gathered), offload_policy=kept)
+        if rounded := _rounded(layer, model.dtype):
+            fully_shard(rounded, mesh=mesh, mp_policy=_precision(torch.bfloat16), offload_policy=kept)
+        fully_shard(layer, mesh=mesh, mp_policy=_precision(None), offload_policy=kept)
     fully_shard(model, mesh=mesh, mp_policy=_precision(None), offload_policy=kept)
     return model
 
@@ -87,18 +90,16 @@ def _precision(gathered: torch.dtype | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def _only_products(model: ResponseLogprobs) -> bool:
-    """Whether the layers use all their weights in bfloat16 alone, so that they may be gathered in it and nothing comes
-    out differently: half the memory and half the traffic.
+def _rounded(layer: Any, products: torch.dtype) -> list[torch.nn.Module]:
+    """The parts of a layer whose float32 weights are only ever used rounded to bfloat16, so that they may be gathered
+    in it and nothing comes out differently: half the memory and half the traffic, and no copies to round them into,
+    which the backward pass would need again and keep, of all layers, on every worker.
 
-    Not so for models that Rondo does not run by its own forward pass, for those that normalise queries and keys, and
-    for adapters, some of which calculate in float32; what is frozen under an adapter is stored in bfloat16 anyway.
+    Not so under adapters, some of which calculate in float32; what is frozen there is stored in bfloat16 anyway.
     """
-    if not isinstance(model.packed, PackedDecoder) or model.dtype != torch.bfloat16:
-        return False
-    layers = list(_layers(model))
-    trained = all(p.requires_grad for layer in layers for p in layer.parameters())
-    return trained and not any(hasattr(layer.self_attn, "q_norm") for layer in layers)
+    if products != torch.bfloat16 or not all(parameter.requires_grad for parameter in layer.parameters()):
+        return []
+    return [module for module in layer.modules() if type(module) is torch.nn.Linear]
 
 
 def _layers(model: ResponseLogprobs) -> Iterator[Any]:

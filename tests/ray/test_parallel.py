@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     tiny.save(folder / "policy" / "model")
     zoo.of_family("mixtral").save_pretrained(folder / "mixture" / "model")
+    zoo.model("gemma2").save_pretrained(folder / "gemma2" / "model")
     for case in CASES.values():
         if case.start.endswith("-one") and not (folder / case.start).exists():
             train(Case(case.adapter, stop=True), folder, case.start, tokens=1000)

@@ -72,6 +72,7 @@ CASES: dict[str, Case] = {
     **{f"{name}-offload": Case(name, offload=True) for name in ("full", "lora", "ia3")},
     "padded-checkpointing": Case("full", settings={"layout": "padded"}, checkpointing=True),
     **{f"{name}-bf16": Case(name, settings={"precision": "bf16"}) for name in ("full", "lora", "dora")},
+    "full-bf16-own-layers": Case("full", settings={"precision": "bf16"}, checkpointing=True, base="gemma2"),
     **{f"{name}-mixture": Case(name, base="mixture") for name in ("full", "lora")},
     **{f"{name}-half": Case(name, stop=True) for name in ("full", "lora", "ia3")},
     **{f"{name}-half-ddp": Case(name, "ddp", stop=True) for name in ("full", "lora")},

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from stages.base import StageError
 from stages.core.forward.layout import choose_layout, why_padded
-from stages.core.forward.logprobs import ResponseLogprobs, freeze
+from stages.core.forward.logprobs import freeze
 from stages.core.forward.own_layers import KNOWN
 from stages.io.filenames import MODEL
 from stages.policy import save
 from stages.policy.hollow import hollow
 from stages.policy.load import load_frozen, load_model
-from stages.train import save_shares, sharding
+from stages.train import save_shares
 from stages.train.config import LoraConfig, TrainConfig
 from stages.train.policy import build_policy, hollow_policy, put_on, save_policy
 from tests import zoo
@@ -178,14 +178,6 @@ def test_a_policy_saved_from_shares_is_the_one_that_is_saved_whole(name: str, st
         assert weights.keys() == others.keys()
         assert all((weights[name] - others[name]).abs().max() < 1e-6 for name in weights)
     assert save_shares.check(tmp_path / "shares") == len(load_file(tmp_path / "shares" / MODEL / "model.safetensors"))
-
-
-@pytest.mark.parametrize(
-    ("family", "expected"), [("llama", True), ("qwen3", False), ("gemma2", False), ("gpt2", False)]
-)
-def test_only_layers_that_use_all_weights_in_bfloat16_are_gathered_in_it(family: str, expected: bool) -> None:
-    assert sharding._only_products(ResponseLogprobs(zoo.model(family), "shared", "bf16")) == expected
-    assert not sharding._only_products(ResponseLogprobs(zoo.model(family), "padded", "bf16"))
 
 
 def test_a_stored_weight_that_is_not_what_was_written_is_found(stored: Path, tmp_path: Path) -> None:
