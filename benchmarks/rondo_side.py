@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,20 @@ def trainable(
     return model, build_optimizer([p for p in model.parameters() if p.requires_grad], config)
 
 
+def configuration(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the training."""
+    lora = {"rank": 8, "alpha": 32, "target_modules": ["q_proj", "v_proj"]} if options["mode"] == "lora" else None
+    return {
+        "learning_rate": 1e-4 if lora else 1e-6, "batch_size": options["batch_size"], "warmup": 0.0,
+        "schedule": "constant", "precision": options["precision"], "lora": lora,
+    }  # fmt: skip
+
+
 def run(options: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(options["threads"])
     folder = Path(options["model"])
-    lora = {"rank": 8, "alpha": 32, "target_modules": ["q_proj", "v_proj"]} if options["mode"] == "lora" else None
-    config = TrainConfig.model_validate(
-        {
-            "learning_rate": 1e-4 if lora else 1e-6, "batch_size": options["batch_size"], "warmup": 0.0,
-            "schedule": "constant", "precision": options["precision"], "lora": lora,
-        }
-    )  # fmt: skip
+    config = TrainConfig.model_validate(configuration(options))
     # build_policy takes an artifact: a folder with the model in it.
     artifact = folder.parent / "artifact"
     artifact.mkdir(exist_ok=True)
@@ -103,12 +106,15 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     data = Pairs(pairs, in_file_order(len(pairs), config.seed))
     reference_seconds = score(model, data, options["micro_batch_tokens"])
     worker = Worker(device=device_of_worker(), micro_batch_tokens=options["micro_batch_tokens"])
-    marks, losses = [time.perf_counter()], []
+    marks, rows = [time.perf_counter()], []
     for row in train_steps(model, optimizer, data, config, worker, model.layout):
-        losses.append(row["loss"])
+        rows.append(row)
         marks.append(time.perf_counter())
     answers = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    return {"marks": marks, "losses": losses, "response_tokens": answers, "reference_seconds": reference_seconds}
+    return {
+        "marks": marks, "losses": [row["loss"] for row in rows], "rows": rows, "response_tokens": answers,
+        "reference_seconds": reference_seconds,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

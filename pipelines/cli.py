@@ -267,4 +267,9 @@ def main() -> None:
     except KeyboardInterrupt:
         leave(130)
     except SystemExit as ended:  # every command ends with one
+        if ended.code is not None and not isinstance(ended.code, int):
+            print(ended.code, file=sys.stderr)
         leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        leave(1)

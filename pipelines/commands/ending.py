@@ -14,7 +14,7 @@ def leave(code: int) -> NoReturn:
 
     They still run while Python and the C library are taken apart, and one that then touches what is gone ends the
     process by a segmentation fault: exit code 139, whatever the command's was. So where Ray's library was loaded, Ray
-    is shut down, what waits for the end is done, and the process ends without being taken apart.
+    is shut down, what ``atexit`` was told is done, and the process ends without being taken apart.
     """
     if "ray" not in sys.modules:
         sys.exit(code)

@@ -82,11 +82,15 @@ def misfit(key: str, stage: str, need: Need, place: Room | None, changes: Callab
     return None
 
 
-def for_training(shape: Shape, config: FitConfig, resources: TrainResources, longest: int, most: int) -> str:
-    """Each change that is enough alone; else what is enough together."""
+def for_training(
+    shape: Shape, config: FitConfig, resources: TrainResources, longest: int, machine: int | None, most: int
+) -> str:
+    """Each change that is enough alone; else what is enough together. ``machine``: as in :func:`room`."""
 
     def fits(config: FitConfig, resources: TrainResources) -> bool:
-        return training(shape, config, resources, longest).total <= most
+        need = training(shape, config, resources, longest)
+        beside = room_beside(resources, machine) if need.main else None
+        return need.total <= most and (beside is None or Need(need.main).total <= beside.large)
 
     single = [name for name, new, kind in _steps(config, resources, longest, fits) if fits(new, kind)]
     if single:

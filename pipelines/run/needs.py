@@ -89,7 +89,7 @@ class Estimator:
     def _changes(self, step: Step, shape: Shape, need: memory.Need) -> Any:
         if isinstance(step.config, FitConfig):
             assert isinstance(step.resources, TrainResources)
-            return partial(capacity.for_training, shape, step.config, step.resources, self.longest)
+            return partial(capacity.for_training, shape, step.config, step.resources, self.longest, self.machine)
         if isinstance(step.config, ReferenceConfig):
             return capacity.for_reference
         return partial(capacity.for_rollout, need.parts["weights"])

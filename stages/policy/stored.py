@@ -100,12 +100,15 @@ class Origin:
             for name, part in zip(names, self._parts(row, names), strict=True):
                 part.copy_(self.stored.read(name))
 
-    def split(self, whole: Tensor) -> dict[str, Tensor]:
-        """The files' weights by name, as views of the model's."""
-        if not self.stacked:
-            return {self.rows[0][0]: whole}
-        pairs = zip(whole, self.rows, strict=True)
-        return {name: part for row, names in pairs for name, part in zip(names, self._parts(row, names), strict=True)}
+    @cached_property
+    def row_of(self) -> Mapping[str, int]:
+        """The number of the expert that each of the files' weights belongs to."""
+        return {name: number for number, names in enumerate(self.rows) for name in names}
+
+    def part(self, row: Tensor, name: str) -> Tensor:
+        """One of the files' weights, a view of its expert's row."""
+        names = self.rows[self.row_of[name]]
+        return self._parts(row, names)[names.index(name)]
 
     def _parts(self, row: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
         return torch.split(row, [(self.stored.shape(name) or (0,))[0] for name in names])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -17,6 +18,7 @@ from stages.base import StageError
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapters import save_adapter
 from stages.policy.files import copy_all_but_weights, keep_dtype
+from stages.policy.hollow import Place, first_row
 from stages.policy.save import carried, weights_dtype, write_weights
 from stages.policy.stored import Stored
 from stages.train.policy import HollowPolicy
@@ -36,17 +38,13 @@ def save(trained: HollowPolicy, initial: Path, folder: Path | None) -> None:
     unread = getattr(trained.base.model, "_keys_to_ignore_on_load_unexpected", None) or ()
     others = carried(unread, sorted(stored.headers.keys() - parts.keys() - set(fixed)))
     hashes: dict[str, str] = {}
-    apart: dict[str, Tensor | None] = {}  # the weight that was brought together last, as the files have it
 
     def get(name: str) -> Tensor | None:
         place = parts.get(name)
         if place is None or not place.weight.requires_grad:
             value = stored.read(name) if writes else None
         else:
-            if name not in apart:
-                whole = _together(place.weight, writes)
-                apart.update(dict.fromkeys(place.origin.names) if whole is None else place.origin.split(whole))
-            value = apart.pop(name)
+            value = _together(place.weight, writes) if not place.origin.stacked else _of_expert(place, name, writes)
         if value is None:
             return None
         value = value if name in others else value.float()
@@ -101,6 +99,23 @@ def _together(weight: Tensor, writes: bool) -> Tensor | None:
     value = weight.detach()
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.cpu() if writes else None
+
+
+def _of_expert(place: Place, name: str, writes: bool) -> Tensor | None:
+    """A weight of one expert, in main memory, from the worker that holds the expert: all experts of a layer together
+    may be more than there is room for beside a training."""
+    number, value = place.origin.row_of[name], place.weight.detach()
+    row = _row(value, number) if isinstance(value, DTensor) else value[number]
+    return place.origin.part(row, name).cpu().clone() if writes else None
+
+
+def _row(weight: DTensor, number: int) -> Tensor:
+    """A row of a weight; all workers call this."""
+    mesh, share, first = weight.device_mesh, weight.to_local(), first_row(weight)
+    held = first <= number < first + len(share)
+    row = share[number - first].contiguous() if held else share.new_empty(weight.shape[1:])
+    dist.broadcast(row, group=mesh.get_group(), group_src=number // -(-len(weight) // mesh.size()))
+    return row
 
 
 def _change(layer: Any, names: Mapping[int, str], adapter: Mapping[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of
+from stages.core.forward.own_layers import KNOWN
 
 Strategy = Literal["ddp", "fsdp"]
 
@@ -68,12 +69,12 @@ def shares_on(device: torch.device, offload: bool) -> torch.device:
 def _shard(model: ResponseLogprobs, device: torch.device, world: int, offload: bool) -> torch.nn.Module:
     """FSDP2: each decoder layer is gathered when its turn comes, what is outside of the layers (the embedding, the
     head) stays whole during a step. Gradients are reduced in float32."""
-    # A linear layer with a bias returns a view, which is only wrong for layers that then change it in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device.type, (world,))
     kept = _offloading(device) if offload else OffloadPolicy()
     for layer in _layers(model):
-        if rounded := _rounded(layer, model.dtype):
+        if rounded := _rounded(model, layer):
+            # A layer with a bias returns a view, which is only wrong where it is then changed in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
             fully_shard(rounded, mesh=mesh, mp_policy=_precision(torch.bfloat16), offload_policy=kept)
         fully_shard(layer, mesh=mesh, mp_policy=_precision(None), offload_policy=kept)
     fully_shard(model, mesh=mesh, mp_policy=_precision(None), offload_policy=kept)
@@ -90,14 +91,17 @@ def _precision(gathered: torch.dtype | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def _rounded(layer: Any, products: torch.dtype) -> list[torch.nn.Module]:
-    """The parts of a layer whose float32 weights are only ever used rounded to bfloat16, so that they may be gathered
-    in it and nothing comes out differently: half the memory and half the traffic, and no copies to round them into,
-    which the backward pass would need again and keep, of all layers, on every worker.
+def _rounded(model: ResponseLogprobs, layer: Any) -> list[torch.nn.Module]:
+    """The linear parts of a layer, if their float32 weights are only ever used rounded to bfloat16: they may be
+    gathered in it, and nothing comes out differently. That is half the memory and half the traffic, and there are no
+    copies to round them into, which the backward pass would need again and keep, of all layers, on every worker.
 
-    Not so under adapters, some of which calculate in float32; what is frozen there is stored in bfloat16 anyway.
+    So it is in the families that are known (to others' layers weights may be more than what they multiply by), but not
+    under adapters, some of which calculate in float32; what is frozen there is stored in bfloat16 anyway.
     """
-    if products != torch.bfloat16 or not all(parameter.requires_grad for parameter in layer.parameters()):
+    family = decoder_of(model.model).config.model_type
+    trained = all(parameter.requires_grad for parameter in layer.parameters())
+    if model.dtype != torch.bfloat16 or family not in KNOWN or not trained:
         return []
     return [module for module in layer.modules() if type(module) is torch.nn.Linear]
 

@@ -6,12 +6,25 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks import limit, prepare_side, prepare_vs_datasets, sweep_trl_side, sweep_vs_separate, train_vs_trl
+from benchmarks import (
+    limit,
+    prepare_side,
+    prepare_vs_datasets,
+    rondo_side,
+    step_in_run,
+    sweep_trl_side,
+    sweep_vs_separate,
+    train_vs_trl,
+)
 from benchmarks.pairs import LENGTHS, pair
 from benchmarks.rondo_side import in_file_order
 from benchmarks.setup import split
+from pipelines.spec import load
 from stages.train.batching import batch_indices
+from stages.train.config import TrainConfig
+from tests import tiny
 
 SHAPE = limit.Shape(width=4, inner=8, layers=2, vocabulary=10, query=4, key=2)
 
@@ -64,6 +77,18 @@ def test_rates_and_ratios_are_taken_from_the_marks() -> None:
     result = train_vs_trl.compare({"trl": [slow], "rondo": [fast]}, settings)
     assert (result["speed_ratio"], result["speed_ratio_steady"], result["memory_ratio"]) == (4.0, 2.0, 0.25)
     assert result["rondo"]["response_tokens_per_second"] == 40.0
+
+
+def test_steps_inside_a_run_are_those_of_the_training_alone(tmp_path: Path) -> None:
+    settings = {"mode": "lora", "precision": "bf16", "batch_size": 4, "micro_batch_tokens": 99, "model": str(tmp_path)}
+    tiny.save(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair(0)))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(step_in_run.specification(settings)))
+    spec = load.load(str(tmp_path / "spec.yaml")).spec
+    assert spec.train == TrainConfig.model_validate(rondo_side.configuration(settings))
+    assert spec.resources.train.micro_batch_tokens == 99
+    rows = [{"tokens": 9, "seconds": 9}, {"tokens": 40, "seconds": 1}, {"tokens": 20, "seconds": 2}]
+    assert step_in_run.rate(rows) == 20
 
 
 def test_losses_are_compared_step_by_step() -> None:

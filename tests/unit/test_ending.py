@@ -48,11 +48,20 @@ def end(last: str, again: str = "pass", loaded: bool = True) -> tuple[int, list[
         ("raise KeyboardInterrupt", 130),
         ("raise typer.Exit(1)", 1),
         ("raise OSError('the store is gone')", 2),
+        ("raise SystemExit('no key')", 1),
+        ("raise RuntimeError('a bug')", 1),
         ("pass", 0),
     ],
 )
 def test_what_happens_when_python_is_taken_apart_does_not_change_the_code(last: str, code: int) -> None:
     assert end(last) == (code, ["worked", "Ray is shut down", "tidied up"])
+
+
+def test_the_reason_is_still_said() -> None:
+    for last, reason in (("sys.exit('no key')", "no key"), ("raise RuntimeError('a bug')", "RuntimeError: a bug")):
+        program = PROGRAM.format(last=last, again="pass", loaded=True)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert reason in done.stderr
 
 
 def test_neither_does_a_second_interrupt() -> None:

@@ -191,12 +191,14 @@ def test_a_card_scores_more_tokens_at_a_time() -> None:
     assert card.parts["activations"] > 7 * cpu.parts["activations"]
 
 
-def said(config: dict[str, Any], resources: dict[str, Any], model: dict[str, Any] = LLAMA_8B) -> str | None:
+def said(
+    config: dict[str, Any], resources: dict[str, Any], model: dict[str, Any] = LLAMA_8B, machine: int | None = None
+) -> str | None:
     given, training = TrainResources.model_validate(resources), TrainConfig.model_validate(config)
     found = memory.training(shape(model), training, given, 1024)
 
     def changes(most: int) -> str:
-        return capacity.for_training(shape(model), training, given, 1024, most)
+        return capacity.for_training(shape(model), training, given, 1024, machine, most)
 
     return capacity.misfit("round-1/train", "train", found, capacity.room(given, 64 * GIB), changes)
 
@@ -213,7 +215,11 @@ def test_what_does_not_fit_is_said_with_what_to_change() -> None:
     assert said({"lora": {"rank": 16}}, {"gpus": 1, "accelerator_type": "A100", "checkpointing": True}) == (
         "round-1/train fits one A100 of 80 GiB, not one of 40 GiB"
     )
-    assert "or resources.train.offload: true" in (said({}, {**one, "strategy": "fsdp", "workers": 2}) or "")
+    two = {**one, "strategy": "fsdp", "workers": 2}
+    assert "or resources.train.offload: true" in (said({}, two) or "")
+    for less in (said({}, two, machine=64 * GIB), said({}, {**two, "memory_gib": 40})):
+        assert less is not None
+        assert "offload" not in less
     assert said({}, {**one, "strategy": "fsdp", "workers": 2, "offload": True}) is None
     assert "while saving" in (said({"lora": {"rank": 16}}, one, LLAMA_70B) or "")
     here = said({}, {})

@@ -59,15 +59,24 @@ def test_gradients_are_those_of_the_whole_model(family: str, layout: Any, checkp
         assert torch.equal(shares[name], expected), name
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", zoo.PADDED)
+def test_other_families_are_gathered_as_they_are(family: str) -> None:
+    made = [without_dropout(ResponseLogprobs(zoo.model(family), "padded", "bf16")) for _ in range(2)]
+    assert not any(sharding._rounded(made[0], layer) for layer in sharding._layers(made[0]))  # type: ignore[arg-type]
+    whole, shares = (gradients(model, model is made[0]) for model in made)  # type: ignore[arg-type]
+    assert all(torch.equal(shares[name], expected) for name, expected in whole.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mixtral"])
 def test_products_of_trained_weights_are_gathered_in_bfloat16(family: str) -> None:
     model = ResponseLogprobs(zoo.model(family), "padded", "bf16")
     layer = next(sharding._layers(model))
-    rounded = sharding._rounded(layer, model.dtype)
-    assert set(rounded) == {module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
-    assert not sharding._rounded(layer, torch.float32)
+    linear = {module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
+    assert linear
+    assert set(sharding._rounded(model, layer)) == linear
+    assert not sharding._rounded(ResponseLogprobs(model.model, "padded", "fp32"), layer)
     next(layer.parameters()).requires_grad_(False)
-    assert not sharding._rounded(layer, model.dtype)
+    assert not sharding._rounded(model, layer)
 
 
 def test_no_copy_of_a_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
@@ -75,7 +84,7 @@ def test_no_copy_of_a_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> No
     model: Any = without_dropout(ResponseLogprobs(zoo.model("gemma2"), "shared", "bf16"))
     model.keeps_head = False
     sharding._shard(model, CPU, 1, offload=False)
-    shapes = {tuple(m.weight.shape) for layer in sharding._layers(model) for m in sharding._rounded(layer, model.dtype)}
+    shapes = {tuple(m.weight.shape) for layer in sharding._layers(model) for m in sharding._rounded(model, layer)}
     assert isinstance(model, FSDPModule)
     kept: list[tuple[int, ...]] = []
 
