@@ -59,6 +59,7 @@ class Kept:
         folder = store.local(place)
         folder.mkdir(parents=True, exist_ok=True)
         save(folder)
+        _of_all({}, together)  # workers of one machine share the folder: no file of another is in the making any more
         files = _of_all(self._output.upload(place), together)
         if together and dist.get_rank() != 0:
             return

@@ -59,7 +59,7 @@ class Schedule:
     def serve(self) -> subprocess.Popen[bytes]:
         log = (self.folder / f"service-{len(self.services)}.log").open("wb")
         command = [
-            sys.executable, "-m", "pipelines", "schedule", "spec.yaml", "--cron", "*/2 * * * * *", "--lease", "4",
+            sys.executable, "-m", "pipelines", "schedule", "spec.yaml", "--cron", "*/2 * * * * *", "--lease", "12",
             "--retry-after", "0", "--max-failures", "3", "--store", self.store.location,
         ]  # fmt: skip
         environment = {**self._environment, "PYTHONPATH": str(Path(__file__).parents[2])}

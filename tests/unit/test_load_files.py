@@ -177,6 +177,14 @@ def test_only_shares_on_gpus_are_offloaded(folder: Path, train: str, lacking: st
     assert problem.message.endswith(f"; set {lacking} beside it, or leave it out")
 
 
+def test_workers_of_a_training_do_not_share_a_gpu(folder: Path) -> None:
+    problem = workspace.only(folder, f"{SPEC}resources:\n  train: {{workers: [1, 2], gpus: 0.5}}\n")
+    assert problem.where == "spec.yaml:6 resources.train.gpus"
+    assert problem.message.endswith("set gpus: 1, or workers: 1")
+    for train in ("{workers: 2, gpus: 1}", "{workers: 1, gpus: 0.5}", "{workers: 2}"):
+        assert workspace.loaded(folder, f"{SPEC}resources: {{train: {train}}}\n")
+
+
 def test_offloaded_shares_are_no_problem(folder: Path) -> None:
     train = "{offload: true, strategy: fsdp, workers: [2, 4], gpus: 1}"
     assert workspace.loaded(folder, f"{SPEC}resources: {{train: {train}}}\n").spec.resources.train.offload

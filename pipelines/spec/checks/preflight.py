@@ -35,6 +35,7 @@ def check(values: Mapping[str, Any], base: Path, growing: bool = False) -> Check
     checked = Checked()
     _workers(values, checked)
     checked.faults += _offload(values.get("resources"))
+    checked.faults += _cards(values.get("resources"))
     checked.faults += _needs(values)
     checked.faults += _settings(values)
     checked.faults += _installed(values)
@@ -77,6 +78,14 @@ def _workers(values: Mapping[str, Any], checked: Checked) -> None:
             if (value := getattr(train, name)) in ("4bit", "8bit", "adamw_8bit"):
                 message = f"{value} cannot be divided among workers (resources.train.strategy: fsdp); use ddp"
                 checked.faults.append(Fault(("train", name), message))
+
+
+def _cards(resources: Any) -> Iterator[Fault]:
+    """nccl refuses two workers of a training on one GPU."""
+    train = None if resources is None else resources.train
+    if train is not None and 0 < train.gpus < 1 and train.worker_range[1] > 1:
+        message = f"{train.gpus:g} of a GPU is for a training of one worker: several cannot share a card"
+        yield Fault(("resources", "train", "gpus"), f"{message}; set gpus: 1, or workers: 1")
 
 
 def _offload(resources: Any) -> Iterator[Fault]:
