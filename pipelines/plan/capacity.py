@@ -16,6 +16,10 @@ ACCELERATORS: Mapping[str, tuple[float, ...]] = {
     "P100": (16,), "P4": (8,), "K80": (12,), "A6000": (48,),
 }  # fmt: skip
 """GiB of one GPU by Ray's name for its type, as its maker states them; a type may come in two sizes."""
+OFFLOADED = (
+    "that is what resources.train.offload moves there: take more workers, machines with more memory, or train.lora"
+)
+"""What to do where even main memory is too small."""
 _MOST_WORKERS = 64
 _ENGINE_SHARE = 0.9
 """Of a GPU, what vLLM takes if nothing else is said (its ``gpu_memory_utilization``)."""
@@ -50,11 +54,6 @@ def room(resources: Resources, machine: int | None) -> Room | None:
         return None
     each = machine // resources.worker_range[0]
     return Room("this machine" if resources.worker_range[0] == 1 else "a worker's part of this machine", each, each)
-
-
-OFFLOADED = (
-    "that is what resources.train.offload moves there: take more workers, machines with more memory, or train.lora"
-)
 
 
 def room_beside(resources: Resources, machine: int | None) -> Room | None:

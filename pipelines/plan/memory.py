@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.plan.activations import Pass, backward, head, kept, logits
 from pipelines.plan.shape import Shape
 from stages.base import Resources, RolloutResources, TrainResources
+from stages.core.forward.config import KNOWN
 from stages.generate.config import RolloutConfig
 from stages.score.config import ReferenceConfig, tokens_of_pass
 from stages.train.config import FitConfig, RewardConfig, TrainConfig
@@ -179,10 +180,11 @@ def _passing(shape: Shape, run: Pass) -> int:
 def _gathered(shape: Shape, run: Pass) -> int:
     """What FSDP brings together: the embedding and the head for a whole step, with their gradients where they are
     trained; two layers at a time, the next while one is at work, and one layer's gradients, which are summed over the
-    workers in float32. Trained products are gathered as they are used (``stages.train.sharding``)."""
+    workers in float32. Trained products are gathered as they are used, in families that are known
+    (``stages.train.sharding``)."""
     if run.full:
         ends = (4 + 4) * (shape.embedding + shape.head + shape.other)
-        layer = run.size * shape.linear + 4 * (shape.layer - shape.linear)
+        layer = (run.size if shape.family in KNOWN else 4) * shape.linear + 4 * (shape.layer - shape.linear)
         return ends + 2 * layer + layer + 4 * shape.layer
     rest = shape.stored if run.size == 2 else 4
     return rest * (shape.embedding + shape.other) + run.size * (shape.head + 2 * shape.layer)
@@ -191,8 +193,8 @@ def _gathered(shape: Shape, run: Pass) -> int:
 def _copies(shape: Shape, run: Pass, sharded: bool, checkpointing: bool) -> int:
     """Products of trained float32 weights in bf16 are made with copies, which the backward pass needs again: of all
     layers, or with ``checkpointing`` of one at a time; autocast, in the padded layout, keeps those of all layers. What
-    several workers hold in shares is gathered in bf16 already."""
-    if not run.full or run.size == 4 or sharded:
+    several workers hold in shares is gathered in bf16 already, in families that are known."""
+    if not run.full or run.size == 4 or (sharded and shape.family in KNOWN):
         return 0
     return 2 * shape.linear * (1 if checkpointing and run.packed else shape.layers)
 

@@ -16,8 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from stages.core.forward.config import Precision
-from stages.core.forward.own_layers import KNOWN
+from stages.core.forward.config import KNOWN, Precision
 from stages.policy.stored import Origin, Stored, origins
 
 
@@ -96,7 +95,7 @@ def hollow(folder: Path, attention: str) -> Hollow | None:
 
     So it is where a weight is neither one of the files' nor a stack of experts from them (heads that the configuration
     ties and the files do not, quantised weights), and for families that are not known to be right in packed rows
-    (``stages.core.forward.own_layers.KNOWN``), which have to be tried with their weights first.
+    (``stages.core.forward.config.KNOWN``), which have to be tried with their weights first.
     """
     from accelerate import init_empty_weights
 
@@ -137,7 +136,11 @@ def _nothing(shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros((), dtype=dtype).expand(shape)
 
 
+def rows_each(weight: DTensor) -> int:
+    """Rows of a worker's share of a weight; the last ones may have fewer or none: FSDP cuts as torch.chunk does."""
+    return -(-len(weight) // weight.device_mesh.size())
+
+
 def first_row(weight: DTensor) -> int:
-    """Where this worker's share of a weight begins, in rows: FSDP cuts as torch.chunk does."""
-    mesh = weight.device_mesh
-    return -(-len(weight) // mesh.size()) * int(mesh.get_local_rank())
+    """Where this worker's share of a weight begins, in rows."""
+    return rows_each(weight) * int(weight.device_mesh.get_local_rank())

@@ -18,7 +18,7 @@ from stages.base import StageError
 from stages.io.filenames import ADAPTER, MODEL
 from stages.policy.adapters import save_adapter
 from stages.policy.files import copy_all_but_weights, keep_dtype
-from stages.policy.hollow import Place, first_row
+from stages.policy.hollow import Place, first_row, rows_each
 from stages.policy.save import carried, weights_dtype, write_weights
 from stages.policy.stored import Stored
 from stages.train.policy import HollowPolicy
@@ -111,10 +111,10 @@ def _of_expert(place: Place, name: str, writes: bool) -> Tensor | None:
 
 def _row(weight: DTensor, number: int) -> Tensor:
     """A row of a weight; all workers call this."""
-    mesh, share, first = weight.device_mesh, weight.to_local(), first_row(weight)
+    share, first = weight.to_local(), first_row(weight)
     held = first <= number < first + len(share)
     row = share[number - first].contiguous() if held else share.new_empty(weight.shape[1:])
-    dist.broadcast(row, group=mesh.get_group(), group_src=number // -(-len(weight) // mesh.size()))
+    dist.broadcast(row, group=weight.device_mesh.get_group(), group_src=number // rows_each(weight))
     return row
 
 

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from stages.core.forward.config import KNOWN
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of
-from stages.core.forward.own_layers import KNOWN
 
 Strategy = Literal["ddp", "fsdp"]
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.base import StageError
+from stages.core.forward.config import KNOWN
 from stages.core.forward.layout import choose_layout, why_padded
 from stages.core.forward.logprobs import freeze
-from stages.core.forward.own_layers import KNOWN
 from stages.io.filenames import MODEL
 from stages.policy import save
 from stages.policy.hollow import hollow

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from stages.core.forward.config import KNOWN
 from stages.core.forward.layout import agrees
 from stages.core.forward.logprobs import ResponseLogprobs, freeze
-from stages.core.forward.own_layers import KNOWN
 from stages.io.filenames import MODEL
 from stages.policy import save
 from stages.policy.hollow import hollow

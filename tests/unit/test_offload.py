@@ -128,18 +128,23 @@ def test_a_worker_reads_its_shares_to_where_they_are_kept(tmp_path: Path, monkey
         asked.append(device)
         raise Enough
 
-    shares = SimpleNamespace(base=SimpleNamespace(fill=fill))
+    def distribute(model: Any, *given: Any) -> Any:
+        asked.append(given)
+        return model
+
+    shares: Any = SimpleNamespace(base=SimpleNamespace(fill=fill))
+    worker: Any = SimpleNamespace(rank=0, world=2, abandoned=False)
     monkeypatch.setattr(session, "device_of_worker", lambda: CARD)
     monkeypatch.setattr(session, "return_freed_memory", lambda: None)
-    monkeypatch.setattr(session, "sharing", lambda *_: Built(zoo.model("llama"), "shared", shares))  # type: ignore[arg-type]
-    monkeypatch.setattr(session, "distribute", lambda model, *given: asked.append(given) or model)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(session, "sharing", lambda *_: Built(zoo.model("llama"), "shared", shares))
+    monkeypatch.setattr(session, "distribute", distribute)
     for resources in (OFFLOADED, OFFLOADED.model_copy(update={"offload": False})):
         arguments: Any = SimpleNamespace(
             config=FULL, resources=resources, importable=(), cpus=torch.get_num_threads(), output=None,
             inputs={"policy": SimpleNamespace(folder=lambda: tmp_path)},
         )  # fmt: skip
         with pytest.raises(Enough):
-            session.train_worker(arguments, SimpleNamespace(rank=0, world=2, abandoned=False))  # type: ignore[arg-type]
+            session.train_worker(arguments, worker)
     assert asked == [("fsdp", CARD, True), CPU, ("fsdp", CARD, False), CARD]
 
 
@@ -155,5 +160,6 @@ def test_workers_talk_from_main_memory_too(offload: bool, backend: str | None, m
             pass
 
     monkeypatch.setattr(distributed, "_Trainer", Trainer)
-    distributed.fit(SimpleNamespace(resources=OFFLOADED.model_copy(update={"offload": offload}), cpus=1))  # type: ignore[arg-type]
+    arguments: Any = SimpleNamespace(resources=OFFLOADED.model_copy(update={"offload": offload}), cpus=1)
+    distributed.fit(arguments)
     assert asked == [backend]

@@ -128,6 +128,11 @@ def test_what_fsdp_gathers() -> None:
     padded = need(sharded, layout="padded").parts
     assert (padded["gathered"], padded["copies in bf16"]) == (full["gathered"], 0)
     assert need(sharded, precision="fp32").parts["gathered"] == 8 * 520 + 4 * 4 * 592
+    unknown = memory.training(
+        shape({**TINY, "model_type": "new"}), TrainConfig(), TrainResources.model_validate(sharded), 8
+    ).parts
+    assert unknown["gathered"] == 8 * 520 + 4 * 4 * 592
+    assert unknown["copies in bf16"] == 2 * 2 * 576
     adapted = need(sharded, **LORA).parts
     assert adapted["frozen weights"] == 2 * 1704 // 4
     assert adapted["gathered"] == 2 * 264 + 2 * (256 + 2 * 592)

@@ -4,7 +4,6 @@ but for the network."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def gradients(model: ResponseLogprobs, whole: bool) -> dict[str, torch.Tensor]:
+def gradients(model: Any, whole: bool) -> dict[str, torch.Tensor]:
     """By name, after two micro-batches."""
     if not whole:
         model.keeps_head = False
@@ -48,12 +47,20 @@ def gradients(model: ResponseLogprobs, whole: bool) -> dict[str, torch.Tensor]:
     return found
 
 
+def both(family: str, layout: Any, checkpointing: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The gradients of a whole model and of the same in shares."""
+
+    def made() -> Any:
+        return without_dropout(ResponseLogprobs(zoo.model(family), layout, "bf16", checkpointing))
+
+    return gradients(made(), whole=True), gradients(made(), whole=False)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize("family", [*zoo.LLAMA_LIKE, *zoo.OWN_LAYERS])
 def test_gradients_are_those_of_the_whole_model(family: str, layout: Any, checkpointing: bool) -> None:
-    made = [without_dropout(ResponseLogprobs(zoo.model(family), layout, "bf16", checkpointing)) for _ in range(2)]
-    whole, shares = (gradients(model, model is made[0]) for model in made)  # type: ignore[arg-type]
+    whole, shares = both(family, layout, checkpointing)
     assert whole.keys() == shares.keys()
     for name, expected in whole.items():
         assert torch.equal(shares[name], expected), name
@@ -61,9 +68,9 @@ def test_gradients_are_those_of_the_whole_model(family: str, layout: Any, checkp
 
 @pytest.mark.parametrize("family", zoo.PADDED)
 def test_other_families_are_gathered_as_they_are(family: str) -> None:
-    made = [without_dropout(ResponseLogprobs(zoo.model(family), "padded", "bf16")) for _ in range(2)]
-    assert not any(sharding._rounded(made[0], layer) for layer in sharding._layers(made[0]))  # type: ignore[arg-type]
-    whole, shares = (gradients(model, model is made[0]) for model in made)  # type: ignore[arg-type]
+    model = ResponseLogprobs(zoo.model(family), "padded", "bf16")
+    assert not any(sharding._rounded(model, layer) for layer in sharding._layers(model))
+    whole, shares = both(family, "padded", checkpointing=False)
     assert all(torch.equal(shares[name], expected) for name, expected in whole.items())
 
 
@@ -79,7 +86,7 @@ def test_products_of_trained_weights_are_gathered_in_bfloat16(family: str) -> No
     assert not sharding._rounded(model, layer)
 
 
-def test_no_copy_of_a_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
+def test_no_copy_of_a_weight_is_kept_for_the_backward_pass() -> None:
     """Whole weights in bfloat16 of all layers, on every worker, are what shares are to save."""
     model: Any = without_dropout(ResponseLogprobs(zoo.model("gemma2"), "shared", "bf16"))
     model.keeps_head = False

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from stages.base import StageError
-from stages.core.forward.config import LayoutChoice
+from stages.core.forward.config import KNOWN, LayoutChoice
 from stages.core.forward.decoder import is_llama_like
 from stages.core.forward.logprobs import ResponseLogprobs, decoder_of, packed_decoder
-from stages.core.forward.own_layers import KNOWN, NotPackable, obstacle
+from stages.core.forward.own_layers import NotPackable, obstacle
 from stages.core.forward.packing import Batch, Layout, collate
 from stages.core.forward.virtual_tokens import is_prompt_learning
 from stages.core.tokens.pair import EncodedPair

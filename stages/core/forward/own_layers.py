@@ -19,18 +19,6 @@ from stages.core.forward.segments import Segments, Variant
 
 NAME = "rondo_packed"
 """What this attention is called in a model's configuration."""
-KNOWN = frozenset((
-    "arcee", "bitnet", "cohere", "cohere2", "cwm", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm",
-    "glm4", "gpt2", "gpt_bigcode", "granite", "helium", "hunyuan_v1_dense", "llama", "minicpm3", "ministral",
-    "ministral3", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2",
-    "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma",
-    # mixtures of experts
-    "afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo",
-    "glm4_moe", "glm4_moe_lite", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "mellum",
-    "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "solar_open",
-))  # fmt: skip
-"""Families (``model_type``) whose tiny random models give in packed rows what their own forward pass gives, and whose
-weights can be read by shares: these are run packed without a trial, and may be loaded in shares."""
 _KINDS = {"full_attention", "sliding_attention"}
 _segments: ContextVar[Segments] = ContextVar("segments of the packed row in a forward pass")
 
